@@ -1,0 +1,188 @@
+"""The text side of a bundle: tokenizer, chat template, and which tokens end an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from mirror_edge.detokenize import TextStream, opener
+from mirror_edge.errors import BundleError, OptionError
+from mirror_edge.stops import StopStrings
+from mirror_edge.template import ChatTemplate, Message
+
+__all__ = ["Message", "StopStrings", "Text", "TextStream"]
+
+_NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A model's text side; `read` makes one from a bundle's folder."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    eos: frozenset[int]
+    """The tokens that end an answer; empty for a model that names none."""
+    stream: Callable[[], TextStream]
+    """Opens the incremental detokeniser of one answer."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Text:
+        """Read ``tokenizer.json``, ``tokenizer_config.json`` and, where there are any,
+        ``generation_config.json`` and ``chat_template.jinja``.
+
+        Raises:
+            BundleError: naming the file at fault, what is wrong with it, and what to do.
+        """
+        tokenizer = _read_tokenizer(folder / "tokenizer.json")
+        config_path = folder / "tokenizer_config.json"
+        config = _read_object(config_path)
+        tokens = _named_tokens(config, config_path)
+        template = ChatTemplate(_templates(folder, config, config_path), tokens)
+        eos = _end_of_sequence(folder / "generation_config.json")
+        if not eos and "eos_token" in tokens:
+            eos = frozenset({_id_of(tokenizer, tokens["eos_token"], config_path)})
+        return cls(tokenizer, template, eos, opener(tokenizer))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a text, by default with those the model wants around a raw prompt.
+
+        Raises:
+            OptionError: the text holds half a surrogate pair, so it is no Unicode text.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise OptionError(
+                f"The text has half a surrogate pair at character {error.start}, "
+                "which no tokenizer can read."
+            ) from None
+        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def render_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **kwargs: object
+    ) -> str:
+        """The conversation as the model's chat template writes it.
+
+        `kwargs` go to the template, such as ``enable_thinking=False`` or ``tools=[...]``.
+
+        Raises:
+            TemplateError: a message of the wrong shape, no template, or one that failed.
+        """
+        return self.template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+
+    def encode_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **kwargs: object
+    ) -> list[int]:
+        """The tokens of `render_chat`; the template wrote the special ones, none are added.
+
+        Raises:
+            TemplateError: as `render_chat`.
+            OptionError: as `encode`.
+        """
+        prompt = self.render_chat(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        return self.encode(prompt, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones skipped: what a `stream` of them gives in all."""
+        stream = self.stream()
+        return stream.push(ids) + stream.finish()
+
+
+_REMEDY = "Copy the bundle again or export again."
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BundleError(f"{path}: is missing. {_REMEDY}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read ({error}). {_REMEDY}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    source = _read_text(path)
+    try:
+        content = json.loads(source)
+    except ValueError as error:
+        raise BundleError(f"{path}: cannot be read as JSON ({error}). {_REMEDY}") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path}: must hold a JSON object. {_REMEDY}")
+    return content
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    source = _read_text(path)
+    try:
+        tokenizer = Tokenizer.from_str(source)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise BundleError(f"{path}: is not a tokenizer ({error}). {_REMEDY}") from error
+    # Left over from training, either would quietly change a prompt.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _named_tokens(config: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """The special tokens that have a name, as they are spelled."""
+    tokens: dict[str, str] = {}
+    for name in _NAMED_TOKENS:
+        token = config.get(name)
+        if isinstance(token, dict):  # a serialised AddedToken
+            token = token.get("content")
+        if isinstance(token, str):
+            tokens[name] = token
+        elif config.get(name) is not None:
+            raise BundleError(f"{path}: {name} must be a text, not {token!r}. {_REMEDY}")
+    return tokens
+
+
+def _templates(folder: Path, config: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """The chat templates by name; none for a model that has none."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return {"default": _read_text(file)}
+    templates = config.get("chat_template") or []
+    if isinstance(templates, str):
+        return {"default": templates}
+    try:
+        named = {entry["name"]: entry["template"] for entry in templates}
+    except (TypeError, KeyError):
+        named = {"": None}
+    if not all(isinstance(part, str) for item in named.items() for part in item):
+        raise BundleError(
+            f"{path}: chat_template must be a text or a list of {{name, template}}. {_REMEDY}"
+        )
+    return named
+
+
+def _end_of_sequence(path: Path) -> frozenset[int]:
+    """The ids under ``eos_token_id``; none where there is no such file or entry."""
+    if not path.exists():  # not every model has one; the manifest vouches for one that has
+        return frozenset()
+    ids = _read_object(path).get("eos_token_id")
+    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise BundleError(f"{path}: eos_token_id must be a token or a list of tokens. {_REMEDY}")
+    return frozenset(ids)
+
+
+def _id_of(tokenizer: Tokenizer, token: str, path: Path) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise BundleError(f"{path}: eos_token {token!r} is not in the vocabulary. {_REMEDY}")
+    return found
