@@ -1,0 +1,364 @@
+"""The embedded API: load a bundle, generate, stream."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from mirror_edge import bundle as bundles
+from mirror_edge.decode import Answer, Decoder, decode
+from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
+from mirror_edge.errors import BusyError, ContextError, DeviceError, OptionError
+from mirror_edge.lanes import ThreadLane
+from mirror_edge.memory import plan_memory
+from mirror_edge.ngram import NgramDrafter
+from mirror_edge.policy import Speculation, resolve
+from mirror_edge.protocols import Drafter
+from mirror_edge.rollout import ModelDrafter
+from mirror_edge.sampling import Sampler, Sampling
+from mirror_edge.stats import Stats
+from mirror_edge.text import Message, StopStrings, Text
+from mirror_edge.trace import Trace
+
+__all__ = ["Chunk", "Model", "Prompt", "Result", "load"]
+
+T = TypeVar("T")
+
+Prompt = str | Sequence[Message]
+"""A text to continue, or the messages of a chat to answer."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer: the text that became final, and the tokens it took."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str | None = None
+    """On the last chunk: `stop` (end of sequence or a stop string) or `length`."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole answer."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    mode: str
+    stats: Stats
+
+
+def load(
+    bundle: str | Path | None = None,
+    *,
+    target_device: str = "auto",
+    draft_device: str = "auto",
+    target_threads: int | None = None,
+    draft_threads: int | None = None,
+    verify: bool = True,
+) -> Model:
+    """Load a bundle (by default the pair that comes with the package) onto its devices.
+
+    A device is `cpu`, or `cpu:0`, `cpu:0-3` to confine it to cores; `auto` is the CPU. By default
+    the draft has one thread and the target the other cores, one at least. With `verify` the
+    SHA-256 of every file is checked.
+
+    Raises:
+        BundleError: for a damaged or unknown bundle.
+        DeviceError: for an unknown device, or too little memory.
+    """
+    read = bundles.read(bundles.demo() if bundle is None else Path(bundle), verify=verify)
+    return Model(
+        read,
+        _device(target_device),
+        _device(draft_device),
+        target_threads,
+        draft_threads,
+    )
+
+
+class Model:
+    """A loaded bundle. Gives one answer at a time; a context manager that frees the devices."""
+
+    def __init__(
+        self,
+        bundle: bundles.Bundle,
+        target_device: Device,
+        draft_device: Device,
+        target_threads: int | None = None,
+        draft_threads: int | None = None,
+    ) -> None:
+        """Open the graphs; `load` is the usual way here."""
+        self.bundle = bundle
+        spec = bundle.manifest
+        plan = plan_memory(spec)
+        free = available_memory()
+        if free is not None and plan.total > free:
+            raise DeviceError(
+                f"{bundle.folder}: needs about {plan.total / 1e9:.1f} GB of memory at its full "
+                f"context, and {free / 1e9:.1f} GB are available. "
+                "Close other programs, or export at a lower precision."
+            )
+        self._text = Text.read(bundle.folder)
+        self._trace = Trace()
+        self._busy = threading.Lock()
+        others = max(1, len(usable_cores()) - (spec.draft is not None))
+        threads = target_threads or len(target_device.cores) or others
+        self._target = runtime_for(target_device).open_target(
+            bundle, target_device, threads, self._trace
+        )
+        self._drafters: dict[str, Drafter] = {"ngram": NgramDrafter(self._target.context)}
+        if spec.draft is not None:
+            graph = runtime_for(draft_device).open_draft(
+                bundle,
+                draft_device,
+                draft_threads or len(draft_device.cores) or 1,
+                self._trace,
+            )
+            self._drafters["model"] = ModelDrafter(graph)
+        self._decoder = Decoder(
+            target=self._target,
+            target_lane=ThreadLane("target", self._trace, target_device.cores),
+            drafter=None,
+            draft_lane=ThreadLane("draft", self._trace, draft_device.cores),
+            trace=self._trace,
+        )
+
+    @property
+    def context(self) -> int:
+        """Prompt and answer together have at most so many tokens."""
+        return self._target.context
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether the bundle came with a draft model."""
+        return "model" in self._drafters
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        speculation: Speculation | None = None,
+        stop: Sequence[str] = (),
+        template: Mapping[str, Any] | None = None,
+        on_chunk: Callable[[Chunk], None] | None = None,
+    ) -> Result:
+        """Answer, and return the whole.
+
+        A `str` prompt is continued as it is; messages go through the chat template, with
+        `template` as extra variables. `on_chunk` hears each piece as it comes.
+
+        Raises:
+            ContextError: for a prompt that is empty or longer than the context.
+            OptionError: for options that cannot be honoured.
+            BusyError: while another answer is under way.
+        """
+        parts: list[Chunk] = []
+        answer = self._answer(prompt, max_new_tokens, sampling, speculation, template)
+
+        async def collect() -> None:
+            async for chunk in self._chunks(answer, stop):
+                parts.append(chunk)
+                if on_chunk is not None:
+                    on_chunk(chunk)
+
+        _run(collect())
+        return Result(
+            text="".join(part.text for part in parts),
+            tokens=tuple(token for part in parts for token in part.tokens),
+            finish_reason=parts[-1].finish_reason or "stop",
+            mode=answer.strategy.mode,
+            stats=answer.stats,
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        speculation: Speculation | None = None,
+        stop: Sequence[str] = (),
+        template: Mapping[str, Any] | None = None,
+    ) -> Iterator[Chunk]:
+        """Answer piece by piece; see `generate`. The iterator may be closed at any time."""
+        answer = self._answer(prompt, max_new_tokens, sampling, speculation, template)
+        return _drive(self._chunks(answer, stop))
+
+    def astream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        speculation: Speculation | None = None,
+        stop: Sequence[str] = (),
+        template: Mapping[str, Any] | None = None,
+    ) -> AsyncIterator[Chunk]:
+        """Answer piece by piece on the running event loop; may be cancelled at any await."""
+        answer = self._answer(prompt, max_new_tokens, sampling, speculation, template)
+        return self._chunks(answer, stop)
+
+    def close(self) -> None:
+        """End the lanes and free the devices."""
+        self._decoder.target_lane.close()
+        if self._decoder.draft_lane is not None:
+            self._decoder.draft_lane.close()
+        for drafter in self._drafters.values():
+            drafter.close()
+        self._drafters.clear()
+        self._target.close()
+
+    def __enter__(self) -> Self:
+        """The model itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _answer(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int | None,
+        sampling: Sampling | None,
+        speculation: Speculation | None,
+        template: Mapping[str, Any] | None,
+    ) -> Answer:
+        """Everything that can be refused is refused here, before a device is touched."""
+        if isinstance(prompt, str):
+            tokens = self._text.encode(prompt, add_special_tokens=True)
+        else:
+            tokens = self._text.encode_chat(prompt, **(template or {}))
+        if not tokens or prompt == "":
+            raise ContextError("the prompt is empty; say something.")
+        asked = speculation or Speculation()
+        drafter = self._drafters.get(asked.drafter)
+        strategy = resolve(asked, can_draft=drafter is not None)
+        # A padded window writes rows beyond its last token, and they need a place too.
+        limit = self.context - max(0, strategy.width - 1)
+        if len(tokens) >= limit:
+            raise ContextError(
+                f"the prompt has {len(tokens):,} tokens and the context {limit:,}; "
+                "shorten it so that there is room for an answer."
+            )
+        if max_new_tokens is not None:
+            if max_new_tokens < 1:
+                raise OptionError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
+            limit = min(limit, len(tokens) + max_new_tokens)
+        self._decoder.drafter = drafter if strategy.mode != "ar" else None
+        return Answer(
+            on=self._decoder,
+            tokens=tokens,
+            strategy=strategy,
+            sampler=Sampler(sampling or Sampling(), self._target.vocabulary),
+            eos=self._text.eos,
+            limit=limit,
+        )
+
+    async def _chunks(self, answer: Answer, stop: Sequence[str]) -> AsyncIterator[Chunk]:
+        if not self._busy.acquire(blocking=False):
+            raise BusyError("this model is giving another answer; wait for it or load it twice.")
+        try:
+            text, stops = self._text.stream(), StopStrings(stop)
+            async for tokens in decode(answer):
+                emit, hit = stops.push(text.push(tokens))
+                if hit:
+                    yield Chunk(emit, tuple(tokens), "stop")
+                    return
+                if answer.finish_reason is not None:
+                    rest, hit = stops.push(text.finish())
+                    emit += rest + ("" if hit else stops.finish())
+                yield Chunk(emit, tuple(tokens), answer.finish_reason)
+        finally:
+            self._busy.release()
+
+
+def _device(text: str) -> Device:
+    return Device.parse("cpu" if text == "auto" else text)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; beside a loop that this thread runs already (a notebook), in another."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(asyncio.run, work).result()
+
+
+def _drive(chunks: AsyncIterator[T]) -> Iterator[T]:
+    """An async iterator as a plain one, on an event loop of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _drive_here(chunks)
+    # In a notebook a loop runs in this thread already, so ours gets another thread.
+    return _drive_beside(chunks)
+
+
+def _drive_here(chunks: AsyncIterator[T]) -> Iterator[T]:
+    with asyncio.Runner() as runner:
+        try:
+            while True:
+                try:
+                    yield runner.run(_next(chunks))
+                except StopAsyncIteration:
+                    return
+        finally:
+            runner.run(_close(chunks))
+
+
+def _drive_beside(chunks: AsyncIterator[T]) -> Iterator[T]:
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    made: SimpleQueue[T | BaseException | None] = SimpleQueue()
+
+    def work() -> None:
+        driven = _drive_here(chunks)
+        try:
+            while wanted.get():
+                made.put(next(driven, None))
+        except BaseException as error:
+            made.put(error)
+        finally:
+            driven.close()  # type: ignore[attr-defined]
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        while True:
+            wanted.put(True)
+            item = made.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                return
+            yield item
+    finally:
+        wanted.put(False)
+        worker.join()
+
+
+async def _next(chunks: AsyncIterator[T]) -> T:
+    return await anext(chunks)
+
+
+async def _close(chunks: AsyncIterator[T]) -> None:
+    await chunks.aclose()  # type: ignore[attr-defined]

@@ -1,0 +1,279 @@
+"""A bundle: one folder with the graphs of a target and its draft, the tokenizer, and a manifest.
+
+The manifest, ``mirror_edge.json``, says what the graphs are and holds the SHA-256 of every file.
+`read` refuses what it cannot vouch for; `write_manifest` makes the manifest of a finished folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar, get_args
+
+from mirror_edge.errors import BundleError
+
+__all__ = [
+    "MANIFEST",
+    "SCHEMA",
+    "Bundle",
+    "CacheStyle",
+    "DraftSpec",
+    "FileSpec",
+    "Manifest",
+    "ModelSpec",
+    "Precision",
+    "TargetSpec",
+    "demo",
+    "digest",
+    "read",
+    "write_manifest",
+]
+
+MANIFEST = "mirror_edge.json"
+SCHEMA = 1
+
+Precision = Literal["int4", "int8", "fp16", "fp32"]
+CacheStyle = Literal["in_place", "concat"]
+"""How a graph keeps its KV cache: written in place into the buffer it was given (past and present
+are one buffer of fixed length), or returned as a new, longer tensor (past joined with new rows)."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What target and draft have in common."""
+
+    architecture: str
+    layers: int
+    hidden: int
+    vocabulary: int
+    context: int
+    kv_heads: int
+    head_size: int
+    precision: Precision
+    cache: CacheStyle
+    dtype: Literal["float32", "float16"]
+    """Of the hidden rows and the KV cache."""
+
+    def cache_bytes(self, layers: int, tokens: int) -> int:
+        """Bytes of the keys and values of `tokens` positions in `layers` layers."""
+        width = 4 if self.dtype == "float32" else 2
+        return 2 * layers * self.kv_heads * tokens * self.head_size * width
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """The target, cut at `exit_layer`: layers 1..E in `prefix`, E+1..N in `suffix`."""
+
+    model: ModelSpec
+    exit_layer: int
+    exit_vocabulary: int
+    """How many tokens the exit head can name; at most the vocabulary."""
+    prefix: str = "target/prefix.onnx"
+    exit: str = "target/exit.onnx"
+    suffix: str = "target/suffix.onnx"
+
+
+@dataclass(frozen=True)
+class DraftSpec:
+    """The draft: one graph, with `streams` stream rows a main row (0: a plain draft)."""
+
+    model: ModelSpec
+    streams: int = 0
+    branch_rows: int = 0
+    """Rows its cache may hold beyond the context, for the branches of a rollout."""
+    graph: str = "draft/draft.onnx"
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """Size and hash of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``mirror_edge.json``."""
+
+    name: str
+    target: TargetSpec
+    draft: DraftSpec | None
+    tokenizer: str
+    """SHA-256 of ``tokenizer.json``, which target and draft share."""
+    files: Mapping[str, FileSpec]
+    """Every file but the manifest, by its path inside the bundle, with forward slashes."""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose manifest was read and whose files were checked."""
+
+    folder: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """The path of one of the bundle's files."""
+        return self.folder / name
+
+
+def demo() -> Path:
+    """The folder of the pair that comes with the package."""
+    return Path(__file__).parent / "demo"
+
+
+def digest(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file, read in blocks; `on_bytes` hears the size of each."""
+    sha = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            sha.update(block)
+            if on_bytes is not None:
+                on_bytes(len(block))
+    return sha.hexdigest()
+
+
+def write_manifest(
+    folder: Path, name: str, target: TargetSpec, draft: DraftSpec | None
+) -> Manifest:
+    """Hash every file under `folder` and write its manifest, last and atomically."""
+    files = {
+        path.relative_to(folder).as_posix(): FileSpec(path.stat().st_size, digest(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = Manifest(name, target, draft, files["tokenizer.json"].sha256, files)
+    partial = folder / (MANIFEST + ".partial")
+    partial.write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / MANIFEST)
+    return manifest
+
+
+def read(folder: Path, *, verify: bool = True) -> Bundle:
+    """Read and check a bundle.
+
+    Sizes are always checked; with `verify` so are the hashes.
+
+    Raises:
+        BundleError: naming the file at fault, what is wrong with it, and what to do.
+    """
+    if not folder.is_dir():
+        raise BundleError(
+            f"{folder}: there is no such folder. Give the folder that `mirror-edge export` wrote."
+        )
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(
+            f"{folder}: has no {MANIFEST}, so it is not a bundle. "
+            "Make one with `mirror-edge export TARGET --draft DRAFT -o BUNDLE`."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read as JSON ({error}). Export again.") from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if not isinstance(schema, int):
+        raise BundleError(f"{path}: has no schema version. Export again.")
+    if schema > SCHEMA:
+        raise BundleError(
+            f"{path}: schema version {schema} is newer than this program knows ({SCHEMA}). "
+            "Upgrade mirror-edge."
+        )
+    manifest = _manifest(raw, path)
+    for name, spec in manifest.files.items():
+        _check_file(folder, name, spec, verify=verify)
+    return Bundle(folder, manifest)
+
+
+def _check_file(folder: Path, name: str, spec: FileSpec, *, verify: bool) -> None:
+    inside = PurePosixPath(name)
+    if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
+        raise BundleError(f"{folder / MANIFEST}: names a file outside the bundle: {name!r}.")
+    path = folder / inside
+    if not path.is_file():
+        raise BundleError(f"{path}: is missing. Copy the bundle again or export again.")
+    size = path.stat().st_size
+    if size != spec.bytes:
+        raise BundleError(
+            f"{path}: has {size:,} bytes where the manifest says {spec.bytes:,}. "
+            "It is truncated or was changed; copy the bundle again or export again."
+        )
+    if verify and digest(path) != spec.sha256:
+        raise BundleError(
+            f"{path}: its SHA-256 is not the manifest's, so its content was changed. "
+            "Copy the bundle again or export again."
+        )
+
+
+def _manifest(raw: dict[str, Any], path: Path) -> Manifest:
+    fields = _fields(Manifest, raw, path, "manifest")
+    target = _fields(TargetSpec, fields["target"], path, "target")
+    target["model"] = _model(target["model"], path, "target.model")
+    draft = fields["draft"]
+    if draft is not None:
+        draft = _fields(DraftSpec, draft, path, "draft")
+        draft["model"] = _model(draft["model"], path, "draft.model")
+    files = fields["files"]
+    if not isinstance(files, dict):
+        raise BundleError(f"{path}: files must be an object. Export again.")
+    fields["files"] = {
+        name: FileSpec(**_fields(FileSpec, spec, path, f"files.{name}"))
+        for name, spec in files.items()
+    }
+    fields["target"] = TargetSpec(**target)
+    fields["draft"] = None if draft is None else DraftSpec(**draft)
+    manifest = Manifest(**fields)
+    layers, exit_layer = manifest.target.model.layers, manifest.target.exit_layer
+    if not 1 <= exit_layer < layers:
+        raise BundleError(
+            f"{path}: exit layer {exit_layer} is not between 1 and {layers - 1}. Export again."
+        )
+    graphs = [manifest.target.prefix, manifest.target.exit, manifest.target.suffix]
+    graphs += [] if manifest.draft is None else [manifest.draft.graph]
+    for name in (*graphs, "tokenizer.json"):
+        if name not in manifest.files:
+            raise BundleError(f"{path}: does not list {name}. Export again.")
+    return manifest
+
+
+def _model(raw: object, path: Path, where: str) -> ModelSpec:
+    model = ModelSpec(**_fields(ModelSpec, raw, path, where))
+    for field, allowed in (
+        ("precision", get_args(Precision)),
+        ("cache", get_args(CacheStyle)),
+        ("dtype", ("float32", "float16")),
+    ):
+        if getattr(model, field) not in allowed:
+            raise BundleError(
+                f"{path}: {where}.{field} is {getattr(model, field)!r}; "
+                f"known are {', '.join(allowed)}. Upgrade mirror-edge or export again."
+            )
+    return model
+
+
+_JSON_TYPES = {"int": int, "str": str}
+_T = TypeVar("_T")
+
+
+def _fields(kind: type[_T], raw: object, path: Path, where: str) -> dict[str, Any]:
+    """The fields of `kind` out of `raw`; a missing, foreign or mistyped one is refused by name."""
+    if not isinstance(raw, dict):
+        raise BundleError(f"{path}: {where} must be an object. Export again.")
+    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if foreign := sorted(set(raw) - set(known)):
+        raise BundleError(f"{path}: {where} has unknown fields {', '.join(foreign)}.")
+    for name, field in known.items():
+        if name not in raw:
+            if field.default is dataclasses.MISSING:
+                raise BundleError(f"{path}: {where}.{name} is missing. Export again.")
+            continue
+        wanted = _JSON_TYPES.get(str(field.type))
+        value = raw[name]
+        if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+            raise BundleError(f"{path}: {where}.{name} must be {field.type}, not {value!r}.")
+    return dict(raw)

@@ -1,0 +1,269 @@
+"""The step loops: how target and draft take turns, or run side by side.
+
+A step feeds the window (the last committed token and the drafted ones) to the target, commits what
+the target says, and leaves the next window's draft behind. `ar`, `sd` and `mirror` differ only in
+when the draft works: never, after the target, or while the target's suffix runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+from mirror_edge.hypotheses import Branch, HypothesisTree, Root, choose_roots
+from mirror_edge.policy import Mode, Strategy
+from mirror_edge.protocols import Clock, Drafter, ExitSignal, Lane, Target
+from mirror_edge.sampling import Sampler
+from mirror_edge.stats import Stats, StepRecord
+from mirror_edge.trace import Trace
+from mirror_edge.verify import Verdict, verify
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Answer", "Decoder", "decode"]
+
+_log = logging.getLogger("mirror_edge")
+
+T = TypeVar("T")
+
+_PREFILL_CHUNK = 512
+
+
+@dataclass
+class Decoder:
+    """The devices of a loaded model, and what stands in the target's cache."""
+
+    target: Target
+    target_lane: Lane
+    drafter: Drafter | None
+    draft_lane: Lane | None
+    trace: Trace
+    clock: Clock = time.perf_counter
+    cached: list[int] = field(default_factory=list)
+    """Tokens whose rows the target's cache holds from its start."""
+
+
+@dataclass
+class Answer:
+    """One answer as it grows."""
+
+    on: Decoder
+    tokens: list[int]
+    """Prompt and answer: all that is committed."""
+    strategy: Strategy
+    sampler: Sampler
+    eos: frozenset[int]
+    limit: int
+    """`tokens` never grows beyond this length."""
+    stats: Stats = field(default_factory=Stats)
+    drafted: tuple[int, ...] | None = None
+    """d1..dγ of the next window; None if nobody has drafted them yet."""
+    untold: list[int] = field(default_factory=list)
+    """Committed tokens that the drafter has not heard of."""
+    finish_reason: Literal["stop", "length"] | None = None
+
+    def prefix(self, candidates: int) -> asyncio.Future[ExitSignal | None]:
+        """Start the window on the target: layers 1..E and the exit head."""
+        start, width = len(self.tokens) - 1, self.strategy.width
+        target, lane = self.on.target, self.on.target_lane
+        return lane.start("prefix", target.prefix, self._window, start, candidates, width)
+
+    async def suffix(self) -> Verdict:
+        """Finish the window on the target and verify the draft against it."""
+        logits = await self.on.target_lane.start("suffix", self.on.target.suffix)
+        return verify(logits, self.tokens, self.drafted or (), self.sampler)
+
+    async def window(self) -> Verdict:
+        """Prefix and suffix in one call, for when nothing happens between them."""
+        target, window, start = self.on.target, self._window, len(self.tokens) - 1
+
+        def call() -> NDArray[np.float32]:
+            target.prefix(window, start, 0, self.strategy.width)
+            return target.suffix()
+
+        logits = await self.on.target_lane.start("window", call)
+        return verify(logits, self.tokens, self.drafted or (), self.sampler)
+
+    @property
+    def _window(self) -> tuple[int, ...]:
+        return (self.tokens[-1], *(self.drafted or ()))
+
+    def rollout(
+        self, name: str, told: Sequence[int], roots: Sequence[Root], depth: int
+    ) -> asyncio.Future[list[Branch]]:
+        """Set the draft to work on `roots`; it hears of the tokens `told` first."""
+        if self.on.drafter is None or self.on.draft_lane is None or depth < 1:
+            return _done([])
+        del self.untold[: len(told)]
+        call, drafted = self.on.drafter.rollout, self.drafted or ()
+        return self.on.draft_lane.start(name, call, told, drafted, roots, depth, self.sampler)
+
+    async def branches(self, rollout: asyncio.Future[list[Branch]]) -> list[Branch]:
+        """What the draft prepared; nothing if it was lost, which costs speed and never text."""
+        try:
+            return await rollout
+        except Exception as error:
+            self.lose_draft(error)
+            return []
+
+    async def fresh(self) -> tuple[int, ...]:
+        """A serial draft that continues the last token."""
+        depth = min(self.strategy.window, self.room - 1)
+        root = Root(0, self.tokens[-1])
+        found = await self.branches(self.rollout("fresh", self.untold[:-1], [root], depth))
+        return found[0].tokens if found else ()
+
+    @property
+    def room(self) -> int:
+        """Tokens still to come at most."""
+        return self.limit - len(self.tokens)
+
+    def lose_draft(self, error: Exception) -> None:
+        """Go on with the target alone."""
+        message = f"{type(error).__name__}: {error}"
+        _log.warning("the draft was lost, the target goes on alone: %s", message)
+        self.stats.draft_losses.append(message)
+        self.on.drafter = None
+
+    def commit(self, verdict: Verdict, drafted: tuple[int, ...] | None) -> list[int]:
+        """Append what the target decided; the next window carries `drafted`."""
+        said = [*(self.drafted or ())[: verdict.accepted], verdict.correction][: self.room]
+        ends = [index for index, token in enumerate(said) if token in self.eos]
+        if ends:
+            said, self.finish_reason = said[: ends[0] + 1], "stop"
+        elif len(said) == self.room:
+            self.finish_reason = "length"
+        self.tokens += said
+        self.untold += said
+        # The last token's row is written by the next window, and so are those after it.
+        self.on.cached += self.tokens[len(self.on.cached) : -1]
+        self.drafted = None if drafted is None else drafted[: max(0, self.room - 1)]
+        return said
+
+
+class Outcome(NamedTuple):
+    """What a step decided, and what it left for the next."""
+
+    verdict: Verdict
+    drafted: tuple[int, ...] | None = None
+    roots: int = 0
+    hit: bool | None = None
+
+
+async def ar_step(answer: Answer) -> Outcome:
+    """The target alone: one token."""
+    answer.drafted = None
+    return Outcome(await answer.window())
+
+
+async def sd_step(answer: Answer) -> Outcome:
+    """Serial speculation: draft a window, then verify it."""
+    answer.drafted = await answer.fresh()
+    return Outcome(await answer.window())
+
+
+async def mirror_step(answer: Answer) -> Outcome:
+    """Mirror speculation: while the suffix decides, the draft prepares for every outcome."""
+    plan, sampler = answer.strategy, answer.sampler
+    if answer.drafted is None:
+        answer.drafted = await answer.fresh()
+    signal = await answer.prefix(plan.pool(sampler.sampling))
+    assert signal is not None
+    roots = choose_roots(
+        signal, answer.drafted, len(answer.tokens), plan.candidates, plan.branches, sampler
+    )
+    depth = min(plan.window, answer.room - 2)
+    rollout = answer.rollout("rollout", answer.untold[:], roots, depth)
+    verdict = await answer.suffix()
+    tree = HypothesisTree(await answer.branches(rollout))
+    branch = tree.lookup(*verdict)
+    return Outcome(verdict, branch and branch.tokens, len(tree), branch is not None)
+
+
+STEPS: dict[Mode, Callable[[Answer], Coroutine[Any, Any, Outcome]]] = {
+    "ar": ar_step,
+    "sd": sd_step,
+    "mirror": mirror_step,
+}
+
+
+async def decode(
+    answer: Answer, on_prefill: Callable[[int, int], None] | None = None
+) -> AsyncIterator[list[int]]:
+    """Yield the answer's tokens, step by step, until `answer.finish_reason` is set.
+
+    May be abandoned or cancelled at any await: a device ends the call it is in, and the next
+    answer starts from the rows that are certain. `on_prefill` hears (tokens fed, prompt tokens).
+    """
+    on, stats, mode = answer.on, answer.stats, answer.strategy.mode
+    began = on.clock()
+    warming = _warm_up(answer) if mode != "ar" else _done(None)
+    first = await _prefill(answer, on_prefill)
+    stats.time_to_first_token = on.clock() - began
+    yield answer.commit(Verdict(0, first), None)
+    try:
+        await warming
+    except Exception as error:
+        answer.lose_draft(error)
+    on.trace.take()
+    while answer.finish_reason is None:
+        began = on.clock()
+        outcome = await STEPS[mode if on.drafter is not None else "ar"](answer)
+        proposed = len(answer.drafted or ())
+        said = answer.commit(outcome.verdict, outcome.drafted)
+        seconds = on.clock() - began
+        stats.steps.append(
+            StepRecord.of(
+                on.trace.take(),
+                seconds,
+                mode=mode,
+                proposed=proposed,
+                accepted=outcome.verdict.accepted,
+                committed=len(said),
+                roots=outcome.roots,
+                hit=outcome.hit,
+            )
+        )
+        yield said
+
+
+def _warm_up(answer: Answer) -> asyncio.Future[None]:
+    """The draft reads the prompt too; nobody waits for it before the first token."""
+    on = answer.on
+    if on.drafter is None or on.draft_lane is None:
+        return _done(None)
+    return on.draft_lane.start("prefill", on.drafter.prefill, list(answer.tokens))
+
+
+async def _prefill(answer: Answer, on_progress: Callable[[int, int], None] | None) -> int:
+    """Feed the prompt to the target and sample the first token.
+
+    Rows that the cache shares with the prompt are kept, but for the last: its logits are wanted.
+    """
+    on, prompt = answer.on, answer.tokens
+    kept = 0
+    while kept < min(len(on.cached), len(prompt) - 1) and on.cached[kept] == prompt[kept]:
+        kept += 1
+    del on.cached[kept:]
+    answer.stats.prompt_tokens = len(prompt)
+    answer.stats.prefilled_tokens = len(prompt) - kept
+    for start in range(kept, len(prompt), _PREFILL_CHUNK):
+        chunk = prompt[start : start + _PREFILL_CHUNK]
+        logits = await on.target_lane.start("prefill", on.target.prefill, chunk, start)
+        on.cached += chunk
+        if on_progress is not None:
+            on_progress(len(on.cached), len(prompt))
+    histories = [prompt] if answer.sampler.needs_history else None
+    return int(answer.sampler.choose(logits, [len(prompt)], histories)[0])
+
+
+def _done(value: T) -> asyncio.Future[T]:
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return future

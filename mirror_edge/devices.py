@@ -1,0 +1,106 @@
+"""Devices by name, and the runtimes that drive them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
+
+from mirror_edge.errors import DeviceError
+
+if TYPE_CHECKING:
+    from mirror_edge.bundle import Bundle
+    from mirror_edge.protocols import DraftGraph, Target
+    from mirror_edge.trace import Trace
+
+__all__ = ["Device", "Runtime", "available_memory", "runtime_for"]
+
+ENTRY_POINTS = "mirror_edge.runtimes"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place to run a graph: a kind (``cpu``), and for the CPU the cores it is confined to."""
+
+    kind: str
+    cores: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """``cpu``, ``cpu:0``, ``cpu:0-3`` or ``cpu:0,2``; other kinds are a bare name.
+
+        Raises:
+            DeviceError: for cores that are no numbers or that this process may not use.
+        """
+        kind, _, detail = text.partition(":")
+        if not detail:
+            return cls(kind)
+        cores: list[int] = []
+        try:
+            for part in detail.split(","):
+                first, _, last = part.partition("-")
+                cores += range(int(first), int(last or first) + 1)
+        except ValueError:
+            raise DeviceError(
+                f"device {text!r}: {detail!r} names no cores. Write cpu:0, cpu:0-3 or cpu:0,2."
+            ) from None
+        if absent := sorted(set(cores) - usable_cores()):
+            raise DeviceError(
+                f"device {text!r}: this process cannot use core {absent[0]}; "
+                f"it has {', '.join(map(str, sorted(usable_cores())))}."
+            )
+        return cls(kind, tuple(cores))
+
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        return f"{self.kind}:{','.join(map(str, self.cores))}" if self.cores else self.kind
+
+
+class Runtime(Protocol):
+    """Opens the graphs of a bundle on devices it knows. Found by entry point."""
+
+    def open_target(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> Target:
+        """The bundle's target on `device`."""
+        ...
+
+    def open_draft(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> DraftGraph:
+        """The bundle's draft on `device`."""
+        ...
+
+
+def runtime_for(device: Device) -> Runtime:
+    """The runtime registered for this kind of device.
+
+    Raises:
+        DeviceError: for a kind nobody registered.
+    """
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if device.kind not in found:
+        raise DeviceError(
+            f"device {device.kind!r} is not known; known are {', '.join(sorted(found))}."
+        )
+    runtime: Runtime = found[device.kind].load()()
+    return runtime
+
+
+def usable_cores() -> frozenset[int]:
+    """The cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that can be had without swapping; None where it cannot be told."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None

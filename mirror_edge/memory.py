@@ -1,0 +1,49 @@
+"""How much memory a bundle needs, before any of it is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mirror_edge.bundle import Manifest
+
+__all__ = ["MemoryPlan", "plan_memory"]
+
+# ONNX Runtime keeps repacked copies of the weights beside the mapped file.
+_PACKED = 2.0
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes, at the full context."""
+
+    target_weights: int
+    target_cache: int
+    draft_weights: int
+    draft_cache: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.target_weights + self.target_cache + self.draft_weights + self.draft_cache
+
+
+def plan_memory(manifest: Manifest) -> MemoryPlan:
+    """The plan of a bundle: weights from its files, caches from its shapes."""
+
+    def weights(folder: str) -> int:
+        files = [spec.bytes for name, spec in manifest.files.items() if name.startswith(folder)]
+        return int(_PACKED * sum(files))
+
+    target, draft = manifest.target.model, manifest.draft
+    draft_cache = 0
+    if draft is not None:
+        rows = draft.model.context + draft.branch_rows
+        draft_cache = draft.model.cache_bytes(draft.model.layers, rows)
+    return MemoryPlan(
+        target_weights=weights("target/"),
+        target_cache=target.cache_bytes(target.layers, target.context),
+        draft_weights=weights("draft/"),
+        draft_cache=draft_cache,
+    )

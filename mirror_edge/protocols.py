@@ -1,0 +1,145 @@
+"""The edges of the algorithm: what it asks of a target, of a drafter, and of a lane.
+
+All of them speak token ids. Positions are absolute: the first token of the prompt has position 0.
+A cache row is addressed by the position it stands for, so nothing is ever taken back: a call that
+names an earlier `start` simply writes over what came after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mirror_edge.hypotheses import Branch, Root
+    from mirror_edge.sampling import Sampler
+
+__all__ = ["Clock", "DraftGraph", "Drafter", "ExitSignal", "Lane", "Target"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Clock = Callable[[], float]
+"""Seconds, from any origin."""
+
+
+@dataclass(frozen=True)
+class ExitSignal:
+    """What crosses the token channel: the exit head's candidates for every row of a window."""
+
+    ids: NDArray[np.int64]
+    """[rows, k] token ids, best first."""
+    logprobs: NDArray[np.float32]
+    """[rows, k] their log-probabilities at the exit layer."""
+
+
+class Target(Protocol):
+    """The model whose answers the user gets, split at its exit layer."""
+
+    context: int
+    vocabulary: int
+
+    def prefill(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
+        """Feed `tokens` at positions `start`…; return the last row's logits, [1, vocabulary]."""
+        ...
+
+    def prefix(
+        self, window: Sequence[int], start: int, candidates: int, width: int = 0
+    ) -> ExitSignal | None:
+        """Feed a window through layers 1..E and the exit head.
+
+        `candidates` is how many the exit head names a row; with 0 it does not run and there is no
+        signal. With `width` the window is padded to so many rows, whatever its length.
+        """
+        ...
+
+    def suffix(self) -> NDArray[np.float32]:
+        """Take the last prefix through layers E+1..N: logits [len(window), vocabulary]."""
+        ...
+
+    def close(self) -> None:
+        """Release the device."""
+        ...
+
+
+class Drafter(Protocol):
+    """Guesses what comes next. May be wrong, slow or absent: the text never depends on it."""
+
+    context: int
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Start an answer: `tokens` are the committed tokens."""
+        ...
+
+    def rollout(
+        self,
+        committed: Sequence[int],
+        drafted: Sequence[int],
+        roots: Sequence[Root],
+        depth: int,
+        sampler: Sampler,
+    ) -> list[Branch]:
+        """Continue every root by up to `depth` tokens (the branch-complete rollout, eq. 5).
+
+        `committed` are the tokens committed since the last call, `drafted` the window's d1..dγ
+        after them. Root (j, v) stands after d1..dj. A drafter may leave roots out.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the device."""
+        ...
+
+
+class DraftGraph(Protocol):
+    """One draft model on one device: a decoder whose rows see what they are told to see."""
+
+    context: int
+    vocabulary: int
+    slots: int
+    """How many rows the KV cache can hold."""
+
+    def forward(
+        self,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        start: int,
+        hidden: NDArray[np.bool_] | None,
+        wanted: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Feed rows into slots `start`…; return logits [len(wanted), vocabulary] of those rows.
+
+        `hidden` [rows, start + rows] marks the slots a row must not see, beyond the causal rule;
+        None hides nothing.
+        """
+        ...
+
+    def move(self, slots: Sequence[int], start: int) -> None:
+        """Copy the cache rows in `slots` (ascending, none before `start`) to `start`…."""
+        ...
+
+    def close(self) -> None:
+        """Release the device."""
+        ...
+
+
+class Lane(Protocol):
+    """One device's single worker. Calls run one at a time, in the order they were started."""
+
+    name: str
+
+    def start(
+        self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Future[T]:
+        """Queue a call; `name` is how the trace shows it."""
+        ...
+
+    def close(self) -> None:
+        """Let the queued calls finish, then end the worker."""
+        ...

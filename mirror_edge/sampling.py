@@ -1,0 +1,195 @@
+"""Sampling with one seed, one text.
+
+The token at absolute position p is ``argmax_v(processed_logit(v) + G(seed, p, v))``, where G is
+Gumbel noise from a counter-based hash; at temperature 0 it is the plain argmax. The noise depends
+on nothing but (seed, p, v), so target, draft and exit head can each compute the same one, and the
+text is a function of target, prompt, sampling and seed alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mirror_edge.errors import OptionError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Sampler", "Sampling", "gumbel"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from the target's logits.
+
+    Applied in this order: repetition penalty, temperature, top-k, top-p, min-p. Temperature 0 is
+    greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        for name, ok, allowed in (
+            ("temperature", 0.0 <= self.temperature < math.inf, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "above 0, at most 1"),
+            ("min_p", 0.0 <= self.min_p < 1.0, "0 (off) or more, below 1"),
+            ("repetition_penalty", 0.0 < self.repetition_penalty < math.inf, "above 0"),
+        ):
+            if not ok:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must be {allowed}.")
+
+
+def gumbel(seed: int, position: int, ids: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """G(seed, position, v) for every v in `ids`; any subset gives the same values."""
+    key = _splitmix(_splitmix(seed) ^ _splitmix(position ^ 0x5DEECE66D))
+    x = _mix(ids + np.uint32(key & 0xFFFFFFFF))
+    x = _mix(x ^ np.uint32(key >> 32))
+    # 1 - w is exact in float64, so large noise (small w) keeps its precision.
+    w = (x.astype(np.float64) + 0.5) * 2.0**-32
+    noise: NDArray[np.float32] = -np.log(-np.log(1.0 - w)).astype(np.float32)
+    return noise
+
+
+def _splitmix(x: int) -> int:
+    mask = 0xFFFFFFFFFFFFFFFF
+    x = (x + 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)
+
+
+def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    x = x ^ (x >> np.uint32(16))
+    x = x * np.uint32(0x7FEB352D)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0x846CA68B)
+    x ^= x >> np.uint32(16)
+    return x
+
+
+class Sampler:
+    """Chooses tokens under one `Sampling`; keeps the noise of recent positions."""
+
+    _REMEMBERED = 64
+
+    def __init__(self, sampling: Sampling, vocabulary: int) -> None:
+        """A sampler for logits at most `vocabulary` wide."""
+        self.sampling = sampling
+        self._ids = np.arange(vocabulary, dtype=np.uint32)
+        self._noise: dict[int, NDArray[np.float32]] = {}
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are."""
+        return len(self._ids)
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether `choose` must be told the tokens before each row."""
+        return self.sampling.repetition_penalty != 1.0
+
+    def noise(self, position: int) -> NDArray[np.float32]:
+        """G(seed, position, v) for the whole vocabulary."""
+        known = self._noise.get(position)
+        if known is None:
+            known = gumbel(self.sampling.seed, position, self._ids)
+            # Lanes share this cache; a race costs a second computation, never a wrong value.
+            while len(self._noise) >= self._REMEMBERED:
+                self._noise.pop(next(iter(self._noise)), None)
+            self._noise[position] = known
+        return known
+
+    def choose(
+        self,
+        logits: NDArray[np.float32],
+        positions: Sequence[int],
+        histories: Sequence[Sequence[int]] | None = None,
+    ) -> NDArray[np.int64]:
+        """The token of every row.
+
+        `logits` is [n, V'] with V' at most the vocabulary, `positions` the absolute position of
+        each chosen token, `histories` the tokens before it (only for a repetition penalty).
+        """
+        chosen = self.sampling
+        if self.needs_history:
+            if histories is None:
+                raise ValueError("a repetition penalty needs the histories")
+            logits = np.stack(
+                [_penalised(row, h, chosen) for row, h in zip(logits, histories, strict=True)]
+            )
+        if chosen.temperature == 0.0:
+            return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
+        width = logits.shape[1]
+        noise = np.stack([self.noise(p)[:width] for p in positions])
+        kept = _kept(logits / np.float32(chosen.temperature), chosen)
+        tokens = (kept + noise).argmax(axis=-1)
+        if chosen.top_p < 1.0:
+            for row in range(len(tokens)):
+                tokens[row] = _nucleus(kept[row], noise[row], int(tokens[row]), chosen.top_p)
+        return np.asarray(tokens, dtype=np.int64)
+
+    def scores(
+        self, ids: NDArray[np.int64], logprobs: NDArray[np.float32], positions: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """What each candidate would compete with: log p at temperature 0, else log p / T + G.
+
+        `ids` and `logprobs` are [n, k], `positions` the n absolute positions.
+        """
+        if self.sampling.temperature == 0.0:
+            return logprobs
+        noise = np.stack(
+            [
+                gumbel(self.sampling.seed, p, row.astype(np.uint32))
+                for p, row in zip(positions, ids, strict=True)
+            ]
+        )
+        return logprobs / np.float32(self.sampling.temperature) + noise
+
+
+def _penalised(
+    row: NDArray[np.float32], history: Sequence[int], sampling: Sampling
+) -> NDArray[np.float32]:
+    """Tokens of the history lose: positive logits divided by the penalty, negative multiplied."""
+    seen = np.unique(np.asarray(history, dtype=np.int64))
+    seen = seen[seen < len(row)]
+    row, penalty = row.copy(), np.float32(sampling.repetition_penalty)
+    row[seen] = np.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
+    return row
+
+
+def _kept(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float32]:
+    """`logits` [n, V] with what top-k and min-p exclude at minus infinity."""
+    floor = np.full(len(logits), -np.inf, dtype=np.float32)
+    if 0 < sampling.top_k < logits.shape[1]:
+        floor = np.partition(logits, -sampling.top_k, axis=-1)[:, -sampling.top_k]
+    if sampling.min_p > 0.0:
+        floor = np.maximum(floor, logits.max(axis=-1) + np.float32(math.log(sampling.min_p)))
+    if np.isneginf(floor).all():
+        return logits
+    return np.where(logits < floor[:, None], np.float32(-np.inf), logits)
+
+
+def _nucleus(row: NDArray[np.float32], noise: NDArray[np.float32], token: int, top_p: float) -> int:
+    """The winner among the tokens that the nucleus keeps.
+
+    A token is kept if the likelier ones together have less than `top_p`. What excludes a token
+    excludes all less likely ones, so the winner is found without sorting the row.
+    """
+    weights: NDArray[Any] = np.exp(row - row.max())
+    limit = top_p * weights.sum()
+    while weights[row > row[token]].sum() >= limit:
+        row = np.where(row <= row[token], np.float32(-np.inf), row)
+        token = int((row + noise).argmax())
+    return token

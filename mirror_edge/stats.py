@@ -1,0 +1,136 @@
+"""What an answer cost and what speculation brought, added up step by step."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mirror_edge.trace import Span, covered, overlap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Stats", "StepRecord"]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step: what it decided, and its times in seconds."""
+
+    mode: str
+    proposed: int
+    """γ: draft tokens in the window."""
+    accepted: int
+    committed: int
+    """Tokens that became part of the answer: A + 1, fewer at its end."""
+    roots: int
+    hit: bool | None
+    """Whether the outcome had been prepared for; None where nothing was looked up."""
+    seconds: float
+    prefix: float
+    exit: float
+    suffix: float
+    rollout: float
+    """Of the branch-complete rollout; 0 outside `mirror`."""
+    hidden: float
+    """The part of `rollout` during which the suffix ran."""
+    fresh: float
+    """Of the serial draft: after a miss, and in every `sd` step."""
+    host: float
+    """Time in which no device session ran, hand-overs included."""
+
+    @classmethod
+    def of(
+        cls,
+        spans: tuple[Sequence[Span], Sequence[Span]],
+        seconds: float,
+        *,
+        mode: str,
+        proposed: int,
+        accepted: int,
+        committed: int,
+        roots: int,
+        hit: bool | None,
+    ) -> StepRecord:
+        """Sort the step's (calls, runs) by what they were."""
+        calls, runs = spans
+        suffix = [run for run in runs if run.name == "suffix"]
+        rollout = [call for call in calls if call.name == "rollout"]
+        return cls(
+            mode=mode,
+            proposed=proposed,
+            accepted=accepted,
+            committed=committed,
+            roots=roots,
+            hit=hit,
+            seconds=seconds,
+            prefix=covered(run for run in runs if run.name == "prefix"),
+            exit=covered(run for run in runs if run.name == "exit"),
+            suffix=covered(suffix),
+            rollout=covered(rollout),
+            hidden=overlap(suffix, rollout),
+            fresh=covered(call for call in calls if call.name == "fresh"),
+            host=max(0.0, seconds - covered(runs)),
+        )
+
+
+@dataclass
+class Stats:
+    """The sums over an answer. Times are seconds."""
+
+    prompt_tokens: int = 0
+    prefilled_tokens: int = 0
+    """Prompt tokens that were not in the cache already."""
+    generated_tokens: int = 0
+    time_to_first_token: float = 0.0
+    decode_seconds: float = 0.0
+    """From the first token to the last."""
+    draft_losses: list[str] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as plain JSON values; ratios without a denominator are None."""
+        steps = self.steps
+        proposed = sum(s.proposed for s in steps)
+        accepted = sum(s.accepted for s in steps)
+        looked_up = [s for s in steps if s.hit is not None]
+        hits = sum(1 for s in looked_up if s.hit)
+        after_first = self.generated_tokens - 1
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "prefilled_tokens": self.prefilled_tokens,
+            "generated_tokens": self.generated_tokens,
+            "steps": len(steps),
+            "tokens_per_step": _ratio(sum(s.committed for s in steps), len(steps)),
+            "draft_tokens_proposed": proposed,
+            "draft_tokens_accepted": accepted,
+            "acceptance_rate": _ratio(accepted, proposed),
+            "acceptance_lengths": _histogram(steps),
+            "hypothesis_hits": hits,
+            "hypothesis_misses": len(looked_up) - hits,
+            "hit_rate": _ratio(hits, len(looked_up)),
+            "roots_per_step": _ratio(sum(s.roots for s in looked_up), len(looked_up)),
+            "overlap_ratio": _ratio(sum(s.hidden for s in steps), sum(s.rollout for s in steps)),
+            "time_to_first_token_s": self.time_to_first_token,
+            "tokens_per_second": _ratio(after_first, self.decode_seconds),
+            "median_step_ms": {
+                name: _median_ms([getattr(s, name) for s in steps])
+                for name in ("seconds", "prefix", "exit", "suffix", "rollout", "fresh", "host")
+            },
+            "draft_losses": list(self.draft_losses),
+        }
+
+
+def _histogram(steps: Sequence[StepRecord]) -> dict[str, int]:
+    counts = Counter(s.accepted for s in steps if s.proposed)
+    return {str(length): counts[length] for length in sorted(counts)}
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None
+
+
+def _median_ms(seconds: Sequence[float]) -> float | None:
+    return statistics.median(seconds) * 1e3 if seconds else None

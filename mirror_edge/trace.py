@@ -1,0 +1,52 @@
+"""What ran when: spans of time on named lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+__all__ = ["Span", "Trace", "covered", "overlap"]
+
+
+class Span(NamedTuple):
+    """Something that ran on a lane from `start` to `end`, in seconds of the trace's clock."""
+
+    lane: str
+    name: str
+    start: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.end - self.start
+
+
+class Trace:
+    """Spans as they end: `calls` of the lanes, and the `runs` of device sessions inside them."""
+
+    def __init__(self) -> None:
+        """An empty trace."""
+        self.calls: list[Span] = []
+        self.runs: list[Span] = []
+
+    def take(self) -> tuple[list[Span], list[Span]]:
+        """(calls, runs) that ended since the last take."""
+        calls, self.calls = self.calls, []
+        runs, self.runs = self.runs, []
+        return calls, runs
+
+
+def covered(spans: Iterable[Span]) -> float:
+    """Seconds in which at least one of `spans` runs."""
+    total, until = 0.0, float("-inf")
+    for span in sorted(spans, key=lambda s: s.start):
+        total += max(0.0, span.end - max(span.start, until))
+        until = max(until, span.end)
+    return total
+
+
+def overlap(spans: Iterable[Span], others: Iterable[Span]) -> float:
+    """Seconds in which one of `spans` and one of `others` both run (each set disjoint)."""
+    others = list(others)
+    return sum(max(0.0, min(a.end, b.end) - max(a.start, b.start)) for a in spans for b in others)

@@ -1,0 +1,48 @@
+"""Verification: what the target says to a window, and how far the draft agreed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mirror_edge.sampling import Sampler
+
+__all__ = ["Verdict", "verify"]
+
+
+class Verdict(NamedTuple):
+    """The outcome of one window."""
+
+    accepted: int
+    """A: how many draft tokens the target agreed with, 0..γ."""
+    correction: int
+    """The target's own token after them (the bonus token when all were accepted)."""
+
+
+def verify(
+    logits: NDArray[np.float32],
+    committed: Sequence[int],
+    drafted: Sequence[int],
+    sampler: Sampler,
+) -> Verdict:
+    """Accept d_{j+1} while it is the very token the target chooses at row j.
+
+    `logits` is [γ + 1, vocabulary]; row j predicts the token at position len(committed) + j. Rows
+    are sampled one by one, since a token after the first disagreement is never needed.
+    """
+    if sampler.sampling.temperature == 0.0 and not sampler.needs_history:
+        chosen = logits[: len(drafted) + 1].argmax(axis=-1)
+        wrong = np.flatnonzero(chosen[: len(drafted)] != np.asarray(drafted, dtype=np.int64))
+        accepted = int(wrong[0]) if len(wrong) else len(drafted)
+        return Verdict(accepted, int(chosen[accepted]))
+    for j in range(len(drafted) + 1):
+        history = [*committed, *drafted[:j]] if sampler.needs_history else ()
+        token = int(sampler.choose(logits[j : j + 1], [len(committed) + j], [history])[0])
+        if j == len(drafted) or token != drafted[j]:
+            return Verdict(j, token)
+    raise AssertionError("the last row always decides")

@@ -1,0 +1,1 @@
+"""Devices: what runs the graphs of a bundle, and where."""

@@ -1,0 +1,75 @@
+"""One ONNX Runtime session, fed and read through buffers that the caller owns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from mirror_edge.errors import DeviceError
+from mirror_edge.trace import Span, Trace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Buffer = "NDArray[Any]"
+
+# ONNX Runtime's own log: errors only, they come as exceptions too.
+_QUIET = 3
+
+
+class Session:
+    """A graph on the CPU provider, with a thread pool of its own."""
+
+    def __init__(
+        self, path: Path, threads: int, cores: tuple[int, ...], name: str, trace: Trace
+    ) -> None:
+        """Load `path`; runs are recorded in `trace` under `name`.
+
+        Raises:
+            DeviceError: if ONNX Runtime refuses the graph, with its reason.
+        """
+        options = ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # A pool may spin while its own session runs, never against the next one.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if threads > 1 and len(cores) == threads:
+            # The caller is the first of the threads; cores count from 1 in this option.
+            others = ";".join(str(core + 1) for core in cores[1:])
+            options.add_session_config_entry("session.intra_op_thread_affinities", others)
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise DeviceError(f"{path}: the CPU provider refused the graph: {error}") from error
+        self._binding = self._session.io_binding()
+        self._run_options = ort.RunOptions()
+        self._run_options.log_severity_level = _QUIET
+        self._name, self._trace = name, trace
+
+    def bind(self, name: str, buffer: NDArray[Any], *, output: bool = False) -> None:
+        """Bind a buffer, which must outlive the next run."""
+        bind = self._binding.bind_output if output else self._binding.bind_input
+        bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Bind the given buffers beside those bound before, and run."""
+        for name, buffer in inputs.items():
+            self.bind(name, buffer)
+        for name, buffer in outputs.items():
+            self.bind(name, buffer, output=True)
+        begin = time.perf_counter()
+        self._session.run_with_iobinding(self._binding, self._run_options)
+        self._trace.runs.append(Span(self._name, self._name, begin, time.perf_counter()))
+
+    def call(self, inputs: Mapping[str, NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
+        """Run without bindings: for graphs whose outputs grow."""
+        begin = time.perf_counter()
+        results = self._session.run(outputs, dict(inputs), self._run_options)
+        self._trace.runs.append(Span(self._name, self._name, begin, time.perf_counter()))
+        return [np.asarray(result) for result in results]
