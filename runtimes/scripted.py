@@ -1,0 +1,174 @@
+"""Scripted devices: a toy language instead of weights, for tests and for planning.
+
+A `Language` maps the tokens so far to the next token's logits. The scripted target, exit head and
+draft each speak one; how alike these are is how often they agree. A device may take a stated time
+by really sleeping (on a thread lane); on a virtual lane the lane states the time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mirror_edge.protocols import ExitSignal
+from mirror_edge.trace import Span, Trace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Language", "ScriptedDraft", "ScriptedTarget", "blend", "random_language"]
+
+Language = Callable[[Sequence[int]], "NDArray[np.float32]"]
+
+
+def random_language(seed: int, vocabulary: int, order: int = 2, sharpness: float = 2.0) -> Language:
+    """Logits that depend on the last `order` tokens and nothing else, the same at every call."""
+    known: dict[tuple[int, ...], NDArray[np.float32]] = {}
+
+    def logits(tokens: Sequence[int]) -> NDArray[np.float32]:
+        key = tuple(tokens[-order:])
+        if key not in known:
+            draw = np.random.default_rng([seed, *key])
+            known[key] = (sharpness * draw.standard_normal(vocabulary)).astype(np.float32)
+        return known[key]
+
+    return logits
+
+
+def blend(language: Language, other: Language, share: float) -> Language:
+    """A language that is `other` by `share` and `language` for the rest."""
+
+    def logits(tokens: Sequence[int]) -> NDArray[np.float32]:
+        mixed = (1.0 - share) * language(tokens) + share * other(tokens)
+        return mixed.astype(np.float32)
+
+    return logits
+
+
+class _Sleeper:
+    """Takes the stated seconds a call, and records them as the runs of a device."""
+
+    def __init__(self, seconds: Mapping[str, float], trace: Trace | None) -> None:
+        self._seconds, self._trace = seconds, trace
+
+    def __call__(self, name: str) -> None:
+        begin = time.perf_counter()
+        if wait := self._seconds.get(name, 0.0):
+            time.sleep(wait)
+        if self._trace is not None:
+            self._trace.runs.append(Span(name, name, begin, time.perf_counter()))
+
+
+class ScriptedTarget:
+    """A `Target` that speaks `language`, with an exit head that speaks `exit_language`."""
+
+    def __init__(
+        self,
+        language: Language,
+        exit_language: Language,
+        vocabulary: int,
+        context: int = 4096,
+        seconds: Mapping[str, float] | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        """`seconds` holds what `prefill`, `prefix` and `suffix` take."""
+        self.context, self.vocabulary = context, vocabulary
+        self._language, self._exit_language = language, exit_language
+        self._sleep = _Sleeper(seconds or {}, trace)
+        self._fed: list[int] = []
+        self._rows = range(0)
+
+    def prefill(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
+        """See `Target.prefill`."""
+        self._sleep("prefill")
+        self._feed(tokens, start)
+        return self._language(self._fed)[None]
+
+    def prefix(
+        self, window: Sequence[int], start: int, candidates: int, width: int = 0
+    ) -> ExitSignal | None:
+        """See `Target.prefix`; a scripted row never depends on the `width`."""
+        del width
+        self._sleep("prefix")
+        self._feed(window, start)
+        if candidates == 0:
+            return None
+        logits = np.stack([self._exit_language(self._fed[: end + 1]) for end in self._rows])
+        logits = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        ids = np.argsort(-logits, axis=-1, kind="stable")[:, :candidates]
+        return ExitSignal(ids, np.take_along_axis(logits, ids, axis=-1).astype(np.float32))
+
+    def suffix(self) -> NDArray[np.float32]:
+        """See `Target.suffix`."""
+        self._sleep("suffix")
+        return np.stack([self._language(self._fed[: end + 1]) for end in self._rows])
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _feed(self, tokens: Sequence[int], start: int) -> None:
+        if start > len(self._fed):
+            raise ValueError(f"rows {len(self._fed)}..{start - 1} were never fed")
+        self._fed[start:] = tokens
+        self._rows = range(start, start + len(tokens))
+
+
+class ScriptedDraft:
+    """A `DraftGraph` that speaks `language`: each row continues exactly what it is shown."""
+
+    def __init__(
+        self,
+        language: Language,
+        vocabulary: int,
+        context: int = 4096,
+        branch_rows: int = 4096,
+        seconds: float = 0.0,
+        trace: Trace | None = None,
+    ) -> None:
+        """A forward takes `seconds`."""
+        self.context, self.vocabulary = context, vocabulary
+        self.slots = context + branch_rows
+        self.forwards = 0
+        self._language = language
+        self._sleep = _Sleeper({"draft": seconds}, trace)
+        self._tokens = np.full(self.slots, -1, dtype=np.int64)
+        self._positions = np.full(self.slots, -1, dtype=np.int64)
+
+    def forward(
+        self,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        start: int,
+        hidden: NDArray[np.bool_] | None,
+        wanted: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """See `DraftGraph.forward`.
+
+        Raises:
+            ValueError: if a row is shown anything but one token for each position up to its own.
+        """
+        self._sleep("draft")
+        self.forwards += 1
+        end = start + len(tokens)
+        self._tokens[start:end], self._positions[start:end] = tokens, positions
+        return np.stack([self._language(self._shown(row, start, hidden)) for row in wanted])
+
+    def move(self, slots: Sequence[int], start: int) -> None:
+        """See `DraftGraph.move`."""
+        where = np.asarray(slots)
+        for kept in (self._tokens, self._positions):
+            kept[start : start + len(where)] = kept[where]
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _shown(self, row: int, start: int, hidden: NDArray[np.bool_] | None) -> list[int]:
+        slots = np.arange(start + row + 1)
+        if hidden is not None:
+            slots = slots[~hidden[row, : start + row + 1]]
+        if self._positions[slots].tolist() != list(range(len(slots))):
+            raise ValueError(f"row {row} sees positions {self._positions[slots].tolist()}")
+        return [int(token) for token in self._tokens[slots]]

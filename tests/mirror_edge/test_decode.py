@@ -1,0 +1,278 @@
+"""The step loops on scripted devices: the text, the step law, losses and cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from mirror_edge.decode import Answer, Decoder, decode
+from mirror_edge.lanes import ThreadLane
+from mirror_edge.ngram import NgramDrafter
+from mirror_edge.policy import Mode, Strategy
+from mirror_edge.protocols import Drafter, Lane
+from mirror_edge.rollout import ModelDrafter
+from mirror_edge.runtimes import virtual
+from mirror_edge.runtimes.scripted import ScriptedDraft, ScriptedTarget, blend, random_language
+from mirror_edge.sampling import Sampler, Sampling
+from mirror_edge.trace import Trace
+
+VOCABULARY = 24
+TRUTH = random_language(1, VOCABULARY)
+NEAR = blend(TRUTH, random_language(2, VOCABULARY), 0.3)
+NOISE = random_language(3, VOCABULARY)
+PROMPT = [3, 1, 4, 1, 5]
+
+
+@dataclass
+class House:
+    """A decoder over scripted devices, with real or virtual lanes."""
+
+    lane: Callable[[str, Trace], Lane]
+    drafter: Drafter | None
+    trace: Trace = field(default_factory=Trace)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def answer(
+        self,
+        mode: Mode,
+        *,
+        window: int = 4,
+        candidates: int = 4,
+        branches: int | None = None,
+        sampling: Sampling = Sampling(),
+        new: int = 40,
+        eos: frozenset[int] = frozenset(),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Answer:
+        self.target = ScriptedTarget(
+            TRUTH, NEAR, VOCABULARY, seconds=self.seconds, trace=self.trace
+        )
+        decoder = Decoder(
+            self.target,
+            self.lane("target", self.trace),
+            self.drafter,
+            self.lane("draft", self.trace),
+            self.trace,
+            clock,
+        )
+        return Answer(
+            on=decoder,
+            tokens=list(PROMPT),
+            strategy=Strategy(mode, window, candidates, branches, 0),
+            sampler=Sampler(sampling, VOCABULARY),
+            eos=eos,
+            limit=len(PROMPT) + new,
+        )
+
+
+async def spoken(answer: Answer) -> list[int]:
+    return [token async for step in decode(answer) for token in step]
+
+
+def free_lane(name: str, trace: Trace) -> Lane:
+    return virtual.VirtualLane(name, trace, lambda *_: 0.001)
+
+
+def drafters() -> dict[str, Callable[[], Drafter]]:
+    return {
+        "near": lambda: ModelDrafter(ScriptedDraft(NEAR, VOCABULARY)),
+        "noise": lambda: ModelDrafter(ScriptedDraft(NOISE, VOCABULARY)),
+        "short": lambda: ModelDrafter(ScriptedDraft(NEAR, VOCABULARY, context=20, branch_rows=8)),
+        "narrow": lambda: ModelDrafter(
+            ScriptedDraft(lambda t: NEAR(t)[: VOCABULARY - 5], VOCABULARY - 5)
+        ),
+        "ngram": lambda: NgramDrafter(4096),
+    }
+
+
+@pytest.mark.parametrize("drafter", drafters())
+@pytest.mark.parametrize("mode", ["sd", "mirror"])
+@pytest.mark.parametrize("window", [1, 4, 7])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=1.0, seed=5),
+        Sampling(temperature=0.7, top_k=8, top_p=0.9, min_p=0.02, repetition_penalty=1.2, seed=6),
+    ],
+    ids=["greedy", "t1", "all"],
+)
+def test_every_mode_says_what_the_target_alone_says(
+    mode: Mode, drafter: str, window: int, sampling: Sampling
+) -> None:
+    alone = virtual.run(spoken(House(free_lane, None).answer("ar", sampling=sampling)))
+    assert len(alone) == 40
+    for branches in (None, 3):
+        house = House(free_lane, drafters()[drafter]())
+        answer = house.answer(
+            mode, window=window, branches=branches, candidates=3, sampling=sampling
+        )
+        assert virtual.run(spoken(answer)) == alone
+        assert not answer.stats.draft_losses
+
+
+def test_a_near_draft_commits_several_tokens_a_step_and_hits() -> None:
+    answer = House(free_lane, drafters()["near"]()).answer("mirror", new=200)
+    virtual.run(spoken(answer))
+    figures = answer.stats.as_dict()
+    assert figures["tokens_per_step"] > 1.5
+    assert figures["hit_rate"] > 0.8
+
+
+def test_the_answer_ends_with_the_first_end_of_sequence_token() -> None:
+    alone = virtual.run(spoken(House(free_lane, None).answer("ar", new=80)))
+    end = alone[30]
+    answer = House(free_lane, drafters()["near"]()).answer("mirror", new=80, eos=frozenset({end}))
+    assert virtual.run(spoken(answer)) == alone[: alone.index(end) + 1]
+    assert answer.finish_reason == "stop"
+
+
+STEP = {"prefill": 0.5, "prefix": 0.010, "suffix": 0.030, "window": 0.040, "fresh": 0.009}
+
+
+@pytest.mark.parametrize("rollout", [0.002, 0.030, 0.050])
+def test_a_mirror_step_takes_prefix_plus_the_longer_of_suffix_and_rollout(rollout: float) -> None:
+    costs = {**STEP, "rollout": rollout}
+
+    def lane(name: str, trace: Trace) -> Lane:
+        return virtual.VirtualLane(name, trace, lambda call, *_: costs[call])
+
+    async def timed() -> Answer:
+        house = House(lane, drafters()["near"]())
+        loop = asyncio.get_running_loop()
+        answer = house.answer("mirror", branches=4, new=120, clock=loop.time)
+        await spoken(answer)
+        return answer
+
+    steps = virtual.run(timed()).stats.steps[:-2]
+    missed_before = True
+    assert {step.hit for step in steps} == {True, False}
+    for step in steps:
+        expected = costs["prefix"] + max(costs["suffix"], rollout)
+        if missed_before:
+            expected += costs["fresh"]
+        assert step.seconds == pytest.approx(expected, abs=1e-9)
+        assert step.hidden == pytest.approx(min(costs["suffix"], rollout), abs=1e-9)
+        missed_before = not step.hit
+
+
+def test_a_serial_step_takes_draft_plus_target() -> None:
+    costs = {**STEP, "rollout": 1.0}
+
+    def lane(name: str, trace: Trace) -> Lane:
+        return virtual.VirtualLane(name, trace, lambda call, *_: costs[call])
+
+    async def timed() -> Answer:
+        loop = asyncio.get_running_loop()
+        answer = House(lane, drafters()["near"]()).answer("sd", clock=loop.time)
+        await spoken(answer)
+        return answer
+
+    for step in virtual.run(timed()).stats.steps[:-2]:
+        assert step.seconds == pytest.approx(costs["window"] + costs["fresh"], abs=1e-9)
+
+
+def test_real_threads_keep_the_step_law_within_two_milliseconds() -> None:
+    trace = Trace()
+    draft = ScriptedDraft(NEAR, VOCABULARY, seconds=0.004, trace=trace)
+    house = House(
+        ThreadLane,
+        ModelDrafter(draft),
+        trace,
+        {"prefix": 0.006, "suffix": 0.020},
+    )
+    answer = house.answer("mirror", window=3, new=120)
+    asyncio.run(spoken(answer))
+    hits = [now for before, now in zip(answer.stats.steps, answer.stats.steps[1:]) if before.hit]
+    median = statistics.median(step.seconds for step in hits)
+    law = statistics.median(s.prefix + max(s.suffix, s.rollout) for s in hits)
+    assert median == pytest.approx(0.026, abs=0.002)
+    assert median == pytest.approx(law, abs=0.002)
+    answer.on.target_lane.close()
+
+
+class Failing(ModelDrafter):
+    """Breaks at its n-th rollout."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__(ScriptedDraft(NEAR, VOCABULARY))
+        self.calls = calls
+
+    def rollout(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls -= 1
+        if self.calls < 0:
+            raise RuntimeError("the driver went away")
+        return super().rollout(*args, **kwargs)
+
+
+@pytest.mark.parametrize("mode", ["sd", "mirror"])
+@pytest.mark.parametrize("calls", [0, 1, 2, 7])
+def test_losing_the_draft_costs_speed_never_text(mode: Mode, calls: int) -> None:
+    alone = virtual.run(spoken(House(free_lane, None).answer("ar")))
+    answer = House(free_lane, Failing(calls)).answer(mode)
+    assert virtual.run(spoken(answer)) == alone
+    assert answer.stats.draft_losses == ["RuntimeError: the driver went away"]
+
+
+def test_cancelling_anywhere_leaves_the_devices_usable() -> None:
+    alone = virtual.run(spoken(House(free_lane, None).answer("ar", new=25)))
+    house = House(ThreadLane, drafters()["near"](), seconds={"prefix": 0.002, "suffix": 0.004})
+    answer = house.answer("mirror", new=25)
+
+    async def cancelled_after(seconds: float) -> None:
+        task = asyncio.create_task(spoken(again(answer)))
+        await asyncio.sleep(seconds)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for moment in range(12):
+        asyncio.run(cancelled_after(0.0013 * moment))
+        assert asyncio.run(spoken(again(answer))) == alone
+    answer.on.target_lane.close()
+
+
+def again(answer: Answer) -> Answer:
+    """The same question on the same devices."""
+    return Answer(
+        answer.on, list(PROMPT), answer.strategy, answer.sampler, answer.eos, answer.limit
+    )
+
+
+def test_a_second_turn_prefills_only_what_is_new() -> None:
+    answer = House(free_lane, drafters()["near"]()).answer("mirror", new=20)
+
+    async def two_turns() -> Answer:
+        await spoken(answer)
+        second = again(answer)
+        second.tokens = [*answer.tokens, 7, 8, 9]
+        second.limit = len(second.tokens) + 10
+        await spoken(second)
+        return second
+
+    second = virtual.run(two_turns())
+    # The last token of an answer is never fed, so it is new as well.
+    assert second.stats.prefilled_tokens == 4
+
+
+def test_the_thread_lane_keeps_order_and_survives_a_closed_loop() -> None:
+    lane = ThreadLane("test", Trace())
+    said: list[int] = []
+
+    async def abandon() -> None:
+        lane.start("slow", lambda: (time.sleep(0.05), said.append(1)))
+
+    async def follow() -> None:
+        await lane.start("quick", lambda: said.append(2))
+
+    runs: list[Coroutine[Any, Any, None]] = [abandon(), follow()]
+    for run in runs:
+        asyncio.run(run)
+    assert said == [1, 2]
+    lane.close()
