@@ -62,6 +62,10 @@ TARGET = Shape(hidden=256, layers=6, heads=4, kv_heads=2, intermediate=512)
 DRAFT = Shape(hidden=128, layers=2, heads=4, kv_heads=2, intermediate=256)
 
 
+def _move(model: torch.nn.Module, device: torch.device) -> None:
+    model.to(device)
+
+
 def train_tokenizer(texts: list[str]) -> Tokenizer:
     """Byte-level BPE: every byte has a token, so any text survives the round trip."""
     tokenizer = Tokenizer(models.BPE())
@@ -148,7 +152,7 @@ def main(
     compiled: Annotated[bool, typer.Option(help="Use torch.compile (needs a C++ compiler).")] = True,
 ) -> None:
     """Train the demo pair and write OUTPUT/target, OUTPUT/draft and OUTPUT/report.json."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     train_texts = list(conversations.read(train_file))
     tokenizer = train_tokenizer([conversations.render(c) for c in train_texts])
@@ -170,7 +174,8 @@ def main(
 
         return on_progress
 
-    target = TARGET.build().to(device)
+    target = TARGET.build()
+    _move(target, device)
     target_tokens = train(
         target,
         text_loss(wrapped(target)),
@@ -182,7 +187,8 @@ def main(
     target.eval()
     save(target, tokenizer, output / "target")
 
-    draft = DRAFT.build().to(device)
+    draft = DRAFT.build()
+    _move(draft, device)
     draft_tokens = train(
         draft,
         distillation_loss(wrapped(draft), wrapped(target)),
@@ -194,7 +200,8 @@ def main(
     draft.eval()
     save(draft, tokenizer, output / "draft")
 
-    target, draft = target.cpu(), draft.cpu()
+    for model in (target, draft):
+        _move(model, torch.device("cpu"))
     report = {
         "target": {**asdict(TARGET), "parameters": target.num_parameters(), "tokens": target_tokens},
         "draft": {**asdict(DRAFT), "parameters": draft.num_parameters(), "tokens": draft_tokens},

@@ -41,8 +41,10 @@ class Chunk:
 
     text: str
     tokens: tuple[int, ...]
-    finish_reason: str | None = None
+    finish_reason: str | None
     """On the last chunk: `stop` (end of sequence or a stop string) or `length`."""
+    stats: Stats
+    """Of the answer so far."""
 
 
 @dataclass(frozen=True)
@@ -279,12 +281,12 @@ class Model:
             async for tokens in decode(answer):
                 emit, hit = stops.push(text.push(tokens))
                 if hit:
-                    yield Chunk(emit, tuple(tokens), "stop")
+                    yield Chunk(emit, tuple(tokens), "stop", answer.stats)
                     return
                 if answer.finish_reason is not None:
                     rest, hit = stops.push(text.finish())
                     emit += rest + ("" if hit else stops.finish())
-                yield Chunk(emit, tuple(tokens), answer.finish_reason)
+                yield Chunk(emit, tuple(tokens), answer.finish_reason, answer.stats)
         finally:
             self._busy.release()
 

@@ -206,7 +206,10 @@ async def decode(
     warming = _warm_up(answer) if mode != "ar" else _done(None)
     first = await _prefill(answer, on_prefill)
     stats.time_to_first_token = on.clock() - began
-    yield answer.commit(Verdict(0, first), None)
+    said = answer.commit(Verdict(0, first), None)
+    stats.generated_tokens += len(said)
+    yield said
+    first_said = on.clock()
     try:
         await warming
     except Exception as error:
@@ -230,6 +233,8 @@ async def decode(
                 hit=outcome.hit,
             )
         )
+        stats.generated_tokens += len(said)
+        stats.decode_seconds = on.clock() - first_said
         yield said
 
 

@@ -133,11 +133,12 @@ class Sampler:
             return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
         width = logits.shape[1]
         noise = np.stack([self.noise(p)[:width] for p in positions])
-        kept = _kept(logits / np.float32(chosen.temperature), chosen)
-        tokens = (kept + noise).argmax(axis=-1)
+        scaled = _top_k(logits / np.float32(chosen.temperature), chosen.top_k)
+        contest = _min_p(scaled, chosen.min_p) + noise
+        tokens = contest.argmax(axis=-1)
         if chosen.top_p < 1.0:
             for row in range(len(tokens)):
-                tokens[row] = _nucleus(kept[row], noise[row], int(tokens[row]), chosen.top_p)
+                tokens[row] = _nucleus(scaled[row], contest[row], int(tokens[row]), chosen.top_p)
         return np.asarray(tokens, dtype=np.int64)
 
     def scores(
@@ -169,27 +170,34 @@ def _penalised(
     return row
 
 
-def _kept(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float32]:
-    """`logits` [n, V] with what top-k and min-p exclude at minus infinity."""
-    floor = np.full(len(logits), -np.inf, dtype=np.float32)
-    if 0 < sampling.top_k < logits.shape[1]:
-        floor = np.partition(logits, -sampling.top_k, axis=-1)[:, -sampling.top_k]
-    if sampling.min_p > 0.0:
-        floor = np.maximum(floor, logits.max(axis=-1) + np.float32(math.log(sampling.min_p)))
-    if np.isneginf(floor).all():
+def _top_k(logits: NDArray[np.float32], top_k: int) -> NDArray[np.float32]:
+    """`logits` [n, V] with all below the k-th best at minus infinity."""
+    if not 0 < top_k < logits.shape[1]:
         return logits
-    return np.where(logits < floor[:, None], np.float32(-np.inf), logits)
+    floor = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]
+    return np.where(logits < floor, np.float32(-np.inf), logits)
 
 
-def _nucleus(row: NDArray[np.float32], noise: NDArray[np.float32], token: int, top_p: float) -> int:
-    """The winner among the tokens that the nucleus keeps.
+def _min_p(logits: NDArray[np.float32], min_p: float) -> NDArray[np.float32]:
+    """`logits` [n, V] with all less likely than `min_p` times the likeliest at minus infinity."""
+    if min_p == 0.0:
+        return logits
+    floor = logits.max(axis=-1, keepdims=True) + np.float32(math.log(min_p))
+    return np.where(logits < floor, np.float32(-np.inf), logits)
+
+
+def _nucleus(
+    row: NDArray[np.float32], contest: NDArray[np.float32], token: int, top_p: float
+) -> int:
+    """The winner of `contest` among the tokens that the nucleus of `row` keeps.
 
     A token is kept if the likelier ones together have less than `top_p`. What excludes a token
     excludes all less likely ones, so the winner is found without sorting the row.
     """
     weights: NDArray[Any] = np.exp(row - row.max())
-    limit = top_p * weights.sum()
+    # A Python float, since a tiny `top_p` is 0 in float32 and would exclude even the likeliest.
+    limit = top_p * float(weights.sum())
     while weights[row > row[token]].sum() >= limit:
-        row = np.where(row <= row[token], np.float32(-np.inf), row)
-        token = int((row + noise).argmax())
+        contest = np.where(row <= row[token], np.float32(-np.inf), contest)
+        token = int(contest.argmax())
     return token

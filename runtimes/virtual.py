@@ -1,4 +1,4 @@
-"""Lanes on a virtual clock: the real scheduler, with stated times instead of devices that take them."""
+"""Lanes on a virtual clock: the real scheduler with stated times, and no devices to wait for."""
 
 from __future__ import annotations
 

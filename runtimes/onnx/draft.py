@@ -45,7 +45,7 @@ class OnnxDraft:
         bias: NDArray[Any] = np.zeros((1, 1, len(tokens), start + len(tokens)), dtype=self._dtype)
         if hidden is not None:
             bias[0, 0][hidden] = self._unseen
-        logits = np.empty((1, len(wanted), self.vocabulary), dtype=np.float32)
+        logits: NDArray[np.float32] = np.empty((1, len(wanted), self.vocabulary), dtype=np.float32)
         self._cache.run(
             start,
             {
@@ -57,7 +57,7 @@ class OnnxDraft:
             {"logits": logits},
             len(tokens),
         )
-        return logits[0]
+        return logits.reshape(logits.shape[1:])
 
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""

@@ -84,11 +84,11 @@ class OnnxTarget:
         self._prefix.run(start, {"input_ids": tokens[None]}, {"hidden": self._hidden}, len(tokens))
 
     def _logits(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = np.empty((1, len(rows), self.vocabulary), dtype=np.float32)
+        logits: NDArray[np.float32] = np.empty((1, len(rows), self.vocabulary), dtype=np.float32)
         self._suffix.run(
             self._start,
             {"hidden": self._hidden, "rows": rows},
             {"logits": logits},
             self._hidden.shape[1],
         )
-        return logits[0]
+        return logits.reshape(logits.shape[1:])

@@ -1,0 +1,128 @@
+"""`mirror-edge chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mirror_edge.apps import options
+
+if TYPE_CHECKING:
+    from mirror_edge import Model, Sampling, Speculation
+    from mirror_edge.stats import Stats
+
+HELP = "/stats shows figures of the last answer, /reset forgets the conversation, /quit ends."
+
+
+def chat_command(
+    bundle: Annotated[
+        str | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
+    ] = None,
+    mode: options.Mode = "auto",
+    temperature: options.Temperature = 0.7,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.05,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    seed: options.Seed = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="End an answer after so many tokens.")] = 512,
+    stop: options.Stop = None,
+    window: options.Window = 4,
+    candidates: options.Candidates = 4,
+    branches: options.Branches = "8",
+    drafter: options.Drafter = "model",
+    strict: options.Strict = False,
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    target_device: options.Device = "auto",
+    draft_device: options.Device = "auto",
+    target_threads: options.Threads = None,
+    draft_threads: options.Threads = None,
+) -> None:
+    """Talk to a model. Ctrl-C stops an answer; /quit or Ctrl-D ends."""
+    from mirror_edge import Sampling, load
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    speculation = options.speculation(mode, window, candidates, branches, drafter, strict)
+    with load(
+        bundle,
+        target_device=target_device,
+        draft_device=draft_device,
+        target_threads=target_threads,
+        draft_threads=draft_threads,
+    ) as model:
+        typer.echo(f"{model.bundle.manifest.name}. {HELP}", err=True)
+        chat = Chat(model, sampling, speculation, max_new_tokens, stop or [], system)
+        while (line := _ask()) is not None:
+            if line == "/quit":
+                break
+            if line == "/reset":
+                chat.reset()
+            elif line == "/stats":
+                typer.echo(json.dumps(chat.stats and chat.stats.as_dict(), indent=2))
+            elif line.startswith("/"):
+                typer.echo(HELP, err=True)
+            elif line.strip():
+                chat.answer(line)
+
+
+class Chat:
+    """A conversation: its messages, and how they are answered."""
+
+    def __init__(
+        self,
+        model: Model,
+        sampling: Sampling,
+        speculation: Speculation,
+        max_new_tokens: int,
+        stop: list[str],
+        system: str | None,
+    ) -> None:
+        """Begin with the system message, if there is one."""
+        self._model, self._sampling, self._speculation = model, sampling, speculation
+        self._max_new_tokens, self._stop = max_new_tokens, stop
+        self._first: list[Any] = [{"role": "system", "content": system}] if system else []
+        self.stats: Stats | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self.messages = list(self._first)
+
+    def answer(self, line: str) -> None:
+        """Answer `line` on the terminal; a refused one leaves the conversation as it was."""
+        from mirror_edge.errors import MirrorEdgeError
+
+        asked = [*self.messages, {"role": "user", "content": line}]
+        said: list[str] = []
+        try:
+            for chunk in self._model.stream(
+                asked,
+                max_new_tokens=self._max_new_tokens,
+                sampling=self._sampling,
+                speculation=self._speculation,
+                stop=self._stop,
+            ):
+                said.append(chunk.text)
+                typer.echo(chunk.text, nl=False)
+                self.stats = chunk.stats
+        except KeyboardInterrupt:
+            typer.echo(" [stopped]", nl=False, err=True)
+        except MirrorEdgeError as error:
+            typer.echo(f"error: {error} (/reset forgets the conversation)", err=True)
+            return
+        typer.echo()
+        self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
+
+
+def _ask() -> str | None:
+    """A line from the user; None at the end of input."""
+    while True:
+        try:
+            return input("> ")
+        except EOFError:
+            typer.echo()
+            return None
+        except KeyboardInterrupt:
+            typer.echo("\n(/quit ends)", err=True)

@@ -1,0 +1,79 @@
+"""`mirror-edge inspect`: what a bundle holds, and what it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mirror_edge.bundle import Manifest, ModelSpec
+    from mirror_edge.memory import MemoryPlan
+
+
+def inspect_command(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a bundle and show what is in it."""
+    from mirror_edge import bundle as bundles
+    from mirror_edge.memory import plan_memory
+
+    read = bundles.read(bundles.demo() if bundle is None else bundle)
+    plan = plan_memory(read.manifest)
+    if as_json:
+        memory = {**dataclasses.asdict(plan), "total": plan.total}
+        manifest = dataclasses.asdict(read.manifest)
+        typer.echo(json.dumps({"folder": str(read.folder), **manifest, "memory": memory}))
+    else:
+        _show(read.manifest, plan)
+
+
+def _show(manifest: Manifest, plan: MemoryPlan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    target, draft = manifest.target, manifest.draft
+    console = Console()
+    console.print(f"[bold]{manifest.name}[/bold] (schema {manifest.schema})", highlight=False)
+
+    models = Table(
+        "model", "architecture", "layers", "hidden", "vocabulary", "context", "precision"
+    )
+    models.add_row("target", *_row(target.model))
+    if draft is not None:
+        models.add_row("draft", *_row(draft.model))
+    console.print(models)
+    console.print(
+        f"exit after layer {target.exit_layer} of {target.model.layers}, "
+        f"its head names {target.exit_vocabulary:,} of {target.model.vocabulary:,} tokens; "
+        + (f"{draft.streams} draft streams" if draft is not None else "no draft"),
+        highlight=False,
+    )
+
+    files = Table("file", "MB", "SHA-256")
+    for name, spec in manifest.files.items():
+        files.add_row(name, f"{spec.bytes / 1e6:.2f}", spec.sha256[:16])
+    console.print(files)
+
+    memory = Table("memory at full context", "MB")
+    for part, size in dataclasses.asdict(plan).items():
+        memory.add_row(part.replace("_", " "), f"{size / 1e6:.1f}")
+    memory.add_row("total", f"{plan.total / 1e6:.1f}")
+    console.print(memory)
+
+
+def _row(model: ModelSpec) -> tuple[str, ...]:
+    return (
+        model.architecture,
+        str(model.layers),
+        str(model.hidden),
+        f"{model.vocabulary:,}",
+        f"{model.context:,}",
+        model.precision,
+    )

@@ -1,0 +1,55 @@
+"""The options that `generate` and `chat` share, and what they become."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mirror_edge.policy import Speculation
+
+Mode = Annotated[
+    str, typer.Option(help="auto, ar (target only), sd (draft, then verify) or mirror (at once).")
+]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")]
+TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that make up this share.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1, said tokens become less likely.")]
+Seed = Annotated[int, typer.Option(help="One seed, one text, in every mode.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="End the answer before this text; repeatable.")
+]
+Window = Annotated[int, typer.Option(help="γ: draft tokens a step.")]
+Candidates = Annotated[int, typer.Option(help="κ: outcomes prepared for at each place.")]
+Branches = Annotated[str, typer.Option(help="R: outcomes prepared for in all, or 'all'.")]
+Drafter = Annotated[str, typer.Option(help="model (the bundle's draft) or ngram (look-up).")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Run the target at one width: equal to the last bit.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, or cpu:0, cpu:0-3 for these cores only.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="By default all its cores.")]
+
+
+def speculation(
+    mode: str, window: int, candidates: int, branches: str, drafter: str, strict: bool
+) -> Speculation:
+    """The options as a `Speculation`.
+
+    Raises:
+        OptionError: naming the option that cannot be honoured.
+    """
+    from mirror_edge.errors import OptionError
+    from mirror_edge.policy import Speculation
+
+    if branches != "all" and not branches.isdecimal():
+        raise OptionError(f"--branches is {branches!r}; it must be a number or 'all'.")
+    return Speculation(
+        mode=mode,  # type: ignore[arg-type]
+        window=window,
+        candidates=candidates,
+        branches=None if branches == "all" else int(branches),
+        drafter=drafter,  # type: ignore[arg-type]
+        strict=strict,
+    )
