@@ -1,0 +1,126 @@
+"""``mirror-edge export``: two models in, one bundle out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from mirror_edge.export.pipeline import Exported
+
+__all__ = ["export_command"]
+
+PrecisionOption = Literal["int4", "int8", "fp16", "fp32"]
+
+
+def export_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="The model whose answers you want: a Hugging Face folder, a name on the hub, "
+            "a folder in ONNX Runtime GenAI's format, or one written by optimum-cli."
+        ),
+    ],
+    draft: Annotated[
+        str, typer.Option(help="The small model that guesses ahead, with the same tokenizer.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder to write.")],
+    exit_layer: Annotated[
+        str,
+        typer.Option(help="After how many layers the target names its candidates; auto is half."),
+    ] = "auto",
+    precision: Annotated[
+        PrecisionOption | None,
+        typer.Option(help="Of the weights; int4 unless TARGET is an ONNX folder."),
+    ] = None,
+    draft_precision: Annotated[
+        PrecisionOption | None, typer.Option(help="Of the draft's weights; as --precision.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle.")] = False,
+) -> None:
+    """Make a bundle of a target model and its draft, and check it against both."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    from mirror_edge.errors import OptionError
+    from mirror_edge.export import export
+
+    if exit_layer != "auto" and not exit_layer.isdecimal():
+        raise OptionError(f"--exit-layer {exit_layer}: must be auto or a number.")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = {}
+
+        def show(stage: str, share: float) -> None:
+            for name, task in tasks.items():
+                if name != stage:
+                    progress.update(task, completed=1.0)
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=1.0)
+            progress.update(tasks[stage], completed=share)
+
+        made = export(
+            target,
+            draft,
+            output,
+            exit_layer=None if exit_layer == "auto" else int(exit_layer),
+            precision=precision,
+            draft_precision=draft_precision,
+            force=force,
+            on_progress=show,
+        )
+    _print(made)
+
+
+def _print(made: Exported) -> None:
+    """Say what was written."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, manifest = Console(), made.manifest
+    target, draft = manifest.target, manifest.draft
+    models = Table("", "architecture", "layers", "hidden", "precision", "context", box=None)
+    for name, spec in (("target", target.model), ("draft", draft.model if draft else None)):
+        if spec is not None:
+            shape = (spec.layers, spec.hidden, spec.precision, spec.context)
+            models.add_row(name, spec.architecture, *map(str, shape))
+    console.print(models)
+    console.print(
+        f"\nExit after layer {target.exit_layer} of {target.model.layers}; the exit head names "
+        f"{target.exit_vocabulary:,} of {target.model.vocabulary:,} tokens.\n"
+    )
+    files = Table("file", "size", "what it is", box=None)
+    for file, entry in manifest.files.items():
+        files.add_row(file, _size(entry.bytes), _CONTENTS.get(file, ""))
+    console.print(files)
+    console.print("\nChecked, in standard deviations of the logits:")
+    for name, off in made.deviations.items():
+        console.print(f"  {name}: {off:.2g}")
+    total = sum(entry.bytes for entry in manifest.files.values())
+    console.print(f"\n{made.folder}: {_size(total)}", soft_wrap=True)
+
+
+_CONTENTS = {
+    "target/prefix.onnx": "embedding and the layers up to the exit",
+    "target/exit.onnx": "the exit head: candidates for the draft",
+    "target/suffix.onnx": "the layers behind the exit, and the LM head",
+    "target/weights.bin": "the weights of the target's graphs",
+    "target/exit.bin": "the exit head's own weights",
+    "draft/draft.onnx": "the draft, with positions and mask as inputs",
+    "draft/weights.bin": "the draft's weights",
+    "tokenizer.json": "the tokenizer that both share",
+    "tokenizer_config.json": "its settings",
+    "generation_config.json": "end tokens and sampling settings",
+    "chat_template.jinja": "how a conversation becomes a prompt",
+}
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"

@@ -1,0 +1,93 @@
+"""From a checkpoint to one full ONNX graph, by ONNX Runtime GenAI's model builder."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mirror_edge.bundle import Precision
+from mirror_edge.errors import ExportError
+from mirror_edge.export.source import Source, install_line
+
+__all__ = ["build"]
+
+_LAYER = re.compile(r"Reading layer (\d+)")
+
+
+def build(
+    source: Source,
+    precision: Precision,
+    folder: Path,
+    on_share: Callable[[float], None],
+    *,
+    layers: int | None = None,
+) -> Path:
+    """Write the full graph of a checkpoint to `folder` (only its first `layers`, if given)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's code, run whole
+            from onnxruntime_genai.models.builder import create_model, parse_extra_options
+    except ImportError as error:
+        raise install_line(error.name or "onnxruntime-genai") from error
+
+    # fp16 graphs with GroupQueryAttention are only built for GPU providers.
+    provider = "webgpu" if precision == "fp16" else "cpu"
+    extra = ["hf_token=false"] + ([f"num_hidden_layers={layers}"] if layers else [])
+    count = layers or source.config.get("num_hidden_layers") or 1
+    cache = folder / "cache"
+    # Not None: some of the builder's models look the name up.
+    settled = (str(source.folder), str(source.folder), str(folder), precision, provider, str(cache))
+    lines = _Lines(lambda layer: on_share((layer + 1) / (count + 1)))
+    try:
+        with _quiet(lines):
+            create_model(*settled, **parse_extra_options(*settled, extra))
+    except (Exception, SystemExit) as error:
+        raise ExportError(
+            f"{source.folder}: the model builder of onnxruntime-genai cannot build a graph of "
+            f"{_architecture(source)} ({type(error).__name__}: {error}). If another tool can "
+            "export this model to ONNX, give the folder that it wrote."
+        ) from error
+    return folder / "model.onnx"
+
+
+def _architecture(source: Source) -> str:
+    names = source.config.get("architectures") or ["an unnamed architecture"]
+    return str(names[0])
+
+
+class _Lines(io.TextIOBase):
+    """Standard output of the builder: swallowed, but for the layers it has read."""
+
+    def __init__(self, on_layer: Callable[[int], None]) -> None:
+        super().__init__()
+        self._on_layer = on_layer
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if found := _LAYER.search(text):
+            self._on_layer(int(found[1]))
+        return len(text)
+
+
+@contextlib.contextmanager
+def _quiet(lines: _Lines) -> Iterator[None]:
+    """Keep prints, progress bars, log records and warnings of the builder off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            contextlib.redirect_stdout(lines),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,204 @@
+"""Trust no graph unchecked: the exported graphs, run as a decoder runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mirror_edge.bundle import ModelSpec
+from mirror_edge.errors import ExportError
+from mirror_edge.export.reference import numpy_type, session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Rows = NDArray[np.float32]
+    Ids = NDArray[np.int64]
+
+__all__ = [
+    "SHORTEST",
+    "TREE_NODES",
+    "Tree",
+    "check_draft",
+    "check_exit",
+    "check_target",
+    "compare",
+    "cut_limit",
+    "source_limit",
+    "tree_after",
+]
+
+_CUT = {"fp32": 1e-3, "fp16": 5e-2, "int8": 5e-2, "int4": 1e-1}
+# Unrelated logits are at 1.41. Quantisation is no error of the export, so it has room.
+_SOURCE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5, "int4": 1.2}
+SHORTEST = 16
+"""Tokens a text must have to be checked on."""
+TREE_NODES = 6
+_TAIL = 10
+"""Tokens of the sample kept for a window and for single steps."""
+_REFUSED = -1e4
+"""Added to an attention score: never seen. In float16's range."""
+
+
+def cut_limit(spec: ModelSpec) -> float:
+    """How far a cut graph may be from the uncut one; see `compare`."""
+    return _CUT[spec.precision]
+
+
+def source_limit(spec: ModelSpec) -> float:
+    """How far the uncut graph may be from the source; see `compare`."""
+    return _SOURCE[spec.precision]
+
+
+def compare(graph: str, found: Rows, expected: Rows, limit: float) -> float:
+    """The worst row's root mean square error, in standard deviations of the expected logits.
+
+    Raises:
+        ExportError: when it is over `limit`, naming `graph`.
+    """
+    error = np.sqrt(np.mean((found - expected) ** 2, axis=-1)).max()
+    deviation = float(error / max(float(expected.std()), 1e-9))
+    if not deviation <= limit:  # a NaN fails too
+        worst = float(np.abs(found - expected).max())
+        raise ExportError(
+            f"{graph}: its logits are off by {worst:.3g} from the source model's, a root mean "
+            f"square error of {deviation:.3g} standard deviations where {limit:.3g} is allowed. "
+            "This architecture or configuration is not exported correctly: no bundle was written."
+        )
+    return deviation
+
+
+class _Cached:
+    """One graph with its KV cache."""
+
+    def __init__(self, path: Path, spec: ModelSpec, capacity: int) -> None:
+        self._session = session(path)
+        self._grown = spec.cache == "concat"
+        self._outputs = [entry.name for entry in self._session.get_outputs()]
+        shape = (1, spec.kv_heads, capacity, spec.head_size)
+        self._cache: dict[str, NDArray[Any]] = {
+            entry.name: np.zeros(shape, numpy_type(spec))
+            for entry in self._session.get_inputs()
+            if entry.name.startswith("past_key_values.")
+        }
+
+    def run(self, start: int, width: int, **feeds: NDArray[Any]) -> NDArray[Any]:
+        """Feed `width` rows behind the `start` rows that are cached; the first output."""
+        total = start + width
+        if self._grown:
+            feeds["attention_mask"] = np.ones((1, total), np.int64)
+            past = {name: array[:, :, :start] for name, array in self._cache.items()}
+        else:
+            feeds["seqlens_k"] = np.array([total - 1], np.int32)
+            feeds["total_sequence_length"] = np.array(total, np.int32)
+            past = self._cache
+        outputs = dict(zip(self._outputs, self._session.run(None, {**feeds, **past}), strict=True))
+        self._cache = {
+            name: outputs[name.replace("past_key_values", "present")] for name in self._cache
+        }
+        first: NDArray[Any] = outputs[self._outputs[0]]
+        return first
+
+
+def check_target(folder: Path, spec: ModelSpec, ids: Ids, expected: Rows) -> float:
+    """Prompt in chunks, a window, wrong tokens taken back, single steps: each row as expected."""
+    prefix = _Cached(folder / "prefix.onnx", spec, len(ids))
+    suffix = _Cached(folder / "suffix.onnx", spec, len(ids))
+
+    def forward(start: int, tokens: Ids) -> Rows:
+        hidden = prefix.run(start, len(tokens), input_ids=tokens[None])
+        rows = np.arange(len(tokens))
+        logits: Rows = suffix.run(start, len(tokens), hidden=hidden, rows=rows)[0]
+        return logits
+
+    prompt, half = len(ids) - _TAIL, len(ids) - _TAIL // 2
+    found = [
+        forward(a, ids[a:b]) for a, b in ((0, prompt // 2), (prompt // 2, prompt), (prompt, half))
+    ]
+    forward(half, ids[: _TAIL - _TAIL // 2 - 1])
+    found += [forward(at, ids[at : at + 1]) for at in range(half, len(ids))]
+    return compare(
+        "target/prefix.onnx with target/suffix.onnx",
+        np.concatenate(found),
+        expected,
+        cut_limit(spec),
+    )
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A few branching guesses behind a text; a node's parent is -1 for the text itself."""
+
+    tokens: Ids
+    parents: tuple[int, ...]
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the text to `node`."""
+        parent = self.parents[node]
+        return [*([] if parent < 0 else self.path(parent)), node]
+
+    def texts(self, ids: Ids) -> list[Ids]:
+        """Every node's path, behind `ids`."""
+        return [
+            np.concatenate([ids, self.tokens[self.path(node)]]) for node in range(len(self.parents))
+        ]
+
+
+def tree_after(ids: Ids) -> Tree:
+    """Six nodes: two branches from the text, one of which branches again."""
+    return Tree(ids[1:7], (-1, -1, 0, 1, 2, 2))
+
+
+def check_draft(folder: Path, spec: ModelSpec, ids: Ids, tree: Tree, expected: list[Rows]) -> float:
+    """A prompt in chunks, a tree, then the text again in its place: each row as expected.
+
+    `expected` are the logits of `ids`, then of each of the tree's texts.
+    """
+    size = len(tree.parents)
+    draft = _Cached(folder / "draft.onnx", spec, len(ids) + size)
+
+    def forward(start: int, tokens: Ids, positions: Ids, bias: Rows) -> Rows:
+        logits: Rows = draft.run(
+            start,
+            len(tokens),
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            attention_bias=bias[None, None].astype(numpy_type(spec)),
+            rows=np.arange(len(tokens)),
+        )[0]
+        return logits
+
+    def text(start: int, stop: int) -> Rows:
+        bias = np.zeros((stop - start, stop), np.float32)
+        return forward(start, ids[start:stop], np.arange(start, stop), bias)
+
+    prompt = len(ids) - _TAIL
+    found = [text(0, prompt // 2), text(prompt // 2, prompt), text(prompt, len(ids))]
+    bias = np.full((size, len(ids) + size), _REFUSED, np.float32)
+    bias[:, : len(ids)] = 0
+    for node in range(size):
+        bias[node, [len(ids) + other for other in tree.path(node)]] = 0
+    depths = np.array([len(tree.path(node)) - 1 for node in range(size)])
+    found.append(forward(len(ids), tree.tokens, len(ids) + depths, bias))
+    found += [text(at, at + 1) for at in range(len(ids) - 2, len(ids))]
+    wanted = [expected[0], *(rows[-1:] for rows in expected[1:]), expected[0][-2:]]
+    return compare(
+        "draft/draft.onnx", np.concatenate(found), np.concatenate(wanted), cut_limit(spec)
+    )
+
+
+def check_exit(folder: Path, spec: ModelSpec, size: int) -> float:
+    """The exit head's candidates, in order, as the full head ranks the tokens that it can name."""
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((1, 3, spec.hidden)).astype(numpy_type(spec))
+    feeds = {"hidden": hidden, "top": np.array([min(4, size)])}
+    ids, found = session(folder / "exit.onnx").run(["exit_ids", "exit_logprobs"], feeds)
+    (logits,) = session(folder / "tail.onnx").run(["logits"], {"hidden": hidden})
+    expected = np.take_along_axis(logits, ids, axis=-1)
+    # Log-probabilities are logits less a constant of the row.
+    found = found + (expected - found).mean(axis=-1, keepdims=True)
+    limit = max(cut_limit(spec), 1e-2)
+    return compare("target/exit.onnx", found[0], expected[0], limit)

@@ -1,0 +1,142 @@
+"""The exit head: a target's own norm and LM head over the commonest tokens, and the best few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from mirror_edge.bundle import ModelSpec
+from mirror_edge.errors import ExportError
+from mirror_edge.export import weights
+from mirror_edge.export.graph import value
+from mirror_edge.export.reference import numpy_type
+from mirror_edge.export.split import element_type
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["FULL_VOCABULARY", "Correction", "exit_graph"]
+
+FULL_VOCABULARY = 16384
+"""The exit head names all tokens of a vocabulary up to this size, and so many of a larger one."""
+_HEADS = {"MatMul", "MatMulNBits", "Gemm"}
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A trained low-rank step: ``rows + (rows @ a) @ b`` before the norm or the head."""
+
+    a: NDArray[np.float32]
+    """[hidden, rank]"""
+    b: NDArray[np.float32]
+    """[rank, hidden]"""
+    before: Literal["norm", "head"] = "norm"
+
+
+def exit_graph(
+    tail: ModelProto,
+    spec: ModelSpec,
+    folder: Path,
+    tokens: NDArray[np.int64] | None,
+    correction: Correction | None,
+) -> ModelProto:
+    """Candidates from `hidden`; `tokens` are those it can name, in rising order (None: all).
+
+    What the graph does not share with the others goes to ``exit.bin`` in `folder`.
+    """
+    graph = ModelProto()
+    graph.CopyFrom(tail)
+    nodes = graph.graph.node
+    head = next((node for node in reversed(nodes) if node.op_type in _HEADS), None)
+    if head is None:
+        raise ExportError("The graph's LM head was not found. This architecture is not supported.")
+    file = folder / "exit.bin"
+    if correction is not None:
+        _correct(graph, spec, head, correction, file)
+    if tokens is not None:
+        _reduce(graph, spec, head, tokens, folder, file)
+    named = "exit/at" if tokens is not None else "exit_ids"
+    nodes.append(helper.make_node("LogSoftmax", ["logits"], ["exit/logprobs"], axis=-1))
+    nodes.append(
+        helper.make_node("TopK", ["exit/logprobs", "top"], ["exit_logprobs", named], axis=-1)
+    )
+    if tokens is not None:
+        names = numpy_helper.from_array(tokens.astype(np.int64), "exit/tokens")
+        weights.append(names, tokens.astype(np.int64), file)
+        names.ClearField("raw_data")
+        graph.graph.initializer.append(names)
+        nodes.append(helper.make_node("Gather", ["exit/tokens", named], ["exit_ids"]))
+    graph.graph.input.append(value("top", TensorProto.INT64, [1]))
+    del graph.graph.output[:]
+    graph.graph.output.append(value("exit_ids", TensorProto.INT64, [1, "S", "k"]))
+    graph.graph.output.append(value("exit_logprobs", TensorProto.FLOAT, [1, "S", "k"]))
+    return graph
+
+
+def _correct(
+    graph: ModelProto, spec: ModelSpec, head: NodeProto, correction: Correction, file: Path
+) -> None:
+    name = "hidden" if correction.before == "norm" else head.input[0]
+    for node in graph.graph.node:
+        for at, read in enumerate(node.input):
+            if read == name:
+                node.input[at] = "exit/corrected"
+    for key, matrix in (("exit/a", correction.a), ("exit/b", correction.b)):
+        tensor = TensorProto(name=key, data_type=element_type(spec), dims=matrix.shape)
+        weights.append(tensor, matrix.astype(numpy_type(spec)), file)
+        graph.graph.initializer.append(tensor)
+    made = [i for i, node in enumerate(graph.graph.node) if name in node.output]
+    step = [
+        helper.make_node("MatMul", [name, "exit/a"], ["exit/low"]),
+        helper.make_node("MatMul", ["exit/low", "exit/b"], ["exit/step"]),
+        helper.make_node("Add", [name, "exit/step"], ["exit/corrected"]),
+    ]
+    at = made[0] + 1 if made else 0
+    nodes = list(graph.graph.node)
+    del graph.graph.node[:]
+    graph.graph.node.extend([*nodes[:at], *step, *nodes[at:]])
+
+
+def _reduce(
+    graph: ModelProto,
+    spec: ModelSpec,
+    head: NodeProto,
+    tokens: NDArray[np.int64],
+    folder: Path,
+    file: Path,
+) -> None:
+    """Keep the head's rows of `tokens`: of its weight, and of every bias and scale behind it."""
+    for item in head.attribute:
+        if item.name == "N":
+            item.i = len(tokens)
+    start = next(i for i, node in enumerate(graph.graph.node) if node == head)
+    reading = {name for node in graph.graph.node[start:] for name in node.input}
+    made = {name: node for node in graph.graph.node for name in node.output}
+    for name in list(reading):  # a transposed weight is the same weight
+        node = made.get(name)
+        if node is not None and node.op_type in {"Transpose", "Cast", "Identity"}:
+            reading.update(node.input)
+    for tensor in graph.graph.initializer:
+        if tensor.name not in reading:
+            continue
+        values = _rows(weights.load(tensor, folder), tokens, spec.vocabulary)
+        if values is None:
+            continue
+        del tensor.dims[:]
+        tensor.dims.extend(values.shape)
+        tensor.ClearField("raw_data")
+        weights.append(tensor, values, file)
+
+
+def _rows(values: NDArray[Any], tokens: NDArray[np.int64], vocabulary: int) -> NDArray[Any] | None:
+    """The part of `values` that is about `tokens`, or None when it is not one entry a token."""
+    if vocabulary in values.shape:
+        return np.take(values, tokens, axis=values.shape.index(vocabulary))
+    if values.ndim == 1 and values.size > vocabulary and values.size % vocabulary == 0:
+        flat: NDArray[Any] = values.reshape(vocabulary, -1)[tokens].ravel()
+        return flat
+    return None

@@ -1,0 +1,132 @@
+"""Small tools on ONNX graphs whose weights stay on disk: walk, reach, cut out a part."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
+
+__all__ = [
+    "ONLY_SHAPE",
+    "attribute",
+    "infer_shapes",
+    "open_skip_norm",
+    "part",
+    "reach",
+    "reads",
+    "value",
+]
+
+Dims = Sequence[int | str]
+
+ONLY_SHAPE = {"Shape", "Size"}
+"""Operators that read no content."""
+_GRAPHS = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+_SKIP_NORMS = {
+    "SkipSimplifiedLayerNormalization": "SimplifiedLayerNormalization",
+    "SkipLayerNormalization": "LayerNormalization",
+}
+
+
+def attribute(node: NodeProto, name: str) -> object:
+    """The value of one attribute, or None."""
+    return next(
+        (helper.get_attribute_value(item) for item in node.attribute if item.name == name), None
+    )
+
+
+def value(name: str, dtype: int, dims: Dims) -> ValueInfoProto:
+    """A graph input or output."""
+    return helper.make_tensor_value_info(name, dtype, list(dims))
+
+
+def reads(node: NodeProto) -> Iterator[str]:
+    """The tensors a node reads, with those its subgraphs take from outside."""
+    yield from filter(None, node.input)
+    for item in node.attribute:
+        for graph in [item.g, *item.graphs] if item.type in _GRAPHS else []:
+            made = {name for inner in graph.node for name in inner.output}
+            made |= {entry.name for entry in [*graph.input, *graph.initializer]}
+            inner_reads = {name for inner in graph.node for name in reads(inner)}
+            yield from (inner_reads | {entry.name for entry in graph.output}) - made
+
+
+def reach(
+    nodes: Iterable[NodeProto], seeds: Iterable[str], blocked: Collection[str] = ()
+) -> set[str]:
+    """What depends on the content of `seeds` (a shape is not content), not by way of `blocked`."""
+    reached = set(seeds)
+    for node in nodes:
+        if node.op_type not in ONLY_SHAPE and not reached.isdisjoint(reads(node)):
+            reached.update(name for name in node.output if name and name not in blocked)
+    return reached
+
+
+def part(
+    model: ModelProto, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+) -> ModelProto:
+    """The part of `model` that makes `outputs` from `inputs`; weights are referred to, not read."""
+    given = {entry.name for entry in inputs}
+    wanted = {entry.name for entry in outputs}
+    nodes: list[NodeProto] = []
+    for node in reversed(model.graph.node):
+        if any(name in wanted and name not in given for name in node.output):
+            nodes.append(node)
+            wanted.update(reads(node))
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
+    made = {name for node in nodes for name in node.output} | {tensor.name for tensor in weights}
+    if missing := sorted(wanted - made - given):
+        raise ValueError(f"{outputs[0].name} needs {', '.join(missing[:4])}")
+    graph = GraphProto(name=model.graph.name)
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(weights)
+    graph.input.extend(inputs)
+    graph.output.extend(outputs)
+    return helper.make_model(
+        graph,
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+        producer_name="mirror-edge",
+        functions=model.functions,
+    )
+
+
+def open_skip_norm(node: NodeProto) -> list[NodeProto]:
+    """A fused residual-sum-and-norm as two nodes, so that the residual can be cut between them."""
+    norm = _SKIP_NORMS.get(node.op_type)
+    if norm is None:
+        return [node]
+    total = node.output[3] if len(node.output) > 3 and node.output[3] else f"{node.name}/sum"
+    left, right, *parameters = node.input
+    scales = 1 if norm == "SimplifiedLayerNormalization" else 2
+    gamma, bias = parameters[:scales], [name for name in parameters[scales:] if name]
+    nodes = []
+    for at, term in enumerate([right, *bias], start=1):
+        last = at == 1 + len(bias)
+        made = total if last else f"{total}/{at}"
+        nodes.append(helper.make_node("Add", [left, term], [made], name=f"{node.name}/Add_{at}"))
+        left = made
+    stash = {"stash_type": 1} if norm == "SimplifiedLayerNormalization" else {}
+    epsilon = attribute(node, "epsilon")
+    nodes.append(
+        helper.make_node(
+            norm,
+            [total, *filter(None, gamma)],
+            [node.output[0]],
+            name=f"{node.name}/Norm",
+            axis=-1,
+            epsilon=epsilon,
+            **stash,
+        )
+    )
+    return nodes
+
+
+def infer_shapes(model: ModelProto) -> dict[str, list[int | str]]:
+    """The dimensions ONNX can infer; symbolic ones by name."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    return {
+        entry.name: [dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim]
+        for entry in [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
+    }

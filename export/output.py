@@ -1,0 +1,95 @@
+"""A folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mirror_edge.errors import ExportError, OptionError
+
+__all__ = ["refuse_without_space", "whole_folder"]
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `output` that becomes `output` when the block ends well."""
+    if output.exists() and not force:
+        raise OptionError(
+            f"-o {output}: exists already. Choose another folder, or replace it with --force."
+        )
+    if output.is_dir() and any(output.iterdir()) and not (output / "mirror_edge.json").is_file():
+        raise OptionError(
+            f"-o {output}: is not a bundle, so --force will not replace it. Choose another folder."
+        )
+    if output.is_file():
+        raise OptionError(f"-o {output}: is a file. Choose a folder.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+    except OSError as error:
+        raise OptionError(
+            f"-o {output}: cannot be written ({error.strerror}). Choose another folder."
+        ) from error
+    try:
+        yield partial
+        partial.chmod(0o755)
+        _replace(partial, output)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_space(output) from error
+        raise ExportError(
+            f"-o {output}: cannot be written ({error}). Choose another folder."
+        ) from error
+    except Exception as error:
+        if _ran_out(error):
+            raise _no_space(output) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_without_space(output: Path, needed: int) -> None:
+    """Raise when the disk that `output` goes to has less than `needed` bytes left."""
+    folder = next(path for path in output.absolute().parents if path.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ExportError(
+            f"-o {output}: about {needed / 1e6:,.0f} MB are needed there while exporting, and "
+            f"{free / 1e6:,.0f} MB are free. Free some space or choose another disk."
+        )
+
+
+def _replace(partial: Path, output: Path) -> None:
+    """Put `partial` in `output`'s place; what was there is kept until the new one stands."""
+    if not output.exists():
+        partial.rename(output)
+        return
+    old = partial.with_name(partial.name + ".old")
+    output.rename(old)
+    try:
+        partial.rename(output)
+    except OSError:
+        old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _no_space(output: Path) -> ExportError:
+    return ExportError(
+        f"-o {output}: the disk is full. Nothing was kept. Free some space or choose another disk."
+    )
+
+
+def _ran_out(error: BaseException | None) -> bool:
+    """Whether a full disk is behind `error`, whatever it was turned into on its way."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,112 @@
+"""The models that exported graphs are held against: the source itself, and the uncut graph."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from mirror_edge.bundle import ModelSpec
+from mirror_edge.errors import ExportError
+from mirror_edge.export.source import Source, install_line
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Rows = NDArray[np.float32]
+    Ids = NDArray[np.int64]
+
+__all__ = ["checkpoint_logits", "graph_logits", "numpy_type", "session"]
+
+
+def numpy_type(spec: ModelSpec) -> type[np.float32] | type[np.float16]:
+    """Of hidden rows and caches."""
+    return np.float32 if spec.dtype == "float32" else np.float16
+
+
+def session(path: Path) -> ort.InferenceSession:
+    """A session on the CPU."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(
+            f"{path.name}: ONNX Runtime cannot load the graph on the CPU, so it cannot be checked: "
+            f"{error}. Try another --precision."
+        ) from error
+
+
+def graph_logits(path: Path, spec: ModelSpec, texts: Sequence[Ids]) -> list[Rows]:
+    """The logits of every row of `texts` by an uncut graph."""
+    graph = session(path)
+    wanted = {entry.name for entry in graph.get_inputs()}
+    cache = np.zeros((1, spec.kv_heads, 0, spec.head_size), numpy_type(spec))
+    logits = []
+    for text in texts:
+        feeds: dict[str, NDArray[Any]] = {
+            "input_ids": text[None],
+            "attention_mask": np.ones((1, len(text)), np.int64),
+            "position_ids": np.arange(len(text))[None],
+        }
+        feeds |= {name: cache for name in wanted if name.startswith("past_key_values.")}
+        try:
+            (rows,) = graph.run(
+                ["logits"], {name: array for name, array in feeds.items() if name in wanted}
+            )
+        except Exception as error:
+            raise ExportError(
+                f"{path.name}: the whole graph does not run on the CPU, so nothing can be checked: "
+                f"{error}. Try another --precision."
+            ) from error
+        logits.append(rows[0].astype(np.float32))
+    return logits
+
+
+def checkpoint_logits(
+    source: Source, texts: Sequence[Ids], *, exact: bool, layers: int | None = None
+) -> list[Rows]:
+    """The logits of every row of `texts` by transformers (its first `layers` layers, if given).
+
+    `exact` computes in float32; otherwise in the type the checkpoint is stored in.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's code, run whole
+            import torch
+            from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise install_line(error.name or "transformers") from error
+
+    options: dict[str, Any] = {} if layers is None else {"num_hidden_layers": layers}
+    with _quiet(), torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            dtype=torch.float32 if exact else "auto",
+            local_files_only=True,
+            attn_implementation="eager",
+            **options,
+        ).eval()
+        return [
+            model(torch.from_numpy(text)[None], use_cache=False).logits[0].float().numpy()
+            for text in texts
+        ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

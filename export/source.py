@@ -1,0 +1,147 @@
+"""What the user named as a model: where it lies, what kind of folder it is, what its files say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mirror_edge.errors import ExportError, MissingExtraError, OptionError
+
+__all__ = ["Kind", "Source", "install_line", "locate", "read_json"]
+
+Kind = Literal["checkpoint", "genai", "optimum"]
+OnProgress = Callable[[str, float], None]
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.onnx", "*.onnx.data", "*.txt"]
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model on disk."""
+
+    folder: Path
+    kind: Kind
+    name: str
+    graph: Path | None
+    """The full ONNX graph, where there is one already."""
+    config: dict[str, Any]
+    """`config.json`, or empty."""
+    genai: dict[str, Any]
+    """`genai_config.json`, or empty."""
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Every token that ends an answer, by any of the model's files."""
+        generation = read_json(self.folder / "generation_config.json")
+        text = self.config.get("text_config") or self.config
+        found: list[int] = []
+        for ids in (
+            generation.get("eos_token_id"),
+            text.get("eos_token_id"),
+            self.genai.get("model", {}).get("eos_token_id"),
+        ):
+            found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+        return list(dict.fromkeys(found))
+
+
+def install_line(package: str) -> MissingExtraError:
+    """The error for a package that exporting needs and that is not installed."""
+    return MissingExtraError(
+        f"Exporting this model needs the package {package}, which is not installed. "
+        "Install it with: pip install 'mirror-edge[export]'"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object out of a file, or an empty one when there is no such file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"{path}: cannot be read as JSON ({error}). Copy the model folder again."
+        ) from error
+    if not isinstance(found, dict):
+        raise ExportError(f"{path}: must hold a JSON object. Copy the model folder again.")
+    return found
+
+
+def locate(model: str | Path, option: str, on_progress: OnProgress) -> Source:
+    """Find the model that `option` names, on disk or on the hub, and say what kind it is."""
+    folder = Path(model).expanduser()
+    if folder.is_file():
+        raise OptionError(f"{option} {model}: is a file. Give the folder of the model.")
+    if not folder.is_dir():
+        folder = _download(str(model), option, on_progress)
+    name = folder.resolve().name if Path(model).is_dir() else str(model)
+    genai, config = read_json(folder / "genai_config.json"), read_json(folder / "config.json")
+    if genai:
+        file = genai.get("model", {}).get("decoder", {}).get("filename", "model.onnx")
+        graph = folder / file
+        if not graph.is_file():
+            raise ExportError(
+                f"{option} {folder}: genai_config.json names {file}, which is not there. "
+                "Copy the whole model folder again."
+            )
+        return Source(folder, "genai", name, graph, config, genai)
+    if config and any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        return Source(folder, "checkpoint", name, None, config, genai)
+    if config and (folder / "model.onnx").is_file():
+        return Source(folder, "optimum", name, folder / "model.onnx", config, genai)
+    wanted = (
+        "weights (*.safetensors) or model.onnx" if config else "config.json or genai_config.json"
+    )
+    raise ExportError(
+        f"{option} {folder}: is not a model, it has no {wanted}. Give a Hugging Face folder, a "
+        "name on the hub, or a folder with genai_config.json and model.onnx."
+    )
+
+
+def _download(name: str, option: str, on_progress: OnProgress) -> Path:
+    if not _HUB_NAME.fullmatch(name) or name.startswith("."):
+        raise OptionError(
+            f"{option} {name}: there is no such folder. Give a folder or a name on the hub."
+        )
+    try:
+        from huggingface_hub import snapshot_download
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise install_line("huggingface-hub") from error
+
+    class Bar(tqdm):  # type: ignore[misc,type-arg]
+        """Hands the hub's own progress on instead of drawing it."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **{**options, "disable": False, "file": _Nowhere()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            if self.total and self.unit == "B":
+                on_progress(f"Downloading {name}", min(self.n / self.total, 1.0))
+            return bool(shown)
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, tqdm_class=Bar))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(
+            f"{option} {name}: there is no such folder, and it cannot be had from the hub "
+            f"({type(error).__name__}: {reason}). Check the name and the connection, "
+            "or give a folder."
+        ) from error
+
+
+class _Nowhere:
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        pass

@@ -1,0 +1,326 @@
+"""Cutting a full decoder graph: into prefix, suffix and tail for a target, into a tree draft.
+
+A cut is a tensor that everything crosses: the *residual*. It is found by what depends on what, not
+by names, so graphs of any exporter can be cut.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from mirror_edge.bundle import ModelSpec
+from mirror_edge.errors import ExportError
+from mirror_edge.export.graph import (
+    ONLY_SHAPE,
+    infer_shapes,
+    open_skip_norm,
+    part,
+    reach,
+    reads,
+    value,
+)
+
+__all__ = ["TargetGraphs", "draft_graph", "element_type", "split_target"]
+
+_ATTENTION = "GroupQueryAttention"
+_SEQLENS, _TOTAL, _POSITIONS, _BIAS = 5, 6, 9, 10
+"""GroupQueryAttention's inputs that the contract hands in from outside."""
+
+
+@dataclass(frozen=True)
+class TargetGraphs:
+    """The pieces of a target; `tail` is final norm and LM head, from `hidden` to `logits`."""
+
+    prefix: ModelProto
+    suffix: ModelProto
+    tail: ModelProto
+
+
+def element_type(spec: ModelSpec) -> int:
+    """ONNX's number for the type of hidden rows and caches."""
+    return int(TensorProto.FLOAT if spec.dtype == "float32" else TensorProto.FLOAT16)
+
+
+def split_target(model: ModelProto, spec: ModelSpec, exit_layer: int) -> TargetGraphs:
+    """Cut `model` behind layer `exit_layer`; the LM head of the suffix sees the asked rows only."""
+    whole = _prepared(model, spec)
+    cut, end = _residuals(whole, spec, exit_layer)[-1], _tail_residual(whole, spec)
+    whole = _opened(whole, {cut, end})
+    hidden = value("hidden", element_type(spec), [1, "S", spec.hidden])
+    logits = value("logits", TensorProto.FLOAT, [1, "n", spec.vocabulary])
+    lengths = _lengths(spec)
+    first, last = range(exit_layer), range(exit_layer, spec.layers)
+
+    prefix = _copy(whole)
+    _rename(prefix, {cut: "hidden"})
+    suffix = _copy(whole)
+    _shapes_without_prefix(suffix, spec, exit_layer, cut)
+    _gather_rows(suffix, end)
+    _rename(suffix, {cut: "hidden"})
+    tail = _copy(whole)
+    _rename(tail, {end: "hidden"})
+    ids = value("input_ids", TensorProto.INT64, [1, "S"])
+    rows = value("rows", TensorProto.INT64, ["n"])
+    every_row = value("logits", TensorProto.FLOAT, [1, "S", spec.vocabulary])
+    try:
+        return TargetGraphs(
+            part(prefix, [ids, *lengths, *_pasts(spec, first)], [hidden, *_presents(spec, first)]),
+            part(
+                suffix,
+                [hidden, rows, *lengths, *_pasts(spec, last)],
+                [logits, *_presents(spec, last)],
+            ),
+            part(tail, [hidden], [every_row]),
+        )
+    except ValueError as error:
+        raise ExportError(
+            f"The graph cannot be cut behind layer {exit_layer}: {error}. "
+            "This architecture is not supported as a target."
+        ) from error
+
+
+def draft_graph(model: ModelProto, spec: ModelSpec) -> ModelProto:
+    """`model` with its positions and its attention mask handed in from outside."""
+    if spec.cache != "in_place":
+        raise ExportError(
+            "The draft's graph has no GroupQueryAttention, which trees of guesses need. "
+            "Give the draft as a checkpoint or as a folder in ONNX Runtime GenAI's format."
+        )
+    whole = _prepared(model, spec, positions=False)
+    for node in whole.graph.node:
+        if node.op_type == _ATTENTION:
+            node.input.extend([""] * (_BIAS + 1 - len(node.input)))
+            node.input[_POSITIONS] = "position_ids"
+            node.input[_BIAS] = "attention_bias"
+    end = _tail_residual(whole, spec)
+    whole = _opened(whole, {end})
+    _gather_rows(whole, end)
+    layers = range(spec.layers)
+    try:
+        return part(
+            whole,
+            [
+                value("input_ids", TensorProto.INT64, [1, "S"]),
+                value("position_ids", TensorProto.INT64, [1, "S"]),
+                value("attention_bias", element_type(spec), [1, 1, "S", "T"]),
+                value("rows", TensorProto.INT64, ["n"]),
+                *_lengths(spec),
+                *_pasts(spec, layers),
+            ],
+            [
+                value("logits", TensorProto.FLOAT, [1, "n", spec.vocabulary]),
+                *_presents(spec, layers),
+            ],
+        )
+    except ValueError as error:
+        raise ExportError(
+            f"The draft's graph cannot be prepared: {error}. "
+            "This architecture is not supported as a draft."
+        ) from error
+
+
+def _lengths(spec: ModelSpec) -> list[ValueInfoProto]:
+    if spec.cache == "concat":
+        return [value("attention_mask", TensorProto.INT64, [1, "T"])]
+    return [
+        value("seqlens_k", TensorProto.INT32, [1]),
+        value("total_sequence_length", TensorProto.INT32, []),
+    ]
+
+
+def _caches(
+    spec: ModelSpec, layers: Iterable[int], names: str, length: str
+) -> list[ValueInfoProto]:
+    dims = [1, spec.kv_heads, length, spec.head_size]
+    return [
+        value(f"{names}.{layer}.{kind}", element_type(spec), dims)
+        for layer in layers
+        for kind in ("key", "value")
+    ]
+
+
+def _pasts(spec: ModelSpec, layers: Iterable[int]) -> list[ValueInfoProto]:
+    length = "C" if spec.cache == "in_place" else "P"
+    return _caches(spec, layers, "past_key_values", length)
+
+
+def _presents(spec: ModelSpec, layers: Iterable[int]) -> list[ValueInfoProto]:
+    return _caches(spec, layers, "present", "C" if spec.cache == "in_place" else "T")
+
+
+def _copy(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _prepared(model: ModelProto, spec: ModelSpec, *, positions: bool = True) -> ModelProto:
+    """A copy whose lengths are the contract's inputs and whose logits are float32."""
+    model = _copy(model)
+    before: list[NodeProto] = []
+    inputs = {entry.name for entry in model.graph.input}
+    if spec.cache == "in_place":
+        for node in model.graph.node:
+            if node.op_type == _ATTENTION:
+                node.input[_SEQLENS] = "seqlens_k"
+                node.input[_TOTAL] = "total_sequence_length"
+        before += _mask_from_length()
+    if positions and "position_ids" in inputs:
+        before += _positions_from_lengths()
+    after = []
+    logits = next(entry for entry in model.graph.output if entry.name == "logits")
+    if logits.type.tensor_type.elem_type != TensorProto.FLOAT:
+        _rename(model, {"logits": "logits/raw"})
+        after = [helper.make_node("Cast", ["logits/raw"], ["logits"], to=TensorProto.FLOAT)]
+    nodes = [*before, *model.graph.node, *after]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _constant(name: str, number: int | list[int]) -> NodeProto:
+    dims = [len(number)] if isinstance(number, list) else []
+    numbers = number if isinstance(number, list) else [number]
+    tensor = helper.make_tensor(name, TensorProto.INT64, dims, numbers)
+    return helper.make_node("Constant", [], [name], value=tensor)
+
+
+def _mask_from_length() -> list[NodeProto]:
+    """`attention_mask`, all ones, for graphs that read it outside of attention."""
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    return [
+        _constant("mirror/two_ones", [1, 1]),
+        _constant("mirror/last", [1]),
+        helper.make_node("Cast", ["total_sequence_length"], ["mirror/total"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["mirror/total", "mirror/last"], ["mirror/total_1"]),
+        helper.make_node(
+            "Concat", ["mirror/last", "mirror/total_1"], ["mirror/mask_shape"], axis=0
+        ),
+        helper.make_node("ConstantOfShape", ["mirror/mask_shape"], ["attention_mask"], value=one),
+    ]
+
+
+def _positions_from_lengths() -> list[NodeProto]:
+    """`position_ids` = T-S .. T-1, from the shapes of the mask and of the ids."""
+    return [
+        _constant("mirror/1", 1),
+        _constant("mirror/axis_0", [0]),
+        helper.make_node("Shape", ["attention_mask"], ["mirror/mask_dims"]),
+        helper.make_node("Gather", ["mirror/mask_dims", "mirror/1"], ["mirror/T"], axis=0),
+        helper.make_node("Shape", ["input_ids"], ["mirror/ids_dims"]),
+        helper.make_node("Gather", ["mirror/ids_dims", "mirror/1"], ["mirror/S"], axis=0),
+        helper.make_node("Sub", ["mirror/T", "mirror/S"], ["mirror/P"]),
+        helper.make_node("Range", ["mirror/P", "mirror/T", "mirror/1"], ["mirror/range"]),
+        helper.make_node("Unsqueeze", ["mirror/range", "mirror/axis_0"], ["position_ids"]),
+    ]
+
+
+def _opened(model: ModelProto, residuals: set[str] | None = None) -> ModelProto:
+    """A copy in which the fused norms that make `residuals` (or all of them) are two nodes."""
+    opened = _copy(model)
+    del opened.graph.node[:]
+    for node in model.graph.node:
+        pieces = open_skip_norm(node)
+        cut_here = residuals is None or any(piece.output[0] in residuals for piece in pieces)
+        opened.graph.node.extend(pieces if cut_here else [node])
+    return opened
+
+
+def _residuals(model: ModelProto, spec: ModelSpec, layer: int) -> list[str]:
+    """The tensors behind the attention of `layer` layers that everything later depends on alone."""
+    past = [f"past_key_values.{i}.{kind}" for i in range(layer) for kind in ("key", "value")]
+    present = [f"present.{i}.{k}" for i in range(layer, spec.layers) for k in ("key", "value")]
+    nodes = _opened(model).graph.node
+    found = _narrows(nodes, ["input_ids", *past], ["logits", *present])
+    if not found:
+        raise ExportError(
+            f"No single residual was found between layers {layer} and {layer + 1}. "
+            "This architecture is not supported."
+        )
+    return found
+
+
+def _narrows(nodes: Sequence[NodeProto], seeds: list[str], sinks: list[str]) -> list[str]:
+    """The tensors that every way from the content of `seeds` to `sinks` goes through, in order."""
+    reached = reach(nodes, seeds)
+    leading = set(sinks)
+    crossed: list[NodeProto] = []
+    for node in reversed(nodes):
+        if node.op_type not in ONLY_SHAPE and not leading.isdisjoint(node.output):
+            leading.update(reads(node))
+            crossed.append(node)
+    between = reached & leading
+    crossed = [node for node in reversed(crossed) if not between.isdisjoint(node.output)]
+    readers = Counter(name for node in crossed for name in set(reads(node)) & between)
+    readers.update(sinks)  # nothing ever uses a sink up
+    live = between.intersection(seeds)
+    found = []
+    for node in crossed:
+        for name in set(reads(node)) & between:
+            readers[name] -= 1
+            if not readers[name]:
+                live.discard(name)
+        live.update(between.intersection(node.output))
+        if len(live) == 1 and not live.isdisjoint(node.output):
+            found += live
+    return found
+
+
+def _tail_residual(model: ModelProto, spec: ModelSpec) -> str:
+    """The residual behind the last layer.
+
+    Behind it come more narrow places (norm, logits): it is the one that stands after the last
+    layer's attention where the residual stands after the layer before.
+    """
+    ends = _residuals(model, spec, spec.layers)
+    if spec.layers == 1:
+        return ends[0]
+    return ends[len(_residuals(model, spec, spec.layers - 1)) - 1]
+
+
+def _shapes_without_prefix(model: ModelProto, spec: ModelSpec, layer: int, cut: str) -> None:
+    """Take the shapes that the suffix wants from the prefix of `cut` and of its own caches."""
+    seeds = ["input_ids"]
+    seeds += [f"past_key_values.{i}.{kind}" for i in range(layer) for kind in ("key", "value")]
+    foreign = reach(model.graph.node, seeds, blocked={cut})
+    readers = [n for n in model.graph.node if n.op_type in ONLY_SHAPE and n.input[0] in foreign]
+    if not readers:
+        return
+    shapes = infer_shapes(model)
+    for node in readers:
+        name = node.input[0]
+        if name == "input_ids":
+            node.input[0] = "mirror/like_ids"
+        elif name.startswith("past_key_values."):
+            node.input[0] = f"past_key_values.{layer}.{name.rsplit('.', 1)[1]}"
+        elif len(shapes.get(name, [])) == 3 and shapes[name][-1] == spec.hidden:
+            node.input[0] = cut
+    like_ids = helper.make_node(
+        "ReduceMax", [cut, "mirror/axis_2"], ["mirror/like_ids"], keepdims=0
+    )
+    nodes = [_constant("mirror/axis_2", [2]), like_ids, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _gather_rows(model: ModelProto, residual: str) -> None:
+    """Let everything behind `residual` see the rows `rows` only."""
+    for node in model.graph.node:
+        for at, name in enumerate(node.input):
+            if name == residual:
+                node.input[at] = "mirror/rows"
+    made = next(i for i, node in enumerate(model.graph.node) if residual in node.output)
+    gather = helper.make_node("Gather", [residual, "rows"], ["mirror/rows"], axis=1)
+    model.graph.node.insert(made + 1, gather)
+
+
+def _rename(model: ModelProto, names: dict[str, str]) -> None:
+    for node in model.graph.node:
+        for at, name in enumerate(node.input):
+            node.input[at] = names.get(name, name)
+        for at, name in enumerate(node.output):
+            node.output[at] = names.get(name, name)

@@ -1,0 +1,149 @@
+"""The tokenizer files of a bundle, and the rule that target and draft must share a tokenizer."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mirror_edge.errors import ExportError
+from mirror_edge.export.source import Source, install_line, read_json
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["common_tokens", "read_tokenizer", "refuse_different", "sample_ids", "write_files"]
+
+_SAMPLE = """The café on the corner opens at 7:30. "Two coffees, please," she said.
+def mean(xs): return sum(xs) / len(xs)  # 3.14159, 2,718 and -42
+Пингвины не летают, 企鹅不会飞, e i pinguini neppure.\tIt's what they DON'T do.\n\n  - first
+  - second: 10% off!  🐧🐧
+"""
+_SHOWN = 3
+"""Differing entries that a refusal names."""
+
+
+def read_tokenizer(source: Source) -> Tokenizer:
+    """The tokenizer of a model, converted by transformers when it only has an old slow one."""
+    path = source.folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise ExportError(
+                f"{path}: cannot be read as a tokenizer ({error}). Copy the model folder again."
+            ) from error
+    slow = next((f for f in ("tokenizer.model", "vocab.json") if (source.folder / f).is_file()), "")
+    if not slow:
+        raise ExportError(
+            f"{source.folder}: has no tokenizer.json. Copy the model's tokenizer files into it."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's code, run whole
+            from transformers import AutoTokenizer
+
+            fast = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
+        backend: Tokenizer = fast.backend_tokenizer
+    except ImportError as error:
+        raise install_line(error.name or "transformers") from error
+    except Exception as error:
+        raise ExportError(
+            f"{source.folder}: has {slow} but no tokenizer.json, and transformers cannot convert "
+            f"it ({type(error).__name__}: {error}). Save a fast tokenizer into the folder with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)."
+        ) from error
+    return backend
+
+
+def refuse_different(target: Tokenizer, draft: Tokenizer) -> None:
+    """Raise when the two do not name the same tokens by the same ids, or cut text differently."""
+    ours, theirs = _by_id(target), _by_id(draft)
+    if ours != theirs:
+        ids = sorted(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
+        first = ", ".join(f"{i} is {ours.get(i)!r} and {theirs.get(i)!r}" for i in ids[:_SHOWN])
+        raise ExportError(
+            f"--draft: target and draft have different tokenizers: {len(ids):,} of "
+            f"{max(len(ours), len(theirs)):,} ids differ (first: {first}). "
+            "Choose a draft of the target's family."
+        )
+    one, other = (t.encode(_SAMPLE).ids for t in (target, draft))
+    if one != other:
+        at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), -1)
+        where = (
+            f"at token {at}: {ours[one[at]]!r} and {ours[other[at]]!r}" if at >= 0 else "in length"
+        )
+        raise ExportError(
+            "--draft: target and draft have the same tokens but cut text differently "
+            f"(first {where}). Choose a draft of the target's family."
+        )
+
+
+def _by_id(tokenizer: Tokenizer) -> dict[int, str]:
+    return {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+
+
+def sample_ids(tokenizer: Tokenizer, length: int, vocabulary: int) -> NDArray[np.int64]:
+    """`length` tokens of a text with several scripts, numbers and code, repeated if need be."""
+    ids = [i for i in tokenizer.encode(_SAMPLE, add_special_tokens=False).ids if i < vocabulary]
+    if not ids:
+        raise ExportError(
+            "The tokenizer's ids do not fit the model's vocabulary. Copy the model folder again."
+        )
+    return np.resize(np.array(ids, np.int64), length)
+
+
+def common_tokens(
+    tokenizer: Tokenizer, eos: list[int], vocabulary: int, size: int
+) -> NDArray[np.int64] | None:
+    """The `size` commonest tokens with all special ones, in rising order; None for all.
+
+    A byte-pair vocabulary lists its merges by frequency, so low ids are common tokens.
+    """
+    if vocabulary <= size:
+        return None
+    special = {i for i in [*tokenizer.get_added_tokens_decoder(), *eos] if i < vocabulary}
+    return np.array(sorted({*range(size), *special}), np.int64)
+
+
+def write_files(source: Source, tokenizer: Tokenizer, folder: Path, context: int) -> None:
+    """Write tokenizer, chat template and generation settings as Hugging Face folders have them."""
+    path = source.folder / "tokenizer.json"
+    if path.is_file():
+        (folder / "tokenizer.json").write_bytes(path.read_bytes())
+    else:
+        tokenizer.save(str(folder / "tokenizer.json"))
+    config = read_json(source.folder / "tokenizer_config.json")
+    template = _template(source.folder, config.pop("chat_template", None))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    config["model_max_length"] = context
+    _write(folder / "tokenizer_config.json", config)
+    generation = read_json(source.folder / "generation_config.json")
+    if not generation:
+        settings = {**source.genai.get("model", {}), **source.genai.get("search", {})}
+        generation = {key: settings[key] for key in _SETTINGS if settings.get(key) is not None}
+    generation["eos_token_id"] = source.eos_token_ids
+    _write(folder / "generation_config.json", generation)
+
+
+_SETTINGS = ("bos_token_id", "pad_token_id", "do_sample", "temperature", "top_k", "top_p")
+
+
+def _template(folder: Path, inside: Any) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if isinstance(inside, list):  # several, by name
+        named = {entry["name"]: entry["template"] for entry in inside}
+        inside = named.get("default", next(iter(named.values()), None))
+    return inside or read_json(folder / "chat_template.json").get("chat_template")
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,108 @@
+"""The external data of a model: one file on disk, referred to by offset, never held in memory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from mirror_edge.errors import ExportError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["append", "gather", "load", "location"]
+
+_INLINE = 1024
+"""Tensors up to this many bytes stay inside the graph."""
+_ALIGN = 4096
+"""A page, so that files can be mapped into memory."""
+
+
+def location(tensor: TensorProto) -> dict[str, str]:
+    """File, offset and length of an external tensor."""
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def load(tensor: TensorProto, folder: Path) -> NDArray[Any]:
+    """A tensor's values: mapped, not read, when they are external."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(tensor)
+    where = location(tensor)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(
+        folder / where["location"],
+        dtype,
+        "r",
+        offset=int(where.get("offset", 0)),
+        shape=tuple(tensor.dims),
+    )
+
+
+def append(tensor: TensorProto, values: NDArray[Any] | bytes, file: Path) -> None:
+    """Write `values` to the end of `file` and let `tensor` refer to them."""
+    data = values if isinstance(values, bytes) else np.ascontiguousarray(values).tobytes()
+    with file.open("ab") as stream:
+        stream.write(bytes(-stream.tell() % _ALIGN))
+        _refer(tensor, file.name, stream.tell(), len(data))
+        stream.write(data)
+
+
+def gather(model: ModelProto, folder: Path, file: Path, *, move: bool) -> None:
+    """Bring all weights of a model that lies in `folder` into `file`; `move` empties `folder`."""
+    starts: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        where = location(tensor)
+        name = where["location"]
+        if name not in starts:
+            source = folder / name
+            if not source.is_file():
+                raise ExportError(
+                    f"{source}: is missing, and the model's weights are in it. "
+                    "Copy the whole model folder again."
+                )
+            starts[name] = _take(source, file, move=move)
+        length = int(where.get("length", 0)) or _size(tensor)
+        _refer(tensor, file.name, starts[name] + int(where.get("offset", 0)), length)
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL and _size(tensor) > _INLINE:
+            values = load(tensor, folder)
+            for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
+                tensor.ClearField(field)  # type: ignore[arg-type]
+            append(tensor, values, file)
+
+
+def _take(source: Path, file: Path, *, move: bool) -> int:
+    """Append the file `source` to `file` and return where it begins."""
+    if not file.exists():
+        if move:
+            source.rename(file)
+        else:
+            shutil.copyfile(source, file)
+        return 0
+    with file.open("ab") as to, source.open("rb") as stream:
+        to.write(bytes(-to.tell() % _ALIGN))
+        start = to.tell()
+        shutil.copyfileobj(stream, to, 1 << 22)
+    if move:
+        source.unlink()
+    return start
+
+
+def _refer(tensor: TensorProto, name: str, offset: int, length: int) -> None:
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, entry in (("location", name), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(entry))
+
+
+def _size(tensor: TensorProto) -> int:
+    width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(np.prod(tensor.dims, dtype=np.int64)) * width
