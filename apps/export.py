@@ -42,7 +42,14 @@ def export_command(
 ) -> None:
     """Make a bundle of a target model and its draft, and check it against both."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskID,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     from mirror_edge.errors import OptionError
     from mirror_edge.export import export
@@ -56,7 +63,7 @@ def export_command(
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(stage: str, share: float) -> None:
             for name, task in tasks.items():
@@ -103,6 +110,8 @@ def _print(made: Exported) -> None:
     console.print("\nChecked, in standard deviations of the logits:")
     for name, off in made.deviations.items():
         console.print(f"  {name}: {off:.2g}")
+    for note in made.notes:
+        console.print(f"\nNote: {note}", soft_wrap=True)
     total = sum(entry.bytes for entry in manifest.files.values())
     console.print(f"\n{made.folder}: {_size(total)}", soft_wrap=True)
 

@@ -144,6 +144,12 @@ class Model:
         """Whether the bundle came with a draft model."""
         return "model" in self._drafters
 
+    def tokenize(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
+        """The tokens that a prompt becomes; see `generate`."""
+        if isinstance(prompt, str):
+            return self._text.encode(prompt, add_special_tokens=True)
+        return self._text.encode_chat(prompt, **(template or {}))
+
     def generate(
         self,
         prompt: Prompt,
@@ -243,10 +249,7 @@ class Model:
         template: Mapping[str, Any] | None,
     ) -> Answer:
         """Everything that can be refused is refused here, before a device is touched."""
-        if isinstance(prompt, str):
-            tokens = self._text.encode(prompt, add_special_tokens=True)
-        else:
-            tokens = self._text.encode_chat(prompt, **(template or {}))
+        tokens = self.tokenize(prompt, template)
         if not tokens or prompt == "":
             raise ContextError("the prompt is empty; say something.")
         asked = speculation or Speculation()

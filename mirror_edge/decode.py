@@ -66,33 +66,25 @@ class Answer:
     """d1..dγ of the next window; None if nobody has drafted them yet."""
     untold: list[int] = field(default_factory=list)
     """Committed tokens that the drafter has not heard of."""
+    judged: int = 0
+    """Draft tokens that the target said yes or no to."""
+    agreed: int = 0
+    """Those it said yes to."""
     finish_reason: Literal["stop", "length"] | None = None
 
     def prefix(self, candidates: int) -> asyncio.Future[ExitSignal | None]:
         """Start the window on the target: layers 1..E and the exit head."""
-        start, width = len(self.tokens) - 1, self.strategy.width
-        target, lane = self.on.target, self.on.target_lane
-        return lane.start("prefix", target.prefix, self._window, start, candidates, width)
+        window, start = (self.tokens[-1], *(self.drafted or ())), len(self.tokens) - 1
+        target, lane, width = self.on.target, self.on.target_lane, self.strategy.width
+        return lane.start("prefix", target.prefix, window, start, candidates, width)
 
-    async def suffix(self) -> Verdict:
-        """Finish the window on the target and verify the draft against it."""
-        logits = await self.on.target_lane.start("suffix", self.on.target.suffix)
+    def suffix(self) -> asyncio.Future[NDArray[np.float32]]:
+        """Finish the window: layers E+1..N. Queued at once, it follows the prefix without a gap."""
+        return self.on.target_lane.start("suffix", self.on.target.suffix)
+
+    def verify(self, logits: NDArray[np.float32]) -> Verdict:
+        """What the target says to the window."""
         return verify(logits, self.tokens, self.drafted or (), self.sampler)
-
-    async def window(self) -> Verdict:
-        """Prefix and suffix in one call, for when nothing happens between them."""
-        target, window, start = self.on.target, self._window, len(self.tokens) - 1
-
-        def call() -> NDArray[np.float32]:
-            target.prefix(window, start, 0, self.strategy.width)
-            return target.suffix()
-
-        logits = await self.on.target_lane.start("window", call)
-        return verify(logits, self.tokens, self.drafted or (), self.sampler)
-
-    @property
-    def _window(self) -> tuple[int, ...]:
-        return (self.tokens[-1], *(self.drafted or ()))
 
     def rollout(
         self, name: str, told: Sequence[int], roots: Sequence[Root], depth: int
@@ -120,6 +112,11 @@ class Answer:
         return found[0].tokens if found else ()
 
     @property
+    def agreement(self) -> float:
+        """How often the target has agreed with a draft token, a half before it was asked."""
+        return (self.agreed + 1) / (self.judged + 2)
+
+    @property
     def room(self) -> int:
         """Tokens still to come at most."""
         return self.limit - len(self.tokens)
@@ -133,6 +130,8 @@ class Answer:
 
     def commit(self, verdict: Verdict, drafted: tuple[int, ...] | None) -> list[int]:
         """Append what the target decided; the next window carries `drafted`."""
+        self.agreed += verdict.accepted
+        self.judged += min(verdict.accepted + 1, len(self.drafted or ()))
         said = [*(self.drafted or ())[: verdict.accepted], verdict.correction][: self.room]
         ends = [index for index, token in enumerate(said) if token in self.eos]
         if ends:
@@ -159,13 +158,19 @@ class Outcome(NamedTuple):
 async def ar_step(answer: Answer) -> Outcome:
     """The target alone: one token."""
     answer.drafted = None
-    return Outcome(await answer.window())
+    return await _window(answer)
 
 
 async def sd_step(answer: Answer) -> Outcome:
     """Serial speculation: draft a window, then verify it."""
     answer.drafted = await answer.fresh()
-    return Outcome(await answer.window())
+    return await _window(answer)
+
+
+async def _window(answer: Answer) -> Outcome:
+    prefix, suffix = answer.prefix(candidates=0), answer.suffix()
+    await prefix
+    return Outcome(answer.verify(await suffix))
 
 
 async def mirror_step(answer: Answer) -> Outcome:
@@ -173,14 +178,21 @@ async def mirror_step(answer: Answer) -> Outcome:
     plan, sampler = answer.strategy, answer.sampler
     if answer.drafted is None:
         answer.drafted = await answer.fresh()
-    signal = await answer.prefix(plan.pool(sampler.sampling))
+    prefix, suffix = answer.prefix(plan.pool(sampler.sampling)), answer.suffix()
+    signal = await prefix
     assert signal is not None
     roots = choose_roots(
-        signal, answer.drafted, len(answer.tokens), plan.candidates, plan.branches, sampler
+        signal,
+        answer.drafted,
+        len(answer.tokens),
+        plan.candidates,
+        plan.branches,
+        answer.agreement,
+        sampler,
     )
     depth = min(plan.window, answer.room - 2)
     rollout = answer.rollout("rollout", answer.untold[:], roots, depth)
-    verdict = await answer.suffix()
+    verdict = answer.verify(await suffix)
     tree = HypothesisTree(await answer.branches(rollout))
     branch = tree.lookup(*verdict)
     return Outcome(verdict, branch and branch.tokens, len(tree), branch is not None)

@@ -57,13 +57,17 @@ def choose_roots(
     first_position: int,
     candidates: int,
     budget: int | None,
+    agreement: float,
     sampler: Sampler,
 ) -> list[Root]:
     """The outcomes worth preparing for, likeliest first.
 
     Row j's candidates are the `candidates` best of the signal under the shared noise, less d_{j+1}
     (that one is no correction). With a `budget`, only so many roots are kept, ranked by
-    ``reach(j) · p_j(v)``: the exit head's probability that d1..dj are accepted and v comes next.
+    ``reach(j) · leave(j) · p_j(v)``: the probability that d1..dj are accepted, that d_{j+1} is
+    not, and that v comes instead. d_{j+1} is taken to be accepted as often as the exit head says
+    or as draft tokens have been so far, whichever is more: a weak exit head must not hide the
+    far end of the window.
 
     Args:
         signal: the exit head's candidates, one row a window row.
@@ -71,31 +75,33 @@ def choose_roots(
         first_position: absolute position of the token that row 0 predicts.
         candidates: κ, counted after d_{j+1} is dropped.
         budget: R, or None for all.
+        agreement: how often the target has agreed with a draft token so far, 0..1.
         sampler: ranks with the noise that target and draft use too.
     """
     rows = len(signal.ids)
     positions = range(first_position, first_position + rows)
     scores = sampler.scores(signal.ids, signal.logprobs, positions)
-    chances = _softmax(scores)
-    roots: list[tuple[float, Root]] = []
+    order = np.argsort(-scores, axis=-1, kind="stable")[:, : candidates + 1]
+    chances = np.take_along_axis(_softmax(scores), order, axis=-1).tolist()
+    tokens = np.take_along_axis(signal.ids, order, axis=-1).tolist()
+    ranked: list[tuple[float, Root]] = []
     reach = 1.0
     for j in range(rows):
-        agreed = drafted[j] if j < len(drafted) else None
-        order = np.argsort(-scores[j], kind="stable")
-        corrections = [int(i) for i in order if int(signal.ids[j, i]) != agreed][:candidates]
-        roots += [
-            (reach * float(chances[j, i]), Root(j, int(signal.ids[j, i]))) for i in corrections
-        ]
-        if agreed is not None:
-            reach *= _chance_of(agreed, signal.ids[j], chances[j])
-    roots.sort(key=lambda ranked: -ranked[0])
-    return [root for _, root in roots[:budget]]
+        found = list(zip(tokens[j], chances[j], strict=True))
+        share = reach
+        if j < len(drafted):
+            # Outside the candidates it is at most as likely as the last of them.
+            seen = next((p for v, p in found if v == drafted[j]), chances[j][-1])
+            accepted = max(seen, agreement)
+            share *= (1.0 - accepted) / max(1.0 - seen, _TINY)
+            reach *= accepted
+            found = [(v, p) for v, p in found if v != drafted[j]]
+        ranked += [(share * p, Root(j, v)) for v, p in found[:candidates]]
+    ranked.sort(key=lambda root: -root[0])
+    return [root for _, root in ranked[:budget]]
 
 
-def _chance_of(token: int, ids: NDArray[np.int64], chances: NDArray[np.float32]) -> float:
-    """A token outside the candidates is at most as likely as the last of them."""
-    found = np.flatnonzero(ids == token)
-    return float(chances[found[0]] if len(found) else chances.min())
+_TINY = 1e-9
 
 
 def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -150,12 +150,8 @@ class Sampler:
         """
         if self.sampling.temperature == 0.0:
             return logprobs
-        noise = np.stack(
-            [
-                gumbel(self.sampling.seed, p, row.astype(np.uint32))
-                for p, row in zip(positions, ids, strict=True)
-            ]
-        )
+        # The whole position's noise is needed in a moment anyway, to verify the same row.
+        noise = np.stack([self.noise(p)[row] for p, row in zip(positions, ids, strict=True)])
         return logprobs / np.float32(self.sampling.temperature) + noise
 
 
@@ -195,9 +191,9 @@ def _nucleus(
     excludes all less likely ones, so the winner is found without sorting the row.
     """
     weights: NDArray[Any] = np.exp(row - row.max())
-    # A Python float, since a tiny `top_p` is 0 in float32 and would exclude even the likeliest.
+    # Python floats, since a tiny `top_p` is 0 in float32 and would exclude even the likeliest.
     limit = top_p * float(weights.sum())
-    while weights[row > row[token]].sum() >= limit:
+    while float(weights[row > row[token]].sum()) >= limit:
         contest = np.where(row <= row[token], np.float32(-np.inf), contest)
         token = int(contest.argmax())
     return token

@@ -20,9 +20,7 @@ class _JumpingSelector(selectors.SelectSelector):
 
     now = 0.0
 
-    def select(
-        self, timeout: float | None = None
-    ) -> list[tuple[selectors.SelectorKey, int]]:
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Never block."""
         if timeout is None:
             raise RuntimeError("nothing is scheduled on the virtual clock: a deadlock")

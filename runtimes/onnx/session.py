@@ -48,8 +48,6 @@ class Session:
         except Exception as error:
             raise DeviceError(f"{path}: the CPU provider refused the graph: {error}") from error
         self._binding = self._session.io_binding()
-        self._run_options = ort.RunOptions()
-        self._run_options.log_severity_level = _QUIET
         self._name, self._trace = name, trace
 
     def bind(self, name: str, buffer: NDArray[Any], *, output: bool = False) -> None:
@@ -64,12 +62,12 @@ class Session:
         for name, buffer in outputs.items():
             self.bind(name, buffer, output=True)
         begin = time.perf_counter()
-        self._session.run_with_iobinding(self._binding, self._run_options)
+        self._session.run_with_iobinding(self._binding)
         self._trace.runs.append(Span(self._name, self._name, begin, time.perf_counter()))
 
     def call(self, inputs: Mapping[str, NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
         """Run without bindings: for graphs whose outputs grow."""
         begin = time.perf_counter()
-        results = self._session.run(outputs, dict(inputs), self._run_options)
+        results = self._session.run(outputs, dict(inputs))
         self._trace.runs.append(Span(self._name, self._name, begin, time.perf_counter()))
         return [np.asarray(result) for result in results]
