@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from mirror_edge.bundle import ModelSpec
 from mirror_edge.errors import ExportError
 from mirror_edge.export import weights
-from mirror_edge.export.graph import value
+from mirror_edge.export.graph import copy, value
 from mirror_edge.export.reference import numpy_type
 from mirror_edge.export.split import element_type
 
@@ -48,8 +48,7 @@ def exit_graph(
 
     What the graph does not share with the others goes to ``exit.bin`` in `folder`.
     """
-    graph = ModelProto()
-    graph.CopyFrom(tail)
+    graph = copy(tail)
     nodes = graph.graph.node
     head = next((node for node in reversed(nodes) if node.op_type in _HEADS), None)
     if head is None:

@@ -76,7 +76,7 @@ def probe_layers(source: Source) -> int:
     config = source.config.get("text_config") or source.config
     kinds = config.get("layer_types") or []
     first = [kinds.index(kind) + 1 for kind in set(kinds)]
-    return min(max([2, *first]), config.get("num_hidden_layers", 2))
+    return min(max([2, *first]), int(config.get("num_hidden_layers", 2)))
 
 
 def graph_precision(model: ModelProto) -> Precision:

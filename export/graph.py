@@ -10,6 +10,7 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 __all__ = [
     "ONLY_SHAPE",
     "attribute",
+    "copy",
     "infer_shapes",
     "open_skip_norm",
     "part",
@@ -34,6 +35,13 @@ def attribute(node: NodeProto, name: str) -> object:
     return next(
         (helper.get_attribute_value(item) for item in node.attribute if item.name == name), None
     )
+
+
+def copy(model: ModelProto) -> ModelProto:
+    """A copy to change; external weights stay where they are."""
+    made = ModelProto()
+    made.CopyFrom(model)
+    return made
 
 
 def value(name: str, dtype: int, dims: Dims) -> ValueInfoProto:
@@ -107,20 +115,10 @@ def open_skip_norm(node: NodeProto) -> list[NodeProto]:
         made = total if last else f"{total}/{at}"
         nodes.append(helper.make_node("Add", [left, term], [made], name=f"{node.name}/Add_{at}"))
         left = made
-    stash = {"stash_type": 1} if norm == "SimplifiedLayerNormalization" else {}
-    epsilon = attribute(node, "epsilon")
-    nodes.append(
-        helper.make_node(
-            norm,
-            [total, *filter(None, gamma)],
-            [node.output[0]],
-            name=f"{node.name}/Norm",
-            axis=-1,
-            epsilon=epsilon,
-            **stash,
-        )
-    )
-    return nodes
+    parameters = [total, *filter(None, gamma)]
+    opened = helper.make_node(norm, parameters, node.output[:1], f"{node.name}/Norm", axis=-1)
+    opened.attribute.extend(item for item in node.attribute if item.name == "epsilon")
+    return [*nodes, opened]
 
 
 def infer_shapes(model: ModelProto) -> dict[str, list[int | str]]:

@@ -41,9 +41,7 @@ def whole_folder(output: Path, *, force: bool) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_space(output) from error
-        raise ExportError(
-            f"-o {output}: cannot be written ({error}). Choose another folder."
-        ) from error
+        raise ExportError(f"{error.filename or output}: {error.strerror or error}.") from error
     except Exception as error:
         if _ran_out(error):
             raise _no_space(output) from error

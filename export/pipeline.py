@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import ModelProto
-from tokenizers import Tokenizer
 
-from mirror_edge.bundle import DraftSpec, Manifest, ModelSpec, Precision, TargetSpec, write_manifest
+from mirror_edge.bundle import DraftSpec, Manifest, Precision, TargetSpec, write_manifest
 from mirror_edge.errors import ExportError, OptionError
-from mirror_edge.export import check, reference, weights
-from mirror_edge.export.builder import build
+from mirror_edge.export import check, reference
 from mirror_edge.export.exit_head import FULL_VOCABULARY, Correction, exit_graph
-from mirror_edge.export.facts import graph_precision, model_spec, probe_layers, sliding_window
+from mirror_edge.export.facts import graph_precision
 from mirror_edge.export.output import refuse_without_space, whole_folder
-from mirror_edge.export.source import Source, locate, read_json
+from mirror_edge.export.source import Source, locate
 from mirror_edge.export.split import draft_graph, split_target
 from mirror_edge.export.tokenizer import (
     common_tokens,
     read_tokenizer,
     refuse_different,
-    sample_ids,
     write_files,
+)
+from mirror_edge.export.whole import (
+    DEFAULT_PRECISION,
+    OnProgress,
+    Whole,
+    against_checkpoint,
+    disk_needed,
+    load,
+    whole,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from tokenizers import Tokenizer
 
 __all__ = ["Exported", "run"]
-
-OnProgress = Callable[[str, float], None]
-"""Hears the name of a stage and how much of it is done, 0 to 1."""
-Role = Literal["target", "draft"]
-
-_SAMPLE_TOKENS, _LONGEST_WINDOW = 48, 1000
-"""The check's text; it is made longer than a sliding window of up to so many tokens."""
-_DEFAULT: Precision = "int4"
-_BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.0, "fp32": 4.0}
-"""Of a weight, scales and unquantised matrices included."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +52,8 @@ class Exported:
     folder: Path
     manifest: Manifest
     deviations: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """One model as an uncut graph, ``full.onnx``, beside its weights in `folder`."""
-
-    source: Source
-    folder: Path
-    model: ModelProto
-    spec: ModelSpec
-    ids: NDArray[np.int64]
-    """The text it is checked on."""
+    notes: tuple[str, ...]
+    """What the user should know beside."""
 
 
 def run(
@@ -95,142 +79,69 @@ def run(
         )
     tokenizers = [read_tokenizer(source) for source in sources]
     refuse_different(*tokenizers)
-    wanted = precision, draft_precision or precision
-    for source, width, option in zip(
-        sources, wanted, ("--precision", "--draft-precision"), strict=True
-    ):
-        _refuse_requantising(source, width, option)
+    _refuse_other_precision(sources[0], precision, "--precision")
+    _refuse_other_precision(sources[1], draft_precision, "--draft-precision")
     if known := sources[0].config.get("num_hidden_layers"):
         _chosen_layer(exit_layer, known)
+    widths = precision, draft_precision or precision
     with whole_folder(output, force=force) as folder:
-        needed = sum(_space(s, p or _DEFAULT) for s, p in zip(sources, wanted, strict=True))
-        refuse_without_space(output, needed)
-        whole, off = _whole("target", sources[0], tokenizers[0], folder, wanted[0], on_progress)
-        target_spec = _target(whole, tokenizers[0], exit_layer, exit_tokens, correction, off)
-        whole, off_draft = _whole(
-            "draft", sources[1], tokenizers[1], folder, wanted[1], on_progress
-        )
-        draft_spec = _draft(whole, off_draft)
+        pairs = zip(sources, widths, strict=True)
+        refuse_without_space(output, sum(disk_needed(s, p or DEFAULT_PRECISION) for s, p in pairs))
+
+        one = whole("target", sources[0], tokenizers[0], folder / "target", widths[0], on_progress)
+        on_progress("Checking the target", 0.0)
+        deviations = against_checkpoint(one)
+        on_progress("Checking the target", 0.5)
+        tokens = _exit_tokens(one, exit_tokens, tokenizers[0])
+        layer = _chosen_layer(exit_layer, one.spec.layers)
+        target_spec, found = _target(one, layer, tokens, correction)
+        deviations |= found
+        on_progress("Checking the target", 1.0)
+
+        two = whole("draft", sources[1], tokenizers[1], folder / "draft", widths[1], on_progress)
+        on_progress("Checking the draft", 0.0)
+        deviations |= against_checkpoint(two)
+        on_progress("Checking the draft", 0.5)
+        draft_spec, found = _draft(two)
+        deviations |= found
+        on_progress("Checking the draft", 1.0)
+
         on_progress("Writing the bundle", 0.0)
         write_files(sources[0], tokenizers[0], folder, target_spec.model.context)
         manifest = write_manifest(folder, output.name, target_spec, draft_spec)
     on_progress("Writing the bundle", 1.0)
-    return Exported(output, manifest, {**off, **off_draft})
-
-
-def _whole(
-    role: Role,
-    source: Source,
-    tokenizer: Tokenizer,
-    folder: Path,
-    precision: Precision | None,
-    on_progress: OnProgress,
-) -> tuple[_Whole, dict[str, float]]:
-    """The uncut graph of a model, held against its checkpoint where there is one."""
-    home = folder / role
-    home.mkdir()
-    graph, built = source.graph, home / "built"
-    if graph is None:
-        stage = f"Building the {role}"
-        graph = build(source, precision or _DEFAULT, built, lambda share: on_progress(stage, share))
-    model = _load(graph)
-    weights.gather(model, graph.parent, home / "weights.bin", move=source.graph is None)
-    spec = model_spec(source, model, read_json(built / "genai_config.json"))
-    shutil.rmtree(built, ignore_errors=True)
-    onnx.save(model, home / "full.onnx")
-
-    length, window = _SAMPLE_TOKENS, sliding_window(source)
-    if window and window < _LONGEST_WINDOW:
-        length = max(length, window + _SAMPLE_TOKENS // 2)
-    elif window:  # what lies behind the window is not checked, so it is not offered
-        spec = replace(spec, context=min(spec.context, window))
-    length = min(length, spec.context - check.TREE_NODES)
-    if length < check.SHORTEST:
-        raise ExportError(f"{source.folder}: its context of {spec.context} tokens is too short.")
-    whole = _Whole(source, home, model, spec, sample_ids(tokenizer, length, spec.vocabulary))
-    on_progress(f"Checking the {role}", 0.0)
-    off = _against_checkpoint(role, whole) if source.kind == "checkpoint" else {}
-    on_progress(f"Checking the {role}", 0.5)
-    return whole, off
-
-
-def _against_checkpoint(role: Role, whole: _Whole) -> dict[str, float]:
-    """Hold the uncut graph against transformers; a quantised one's first layers also unquantised.
-
-    Quantisation moves logits as far as a wrong graph does, so only the second shows that the
-    architecture was understood.
-    """
-    source, spec, ids = whole.source, whole.spec, whole.ids
-    off = {}
-    if spec.precision != "fp32":
-        layers = probe_layers(source)
-        folder = whole.folder / "probe"
-        graph = build(source, "fp32", folder, lambda _: None, layers=layers)
-        probe = model_spec(source, _load(graph), read_json(folder / "genai_config.json"))
-        name = f"the first {layers} layers of the {role} in fp32"
-        off[name] = check.compare(
-            name,
-            reference.graph_logits(graph, probe, [ids])[0],
-            reference.checkpoint_logits(source, [ids], exact=True, layers=layers)[0],
-            check.source_limit(probe),
-        )
-        shutil.rmtree(folder)
-    name = f"the whole graph of the {role} in {spec.precision}"
-    found = reference.graph_logits(whole.folder / "full.onnx", spec, [ids])
-    expected = reference.checkpoint_logits(source, [ids], exact=spec.precision == "fp32")
-    off[name] = check.compare(name, found[0], expected[0], check.source_limit(spec))
-    return off
+    return Exported(output, manifest, deviations, one.notes + two.notes)
 
 
 def _target(
-    whole: _Whole,
-    tokenizer: Tokenizer,
-    exit_layer: int | None,
-    exit_tokens: Sequence[int] | None,
-    correction: Correction | None,
-    off: dict[str, float],
-) -> TargetSpec:
+    model: Whole, layer: int, tokens: NDArray[np.int64] | None, correction: Correction | None
+) -> tuple[TargetSpec, dict[str, float]]:
     """Write and check the three graphs of the target."""
-    spec, folder = whole.spec, whole.folder
-    layer = _chosen_layer(exit_layer, spec.layers)
-    if exit_tokens is None:
-        eos = whole.source.eos_token_ids
-        tokens = common_tokens(tokenizer, eos, spec.vocabulary, FULL_VOCABULARY)
-    else:
-        tokens = _named(exit_tokens, spec.vocabulary)
-    graphs = split_target(whole.model, spec, layer)
+    spec, folder = model.spec, model.folder
+    graphs = split_target(model.model, spec, layer)
     exits = exit_graph(graphs.tail, spec, folder, tokens, correction)
     pieces = {"prefix": graphs.prefix, "suffix": graphs.suffix, "exit": exits, "tail": graphs.tail}
     for name, graph in pieces.items():
         onnx.save(graph, folder / f"{name}.onnx")
-    expected = reference.graph_logits(folder / "full.onnx", spec, [whole.ids])
-    off["target"] = check.check_target(folder, spec, whole.ids, expected[0])
+    expected = reference.graph_logits(folder / "full.onnx", spec, [model.ids])
+    deviations = {"target, cut": check.check_target(folder, spec, model.ids, expected[0])}
     size = spec.vocabulary if tokens is None else len(tokens)
-    if correction is None:
-        off["exit head"] = check.check_exit(folder, spec, size)
+    if correction is None:  # a correction is there to differ
+        deviations["exit head"] = check.check_exit(folder, spec, size)
     for scaffold in ("full", "tail"):
         (folder / f"{scaffold}.onnx").unlink()
-    return TargetSpec(spec, layer, size)
+    return TargetSpec(spec, layer, size), deviations
 
 
-def _draft(whole: _Whole, off: dict[str, float]) -> DraftSpec:
+def _draft(model: Whole) -> tuple[DraftSpec, dict[str, float]]:
     """Write and check the draft's graph."""
-    spec, folder, tree = whole.spec, whole.folder, check.tree_after(whole.ids)
-    onnx.save(draft_graph(whole.model, spec), folder / "draft.onnx")
-    texts = [whole.ids, *tree.texts(whole.ids)]
+    spec, folder, tree = model.spec, model.folder, check.tree_after(model.ids)
+    onnx.save(draft_graph(model.model, spec), folder / "draft.onnx")
+    texts = [model.ids, *tree.texts(model.ids)]
     expected = reference.graph_logits(folder / "full.onnx", spec, texts)
-    off["draft"] = check.check_draft(folder, spec, whole.ids, tree, expected)
+    deviation = check.check_draft(folder, spec, model.ids, tree, expected)
     (folder / "full.onnx").unlink()
-    return DraftSpec(spec)
-
-
-def _load(graph: Path) -> ModelProto:
-    try:
-        return onnx.load(graph, load_external_data=False)
-    except Exception as error:
-        raise ExportError(
-            f"{graph}: cannot be read as an ONNX graph ({error}). Copy the model folder again."
-        ) from error
+    return DraftSpec(spec), {"draft, with trees": deviation}
 
 
 def _chosen_layer(exit_layer: int | None, layers: int) -> int:
@@ -246,10 +157,10 @@ def _chosen_layer(exit_layer: int | None, layers: int) -> int:
     return exit_layer
 
 
-def _refuse_requantising(source: Source, precision: Precision | None, option: str) -> None:
+def _refuse_other_precision(source: Source, precision: Precision | None, option: str) -> None:
     if precision is None or source.graph is None:
         return
-    there = graph_precision(_load(source.graph))
+    there = graph_precision(load(source.graph))
     if there != precision:
         raise OptionError(
             f"{option} {precision}: {source.folder} is an ONNX graph in {there} already, which "
@@ -257,18 +168,14 @@ def _refuse_requantising(source: Source, precision: Precision | None, option: st
         )
 
 
-def _named(tokens: Sequence[int], vocabulary: int) -> NDArray[np.int64] | None:
-    named = np.unique(np.asarray(tokens, np.int64))
+def _exit_tokens(
+    model: Whole, asked: Sequence[int] | None, tokenizer: Tokenizer
+) -> NDArray[np.int64] | None:
+    """The ids that the exit head can name, in rising order; None for all."""
+    vocabulary = model.spec.vocabulary
+    if asked is None:
+        return common_tokens(tokenizer, model.source.eos_token_ids, vocabulary, FULL_VOCABULARY)
+    named = np.unique(np.asarray(asked, np.int64))
     if not named.size or named[0] < 0 or named[-1] >= vocabulary:
         raise OptionError(f"exit_tokens: must be ids from 0 to {vocabulary - 1}, at least one.")
     return None if named.size == vocabulary else named
-
-
-def _space(source: Source, precision: Precision) -> int:
-    """About how many bytes of disk the export of one model takes at its peak."""
-    files = [path for path in source.folder.iterdir() if path.is_file()]
-    if source.graph is not None:
-        return sum(path.stat().st_size for path in files if ".onnx" in path.name)
-    stored = sum(p.stat().st_size for p in files if p.suffix in {".safetensors", ".bin"})
-    width = 4 if "32" in str(source.config.get("dtype", source.config.get("torch_dtype"))) else 2
-    return int(stored / width * _BYTES[precision])

@@ -18,6 +18,8 @@ OnProgress = Callable[[str, float], None]
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.onnx", "*.onnx.data", "*.txt"]
+_NOT_HUB_FILES = ["*/*", "consolidated*"]
+"""Other exports of the same model, and Mistral's second copy of its weights."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -115,7 +117,7 @@ def _download(name: str, option: str, on_progress: OnProgress) -> Path:
     except ImportError as error:
         raise install_line("huggingface-hub") from error
 
-    class Bar(tqdm):  # type: ignore[misc,type-arg]
+    class Bar(tqdm):  # type: ignore[misc]
         """Hands the hub's own progress on instead of drawing it."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -129,7 +131,14 @@ def _download(name: str, option: str, on_progress: OnProgress) -> Path:
             return bool(shown)
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, tqdm_class=Bar))
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=_HUB_FILES,
+                ignore_patterns=_NOT_HUB_FILES,
+                tqdm_class=Bar,
+            )
+        )
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExportError(

@@ -1,28 +1,19 @@
 """Cutting a full decoder graph: into prefix, suffix and tail for a target, into a tree draft.
 
-A cut is a tensor that everything crosses: the *residual*. It is found by what depends on what, not
-by names, so graphs of any exporter can be cut.
+The graphs that come out are those of docs/graphs.md.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from mirror_edge.bundle import ModelSpec
 from mirror_edge.errors import ExportError
-from mirror_edge.export.graph import (
-    ONLY_SHAPE,
-    infer_shapes,
-    open_skip_norm,
-    part,
-    reach,
-    reads,
-    value,
-)
+from mirror_edge.export.graph import ONLY_SHAPE, copy, infer_shapes, part, reach, value
+from mirror_edge.export.residuals import opened, residuals, tail_residual
 
 __all__ = ["TargetGraphs", "draft_graph", "element_type", "split_target"]
 
@@ -48,20 +39,20 @@ def element_type(spec: ModelSpec) -> int:
 def split_target(model: ModelProto, spec: ModelSpec, exit_layer: int) -> TargetGraphs:
     """Cut `model` behind layer `exit_layer`; the LM head of the suffix sees the asked rows only."""
     whole = _prepared(model, spec)
-    cut, end = _residuals(whole, spec, exit_layer)[-1], _tail_residual(whole, spec)
-    whole = _opened(whole, {cut, end})
+    cut, end = residuals(whole, spec, exit_layer)[-1], tail_residual(whole, spec)
+    whole = opened(whole, {cut, end})
     hidden = value("hidden", element_type(spec), [1, "S", spec.hidden])
     logits = value("logits", TensorProto.FLOAT, [1, "n", spec.vocabulary])
     lengths = _lengths(spec)
     first, last = range(exit_layer), range(exit_layer, spec.layers)
 
-    prefix = _copy(whole)
+    prefix = copy(whole)
     _rename(prefix, {cut: "hidden"})
-    suffix = _copy(whole)
+    suffix = copy(whole)
     _shapes_without_prefix(suffix, spec, exit_layer, cut)
     _gather_rows(suffix, end)
     _rename(suffix, {cut: "hidden"})
-    tail = _copy(whole)
+    tail = copy(whole)
     _rename(tail, {end: "hidden"})
     ids = value("input_ids", TensorProto.INT64, [1, "S"])
     rows = value("rows", TensorProto.INT64, ["n"])
@@ -96,8 +87,8 @@ def draft_graph(model: ModelProto, spec: ModelSpec) -> ModelProto:
             node.input.extend([""] * (_BIAS + 1 - len(node.input)))
             node.input[_POSITIONS] = "position_ids"
             node.input[_BIAS] = "attention_bias"
-    end = _tail_residual(whole, spec)
-    whole = _opened(whole, {end})
+    end = tail_residual(whole, spec)
+    whole = opened(whole, {end})
     _gather_rows(whole, end)
     layers = range(spec.layers)
     try:
@@ -135,7 +126,7 @@ def _lengths(spec: ModelSpec) -> list[ValueInfoProto]:
 def _caches(
     spec: ModelSpec, layers: Iterable[int], names: str, length: str
 ) -> list[ValueInfoProto]:
-    dims = [1, spec.kv_heads, length, spec.head_size]
+    dims: list[int | str] = [1, spec.kv_heads, length, spec.head_size]
     return [
         value(f"{names}.{layer}.{kind}", element_type(spec), dims)
         for layer in layers
@@ -152,15 +143,9 @@ def _presents(spec: ModelSpec, layers: Iterable[int]) -> list[ValueInfoProto]:
     return _caches(spec, layers, "present", "C" if spec.cache == "in_place" else "T")
 
 
-def _copy(model: ModelProto) -> ModelProto:
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
 def _prepared(model: ModelProto, spec: ModelSpec, *, positions: bool = True) -> ModelProto:
     """A copy whose lengths are the contract's inputs and whose logits are float32."""
-    model = _copy(model)
+    model = copy(model)
     before: list[NodeProto] = []
     inputs = {entry.name for entry in model.graph.input}
     if spec.cache == "in_place":
@@ -217,69 +202,6 @@ def _positions_from_lengths() -> list[NodeProto]:
         helper.make_node("Range", ["mirror/P", "mirror/T", "mirror/1"], ["mirror/range"]),
         helper.make_node("Unsqueeze", ["mirror/range", "mirror/axis_0"], ["position_ids"]),
     ]
-
-
-def _opened(model: ModelProto, residuals: set[str] | None = None) -> ModelProto:
-    """A copy in which the fused norms that make `residuals` (or all of them) are two nodes."""
-    opened = _copy(model)
-    del opened.graph.node[:]
-    for node in model.graph.node:
-        pieces = open_skip_norm(node)
-        cut_here = residuals is None or any(piece.output[0] in residuals for piece in pieces)
-        opened.graph.node.extend(pieces if cut_here else [node])
-    return opened
-
-
-def _residuals(model: ModelProto, spec: ModelSpec, layer: int) -> list[str]:
-    """The tensors behind the attention of `layer` layers that everything later depends on alone."""
-    past = [f"past_key_values.{i}.{kind}" for i in range(layer) for kind in ("key", "value")]
-    present = [f"present.{i}.{k}" for i in range(layer, spec.layers) for k in ("key", "value")]
-    nodes = _opened(model).graph.node
-    found = _narrows(nodes, ["input_ids", *past], ["logits", *present])
-    if not found:
-        raise ExportError(
-            f"No single residual was found between layers {layer} and {layer + 1}. "
-            "This architecture is not supported."
-        )
-    return found
-
-
-def _narrows(nodes: Sequence[NodeProto], seeds: list[str], sinks: list[str]) -> list[str]:
-    """The tensors that every way from the content of `seeds` to `sinks` goes through, in order."""
-    reached = reach(nodes, seeds)
-    leading = set(sinks)
-    crossed: list[NodeProto] = []
-    for node in reversed(nodes):
-        if node.op_type not in ONLY_SHAPE and not leading.isdisjoint(node.output):
-            leading.update(reads(node))
-            crossed.append(node)
-    between = reached & leading
-    crossed = [node for node in reversed(crossed) if not between.isdisjoint(node.output)]
-    readers = Counter(name for node in crossed for name in set(reads(node)) & between)
-    readers.update(sinks)  # nothing ever uses a sink up
-    live = between.intersection(seeds)
-    found = []
-    for node in crossed:
-        for name in set(reads(node)) & between:
-            readers[name] -= 1
-            if not readers[name]:
-                live.discard(name)
-        live.update(between.intersection(node.output))
-        if len(live) == 1 and not live.isdisjoint(node.output):
-            found += live
-    return found
-
-
-def _tail_residual(model: ModelProto, spec: ModelSpec) -> str:
-    """The residual behind the last layer.
-
-    Behind it come more narrow places (norm, logits): it is the one that stands after the last
-    layer's attention where the residual stands after the layer before.
-    """
-    ends = _residuals(model, spec, spec.layers)
-    if spec.layers == 1:
-        return ends[0]
-    return ends[len(_residuals(model, spec, spec.layers - 1)) - 1]
 
 
 def _shapes_without_prefix(model: ModelProto, spec: ModelSpec, layer: int, cut: str) -> None:

@@ -75,7 +75,7 @@ def gather(model: ModelProto, folder: Path, file: Path, *, move: bool) -> None:
         if tensor.data_location != TensorProto.EXTERNAL and _size(tensor) > _INLINE:
             values = load(tensor, folder)
             for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
-                tensor.ClearField(field)  # type: ignore[arg-type]
+                tensor.ClearField(field)
             append(tensor, values, file)
 
 
