@@ -1,0 +1,72 @@
+"""How often rounding tells the modes apart: the same questions in `ar` and in the other modes.
+
+``python -m mirror_edge.apps.one_text BUNDLE --prompts FILE`` counts the answers of `sd` and `mirror`
+that differ from those of `ar`, token by token. In float32 and under `--strict` there should be none.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mirror_edge.errors import DataError
+
+
+def one_text(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    prompts: Annotated[Path, typer.Option(help="One prompt a line.")],
+    temperatures: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
+    windows: Annotated[list[int] | None, typer.Option(help="Repeatable.")] = None,
+    new_tokens: int = 64,
+    strict: Annotated[bool, typer.Option("--strict", help="Run both sides strictly.")] = False,
+) -> None:
+    """Print how many answers differ, and how many tokens came before the first difference."""
+    from rich.progress import track
+
+    from mirror_edge import Sampling, Speculation, load
+
+    try:
+        asked = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line]
+    except OSError as error:
+        raise DataError(f"{prompts}: cannot be read ({error.strerror}).") from error
+    compared, tokens, differing = 0, 0, []
+    with load(bundle) as model:
+        grid = [(p, t) for p in asked for t in temperatures or (0.0, 1.0)]
+        for prompt, temperature in track(grid, description="Comparing"):
+
+            def answer(speculation: Speculation) -> tuple[int, ...]:
+                return model.generate(
+                    [{"role": "user", "content": prompt}],  # noqa: B023
+                    max_new_tokens=new_tokens,
+                    sampling=Sampling(temperature=temperature),  # noqa: B023
+                    speculation=speculation,
+                ).tokens
+
+            alone = answer(Speculation(mode="ar", strict=strict))
+            for window in windows or (1, 4, 7):
+                for mode in ("sd", "mirror"):
+                    other = answer(Speculation(mode=mode, window=window, strict=strict))
+                    compared, tokens = compared + 1, tokens + len(alone)
+                    if other != alone:
+                        same = zip(alone, other, strict=False)
+                        place = next((i for i, (a, b) in enumerate(same) if a != b), len(alone))
+                        differing.append(place)
+    typer.echo(
+        json.dumps(
+            {
+                "precision": model.bundle.manifest.target.model.precision,
+                "strict": strict,
+                "answers": compared,
+                "tokens": tokens,
+                "answers_that_differ": len(differing),
+                "first_difference_at": sorted(differing),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    typer.run(one_text)

@@ -1,0 +1,198 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mirror_edge import bundle as bundles
+
+COMMAND = str(Path(sys.executable).parent / "mirror-edge")
+
+
+def run(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *words], input=stdin, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_generate_prints_the_answer_and_its_figures() -> None:
+    done = run("generate", "Tell me a story.", "--mode", "mirror", "--max-new-tokens", "12")
+    assert done.returncode == 0
+    assert done.stdout.strip()
+    assert done.stderr.startswith("[mode mirror, ")
+
+
+def test_json_is_one_object_and_the_same_text_in_every_mode() -> None:
+    answers = []
+    for mode in ("ar", "sd", "mirror", "auto"):
+        done = run(
+            "generate", str(bundles.demo()), "Hello!", "--mode", mode, "--json",
+            "--temperature", "0.8", "--seed", "7", "--max-new-tokens", "24",
+        )  # fmt: skip
+        answers.append(json.loads(done.stdout))
+    assert {answer["mode"] for answer in answers} == {"ar", "sd", "mirror"}
+    assert len({tuple(answer["tokens"]) for answer in answers}) == 1
+    assert len({answer["text"] for answer in answers}) == 1
+    assert set(answers[0]) == {"text", "tokens", "finish_reason", "mode", "stats"}
+
+
+def test_a_dash_reads_the_prompt_from_standard_input() -> None:
+    there = run("generate", "-", "--raw", "--max-new-tokens", "8", stdin="Once upon a time")
+    here = run("generate", "Once upon a time", "--raw", "--max-new-tokens", "8")
+    assert there.stdout == here.stdout != ""
+
+
+def test_inspect_shows_models_files_and_memory() -> None:
+    shown = run("inspect")
+    assert shown.returncode == 0
+    for word in ("target", "draft", "exit after layer", "suffix.onnx", "memory at full context"):
+        assert word in shown.stdout
+    figures = json.loads(run("inspect", "--json").stdout)
+    assert figures["memory"]["total"] > figures["files"]["target/weights.bin"]["bytes"]
+
+
+def test_help_does_not_wait_for_heavy_imports() -> None:
+    loaded = (
+        "import sys; from mirror_edge.apps import cli; "
+        "print([m for m in ('onnxruntime', 'numpy', 'tokenizers', 'torch') if m in sys.modules])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert said.stdout.strip() == "[]"
+    assert run("--help").returncode == 0
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-1])
+
+    return damage
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    return damage
+
+
+def rewrite(**fields: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / bundles.MANIFEST
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "target/suffix.onnx").unlink(), "suffix.onnx: is missing"),
+        (cut("target/weights.bin"), "weights.bin: has"),
+        (flip("draft/draft.onnx"), "draft.onnx: its SHA-256"),
+        (rewrite(schema=99), "schema version 99 is newer"),
+        (lambda folder: (folder / bundles.MANIFEST).unlink(), "has no mirror_edge.json"),
+        (lambda folder: (folder / bundles.MANIFEST).write_text("{"), "cannot be read as JSON"),
+    ],
+    ids=["missing", "truncated", "changed", "newer", "no-manifest", "no-json"],
+)
+def test_a_damaged_bundle_is_refused(
+    demo_copy: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    damage(demo_copy)
+    for command in (["generate", str(demo_copy), "hello"], ["inspect", str(demo_copy)]):
+        assert_refused(run(*command), said)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere", "hello"], "nowhere: there is no such folder"),
+        ([""], "the prompt is empty"),
+        (["word " * 3000], "tokens and the context"),
+        (["a", "b", "c"], "there are 3 arguments"),
+        (["hello", "--mode", "fast"], "mode is 'fast'"),
+        (["hello", "--drafter", "oracle"], "drafter is 'oracle'"),
+        (["hello", "--window", "0"], "window is 0"),
+        (["hello", "--branches", "many"], "--branches is 'many'"),
+        (["hello", "--temperature", "-1"], "temperature is -1.0"),
+        (["hello", "--top-p", "0"], "top_p is 0.0"),
+        (["hello", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["hello", "--target-device", "tpu"], "device 'tpu' is not known"),
+        (["hello", "--draft-device", "cpu:77"], "cannot use core 77"),
+        (["hello", "--strict", "--window", "8"], "with strict it must be below 8"),
+        (["hello", "--raw", "--system", "Be kind."], "--system needs the chat template"),
+        (["hello", "--system", "Be kind."], "only user and assistant turns"),
+        (["hello", "--nonsense"], "No such option"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(words: list[str], said: str) -> None:
+    assert_refused(run("generate", *words), said)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], said: str) -> None:
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+class Terminal:
+    """`mirror-edge chat` on a terminal of its own."""
+
+    def __init__(self, *words: str) -> None:
+        self.own, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [COMMAND, "chat", *words],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+
+    def type(self, line: str) -> None:
+        os.write(self.own, line.encode() + b"\n")
+
+    def read_until(self, said: str, seconds: float = 30.0) -> str:
+        shown, until = "", time.monotonic() + seconds
+        while said not in shown:
+            left = until - time.monotonic()
+            ready = select.select([self.own], [], [], max(0.0, left))[0]
+            assert ready, f"{said!r} never came; shown: {shown!r}"
+            shown += os.read(self.own, 4096).decode()
+        return shown
+
+
+def test_chat_answers_stops_at_ctrl_c_and_goes_on() -> None:
+    terminal = Terminal("--max-new-tokens", "900", "--temperature", "1.5", "--min-p", "0")
+    terminal.read_until("> ")
+    terminal.type("Tell me a very long story.")
+    terminal.read_until("\n")
+    time.sleep(0.4)
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.read_until("[stopped]")
+    terminal.read_until("> ")
+    terminal.type("/stats")
+    assert '"tokens_per_second"' in terminal.read_until("\n> ")
+    terminal.type("/reset")
+    terminal.read_until("> ")
+    terminal.type("/quit")
+    assert terminal.process.wait(20) == 0
+    os.close(terminal.own)

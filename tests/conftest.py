@@ -1,0 +1,52 @@
+"""What the tests share: the demo pair, loaded once, and damaged copies of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mirror_edge
+from mirror_edge import bundle as bundles
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[str]:
+    return (Path(__file__).parent / "prompts.txt").read_text().splitlines()
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[mirror_edge.Model]:
+    """The demo pair, target and draft on a thread each."""
+    with mirror_edge.load(target_threads=1, draft_threads=1) as model:
+        yield model
+
+
+@pytest.fixture
+def demo_copy(tmp_path: Path) -> Path:
+    """A copy of the demo pair that a test may damage."""
+    return Path(shutil.copytree(bundles.demo(), tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def with_random_draft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mirror_edge.Model]:
+    """The demo target beside a draft whose weights are shuffled: fluent nonsense."""
+    folder = shutil.copytree(bundles.demo(), tmp_path_factory.mktemp("random") / "bundle")
+    weights = folder / "draft" / "weights.bin"
+    values = np.fromfile(weights, dtype=np.float32)
+    np.random.default_rng(0).shuffle(values)
+    values.tofile(weights)
+    spec = bundles.read(folder, verify=False).manifest
+    bundles.write_manifest(folder, "random draft", spec.target, spec.draft)
+    with mirror_edge.load(folder, target_threads=1, draft_threads=1) as model:
+        yield model
+
+
+def change_manifest(folder: Path, **fields: object) -> None:
+    """Overwrite top-level fields of a bundle's manifest."""
+    path = folder / bundles.MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))

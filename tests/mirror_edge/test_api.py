@@ -1,0 +1,177 @@
+"""The embedded API on the demo pair."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+import mirror_edge
+from mirror_edge import Message, Model, Sampling, Speculation
+from mirror_edge.errors import BusyError, ContextError, DeviceError, OptionError
+
+STORY: list[Message] = [{"role": "user", "content": "Tell me a story about a fox."}]
+
+
+def test_streamed_chunks_join_to_the_whole_answer(demo: Model) -> None:
+    sampling = Sampling(temperature=0.8, seed=2)
+    whole = demo.generate(STORY, max_new_tokens=48, sampling=sampling)
+    chunks = list(demo.stream(STORY, max_new_tokens=48, sampling=sampling))
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert tuple(token for chunk in chunks for token in chunk.tokens) == whole.tokens
+    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].finish_reason == whole.finish_reason
+
+
+def test_the_async_stream_says_the_same(demo: Model) -> None:
+    async def collect() -> str:
+        return "".join([chunk.text async for chunk in demo.astream(STORY, max_new_tokens=48)])
+
+    assert asyncio.run(collect()) == demo.generate(STORY, max_new_tokens=48).text
+
+
+def test_the_plain_calls_work_beside_a_running_loop(demo: Model) -> None:
+    async def notebook() -> tuple[str, str]:
+        streamed = "".join(chunk.text for chunk in demo.stream(STORY, max_new_tokens=24))
+        return demo.generate(STORY, max_new_tokens=24).text, streamed
+
+    whole = demo.generate(STORY, max_new_tokens=24).text
+    assert asyncio.run(notebook()) == (whole, whole)
+
+
+def test_an_abandoned_stream_leaves_the_model_usable(demo: Model) -> None:
+    whole = demo.generate(STORY, max_new_tokens=40)
+    for many in range(1, 6):
+        stream = demo.stream(STORY, max_new_tokens=40)
+        for _ in range(many):
+            next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        assert demo.generate(STORY, max_new_tokens=40).tokens == whole.tokens
+
+
+def test_a_cancelled_answer_leaves_the_model_usable(demo: Model) -> None:
+    whole = demo.generate(STORY, max_new_tokens=40)
+
+    async def cancelled(seconds: float) -> None:
+        async def consume() -> None:
+            async for _ in demo.astream(STORY, max_new_tokens=400):
+                pass
+
+        task = asyncio.create_task(consume())
+        await asyncio.sleep(seconds)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for moment in range(8):
+        asyncio.run(cancelled(0.0007 * moment))
+        assert demo.generate(STORY, max_new_tokens=40).tokens == whole.tokens
+
+
+def test_a_second_answer_meanwhile_is_refused(demo: Model) -> None:
+    stream = demo.stream(STORY, max_new_tokens=8)
+    next(stream)
+    with pytest.raises(BusyError, match="another answer"):
+        demo.generate(STORY, max_new_tokens=8)
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_a_second_turn_prefills_only_what_is_new(demo: Model) -> None:
+    first = demo.generate(STORY, max_new_tokens=24)
+    then: list[Message] = [
+        *STORY,
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": "And then?"},
+    ]
+    second = demo.generate(then, max_new_tokens=8)
+    shared = demo.tokenize(STORY)
+    assert second.stats.prompt_tokens > len(shared)
+    assert second.stats.prefilled_tokens < second.stats.prompt_tokens - len(shared) + 1
+    again = demo.generate(then, max_new_tokens=8)
+    assert again.stats.prefilled_tokens == 1
+    assert again.tokens == second.tokens
+
+
+def test_a_stop_string_ends_the_answer_before_it(demo: Model) -> None:
+    raw = "Once upon a time"
+    whole = demo.generate(raw, max_new_tokens=60)
+    stop = whole.text[10:13]
+    result = demo.generate(raw, max_new_tokens=60, stop=[stop])
+    assert result.text == whole.text[: whole.text.index(stop)]
+    assert result.finish_reason == "stop"
+
+
+def test_the_answer_ends_at_the_wanted_length_and_at_the_context(demo: Model) -> None:
+    result = demo.generate("Once upon a time", max_new_tokens=1)
+    assert (len(result.tokens), result.finish_reason) == (1, "length")
+    long = "Once upon a time " * 300
+    while len(demo.tokenize(long)) > demo.context - 30:
+        long = long[: len(long) - 17]
+    # Hot enough that the end of sequence is hardly ever drawn before the context is full.
+    full = demo.generate(long, sampling=Sampling(temperature=3.0, seed=1))
+    assert full.finish_reason == "length"
+    assert full.stats.prompt_tokens + len(full.tokens) == demo.context
+
+
+def test_stats_hold_what_a_caller_counts_on(demo: Model) -> None:
+    figures = demo.generate(
+        STORY, max_new_tokens=48, speculation=Speculation(mode="mirror")
+    ).stats.as_dict()
+    for name in (
+        "steps",
+        "tokens_per_step",
+        "draft_tokens_proposed",
+        "draft_tokens_accepted",
+        "acceptance_rate",
+        "hypothesis_hits",
+        "hypothesis_misses",
+        "overlap_ratio",
+        "prompt_tokens",
+        "time_to_first_token_s",
+        "tokens_per_second",
+    ):
+        assert figures[name] is not None, name
+    assert figures["hypothesis_hits"] + figures["hypothesis_misses"] == figures["steps"]
+    assert 0.0 < figures["overlap_ratio"] <= 1.0
+
+
+def test_auto_is_mirror_with_a_draft(demo: Model) -> None:
+    assert demo.generate(STORY, max_new_tokens=4).mode == "mirror"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "said"),
+    [
+        ("", {}, ContextError, "prompt is empty"),
+        ("word " * 3000, {}, ContextError, "the context 1,024"),
+        ("hello", {"max_new_tokens": 0}, OptionError, "max_new_tokens is 0"),
+        ("hello", {"stop": [""]}, OptionError, "stop"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(
+    demo: Model, prompt: str, options: dict[str, object], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        demo.generate(prompt, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["tpu", "cpu:99", "cpu:x"])
+def test_an_unknown_device_is_refused_by_name(device: str) -> None:
+    with pytest.raises(DeviceError, match=device):
+        mirror_edge.load(target_device=device)
+
+
+def test_pinned_devices_answer_the_same(demo: Model) -> None:
+    with mirror_edge.load(target_device="cpu:0", draft_device="cpu:0") as pinned:
+        assert pinned.generate(STORY, max_new_tokens=16).tokens == (
+            demo.generate(STORY, max_new_tokens=16).tokens
+        )
+
+
+def test_closing_ends_the_lanes() -> None:
+    before = threading.active_count()
+    with mirror_edge.load() as model:
+        assert threading.active_count() == before + 2
+        model.generate("Hello", max_new_tokens=2)
+    assert threading.active_count() == before

@@ -1,0 +1,145 @@
+"""The ONNX Runtime target and draft: caches, windows, widths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mirror_edge import bundle as bundles
+from mirror_edge.devices import Device
+from mirror_edge.errors import DeviceError
+from mirror_edge.runtimes.onnx.draft import OnnxDraft
+from mirror_edge.runtimes.onnx.target import OnnxTarget
+from mirror_edge.trace import Trace
+
+CPU = Device("cpu")
+CLOSE = {"atol": 2e-4, "rtol": 0.0}
+
+
+@pytest.fixture(scope="module")
+def bundle() -> bundles.Bundle:
+    return bundles.read(bundles.demo())
+
+
+@pytest.fixture
+def target(bundle: bundles.Bundle) -> OnnxTarget:
+    return OnnxTarget(bundle, CPU, 1, Trace())
+
+
+@pytest.fixture
+def draft(bundle: bundles.Bundle) -> OnnxDraft:
+    return OnnxDraft(bundle, CPU, 1, Trace())
+
+
+def text(length: int, vocabulary: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(4, vocabulary, length).tolist()
+
+
+def test_a_window_gives_the_logits_of_single_steps(target: OnnxTarget) -> None:
+    ids = text(40, target.vocabulary)
+    target.prefill(ids[:30], 0)
+    single = []
+    for place in range(30, 40):
+        target.prefix(ids[place : place + 1], place, 0)
+        single.append(target.suffix()[0])
+    target.prefix(ids[30:], 30, 0)
+    np.testing.assert_allclose(target.suffix(), np.stack(single), **CLOSE)
+
+
+def test_chunks_and_growing_buffers_change_nothing(target: OnnxTarget) -> None:
+    ids = text(700, target.vocabulary)
+    whole = target.prefill(ids, 0)
+    for start in range(0, 700, 123):
+        chunked = target.prefill(ids[start : start + 123], start)
+    np.testing.assert_allclose(chunked, whole, **CLOSE)
+
+
+def test_what_is_written_over_leaves_no_trace(target: OnnxTarget) -> None:
+    ids, other = text(20, target.vocabulary), text(8, target.vocabulary, seed=1)
+    target.prefill(ids[:12], 0)
+    target.prefix(ids[12:], 12, 0)
+    fresh = target.suffix()
+    target.prefix(other, 12, 0)
+    target.suffix()
+    target.prefix(other[:3], 15, 0)
+    target.suffix()
+    target.prefix(ids[12:], 12, 0)
+    np.testing.assert_array_equal(target.suffix(), fresh)
+
+
+def test_padding_to_a_width_changes_no_row_and_fixes_their_arithmetic(target: OnnxTarget) -> None:
+    ids = text(20, target.vocabulary)
+    target.prefill(ids[:12], 0)
+    target.prefix(ids[12:], 12, 0)
+    wide = target.suffix()
+    for count in range(1, 9):
+        signal = target.prefix(ids[12 : 12 + count], 12, 4, width=8)
+        padded = target.suffix()
+        assert padded.shape == (count, target.vocabulary)
+        assert signal is not None
+        assert signal.ids.shape == (count, 4)
+        np.testing.assert_array_equal(padded, wide[:count])
+
+
+def test_the_exit_head_names_candidates_best_first(target: OnnxTarget) -> None:
+    ids = text(12, target.vocabulary)
+    target.prefill(ids[:8], 0)
+    signal = target.prefix(ids[8:], 8, 6)
+    assert signal is not None
+    assert (np.diff(signal.logprobs, axis=-1) <= 0).all()
+    assert (np.exp(signal.logprobs).sum(axis=-1) <= 1.0 + 1e-5).all()
+    assert all(len(set(row)) == 6 for row in signal.ids.tolist())
+    assert target.prefix(ids[8:], 8, 0) is None
+
+
+def test_tree_rows_give_the_logits_of_their_paths_run_alone(draft: OnnxDraft) -> None:
+    shared, paths = text(10, draft.vocabulary), [text(3, draft.vocabulary, s) for s in (1, 2, 3)]
+    alone = []
+    for path in paths:
+        ids = np.array(shared + path)
+        logits = draft.forward(ids, np.arange(13), 0, None, np.arange(10, 13))
+        alone.append(logits)
+    draft.forward(np.array(shared), np.arange(10), 0, None, np.array([9]))
+    for step in range(3):
+        fed = np.array([path[step] for path in paths])
+        hidden = np.zeros((3, 10 + 3 * (step + 1)), dtype=np.bool_)
+        hidden[:, 10:] = np.tile(~np.eye(3, dtype=np.bool_), (1, step + 1))
+        start = 10 + 3 * step
+        logits = draft.forward(fed, np.full(3, 10 + step), start, hidden, np.arange(3))
+        np.testing.assert_allclose(logits, np.stack([a[step] for a in alone]), **CLOSE)
+
+
+def test_moved_rows_stand_where_the_path_needs_them(draft: OnnxDraft) -> None:
+    ids = text(14, draft.vocabulary)
+    straight = draft.forward(np.array(ids), np.arange(14), 0, None, np.array([13]))
+    draft.forward(np.array(ids[:10]), np.arange(10), 0, None, np.array([9]))
+    # Two branches side by side: ours in slots 11 and 13, another in 10 and 12.
+    mixed = np.array([7, ids[10], 8, ids[11]])
+    hidden = np.zeros((4, 14), dtype=np.bool_)
+    hidden[:, 10:] = [[0, 1, 1, 1], [1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 1, 0]]
+    draft.forward(mixed, np.array([10, 10, 11, 11]), 10, hidden, np.array([3]))
+    draft.move([11, 13], 10)
+    logits = draft.forward(np.array(ids[12:]), np.arange(12, 14), 12, None, np.array([1]))
+    np.testing.assert_allclose(logits, straight, **CLOSE)
+
+
+def test_branches_may_use_slots_beyond_the_context(draft: OnnxDraft) -> None:
+    assert draft.slots > draft.context
+    ids = text(draft.context - 1, draft.vocabulary)
+    draft.forward(np.array(ids), np.arange(len(ids)), 0, None, np.array([0]))
+    rows = draft.slots - len(ids)
+    hidden = np.zeros((rows, draft.slots), dtype=np.bool_)
+    hidden[:, len(ids) :] = ~np.eye(rows, dtype=np.bool_)
+    tokens, positions = np.full(rows, 9), np.full(rows, len(ids))
+    logits = draft.forward(tokens, positions, len(ids), hidden, np.array([0, rows - 1]))
+    np.testing.assert_allclose(logits[0], logits[1], **CLOSE)
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_a_device_error(demo_copy: Path) -> None:
+    (demo_copy / "target" / "suffix.onnx").write_bytes(b"not a graph")
+    broken = bundles.read(bundles.demo())
+    broken = bundles.Bundle(demo_copy, broken.manifest)
+    with pytest.raises(DeviceError, match=r"suffix\.onnx: the CPU provider refused the graph"):
+        OnnxTarget(broken, CPU, 1, Trace())
