@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mirror_edge.errors import DataError, MissingExtraError
+from mirror_edge.apps import program
+from mirror_edge.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from mirror_edge import Model
@@ -38,17 +39,12 @@ def compare(
         for turn in range(repeat + 1):
             theirs, their_rate = genai.decode(ids, new_tokens)
             ours, our_rate = _ours(model, prompt, len(theirs))
-            if ours != theirs:
-                place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
-                raise DataError(
-                    f"{bundle}: its token {place} differs from {genai_folder}'s; "
-                    "export the bundle from that folder."
-                )
             if turn > 0:
                 rows.append((our_rate, their_rate))
     ratios = [ours / theirs for ours, theirs in rows]
     figures: dict[str, Any] = {
         "tokens": len(theirs),
+        "same_tokens": ours == theirs,
         "threads": threads,
         "mirror_edge_tokens_per_second": statistics.median(ours for ours, _ in rows),
         "genai_tokens_per_second": statistics.median(theirs for _, theirs in rows),
@@ -97,4 +93,4 @@ class _Genai:
 
 
 if __name__ == "__main__":
-    typer.run(compare)
+    program.run(program.single(compare))

@@ -1,7 +1,7 @@
 """How often rounding tells the modes apart: the same questions in `ar` and in the other modes.
 
-``python -m mirror_edge.apps.one_text BUNDLE --prompts FILE`` counts the answers of `sd` and `mirror`
-that differ from those of `ar`, token by token. In float32 and under `--strict` there should be none.
+``python -m mirror_edge.apps.one_text BUNDLE --prompts FILE`` counts the answers of `sd` and
+`mirror` that differ from those of `ar`. In float32 and under `--strict` there should be none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from mirror_edge.apps import program
 from mirror_edge.errors import DataError
 
 
@@ -69,4 +70,4 @@ def one_text(
 
 
 if __name__ == "__main__":
-    typer.run(one_text)
+    program.run(program.single(one_text))
