@@ -152,7 +152,8 @@ class Sampler:
             return logprobs
         # The whole position's noise is needed in a moment anyway, to verify the same row.
         noise = np.stack([self.noise(p)[row] for p, row in zip(positions, ids, strict=True)])
-        return logprobs / np.float32(self.sampling.temperature) + noise
+        scores: NDArray[np.float32] = logprobs / np.float32(self.sampling.temperature) + noise
+        return scores
 
 
 def _penalised(
