@@ -1,0 +1,74 @@
+"""Look-up of n-grams: what followed the last time."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror_edge.hypotheses import Branch, Root
+from mirror_edge.ngram import NgramDrafter
+from mirror_edge.sampling import Sampler, Sampling
+
+SAMPLER = Sampler(Sampling(), 10)
+TOKENS = st.lists(st.integers(0, 2), max_size=25)
+
+
+def reference(committed: list[int], tail: list[int], longest: int, depth: int) -> tuple[int, ...]:
+    """By looking everywhere: longest first, then latest; a match needs a follower."""
+    for n in range(min(longest, len(tail)), 0, -1):
+        for end in range(len(committed) - 1, n - 1, -1):
+            if committed[end - n : end] == tail[-n:]:
+                return tuple(committed[end : end + depth])
+    return ()
+
+
+@given(
+    TOKENS,
+    st.lists(st.tuples(TOKENS, st.lists(st.integers(0, 2), max_size=3)), min_size=1, max_size=4),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+def test_look_up_is_a_search_from_the_end(
+    prompt: list[int], steps: list[tuple[list[int], list[int]]], longest: int, depth: int
+) -> None:
+    drafter = NgramDrafter(4096, longest)
+    drafter.prefill(prompt)
+    committed = list(prompt)
+    for told, drafted in steps:
+        committed += told
+        roots = [Root(row, token) for row in range(len(drafted) + 1) for token in range(4)]
+        expected = []
+        for root in roots:
+            tail = [*committed, *drafted[: root.row], root.token]
+            if tokens := reference(committed, tail, longest, depth):
+                expected.append(Branch(root, tokens))
+        assert drafter.rollout(told, drafted, roots, depth, SAMPLER) == expected
+
+
+@pytest.mark.parametrize(
+    ("committed", "root", "tokens"),
+    [
+        ([1, 2, 3, 1, 2, 4, 1], 2, (4, 1)),  # 1 2 was last followed by 4
+        ([7, 1, 2, 3, 8, 1, 2, 4, 7, 1], 2, (3, 8)),  # 7 1 2 is longer than the later 1 2
+        ([1, 2, 3], 9, ()),  # never seen
+        ([1, 2, 3], 3, ()),  # seen, but nothing has followed it yet
+        ([5], 5, ()),
+        ([5, 5], 5, (5,)),
+        ([], 1, ()),
+    ],
+)
+def test_the_continuation_of(committed: list[int], root: int, tokens: tuple[int, ...]) -> None:
+    drafter = NgramDrafter(4096)
+    drafter.prefill(committed)
+    found = drafter.rollout([], [], [Root(0, root)], 2, SAMPLER)
+    assert found == ([Branch(Root(0, root), tokens)] if tokens else [])
+
+
+def test_a_new_answer_forgets_the_last_one() -> None:
+    drafter = NgramDrafter(4096)
+    drafter.prefill([1, 2, 3])
+    drafter.prefill([4, 5])
+    assert drafter.rollout([], [], [Root(0, 1), Root(0, 4)], 2, SAMPLER) == [
+        Branch(Root(0, 4), (5,))
+    ]
