@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
@@ -16,6 +16,7 @@ __all__ = [
     "part",
     "reach",
     "reads",
+    "rename",
     "value",
 ]
 
@@ -58,6 +59,24 @@ def reads(node: NodeProto) -> Iterator[str]:
             made |= {entry.name for entry in [*graph.input, *graph.initializer]}
             inner_reads = {name for inner in graph.node for name in reads(inner)}
             yield from (inner_reads | {entry.name for entry in graph.output}) - made
+
+
+def rename(model: ModelProto, names: Mapping[str, str]) -> None:
+    """Give tensors other names, in subgraphs too."""
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        for tensor in graph.initializer:
+            tensor.name = names.get(tensor.name, tensor.name)
+        for entry in graph.output:
+            entry.name = names.get(entry.name, entry.name)
+        for node in graph.node:
+            for at, name in enumerate(node.input):
+                node.input[at] = names.get(name, name)
+            for at, name in enumerate(node.output):
+                node.output[at] = names.get(name, name)
+            for item in node.attribute:
+                graphs += [item.g, *item.graphs] if item.type in _GRAPHS else []
 
 
 def reach(

@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from mirror_edge.bundle import ModelSpec
 from mirror_edge.errors import ExportError
-from mirror_edge.export.graph import ONLY_SHAPE, copy, infer_shapes, part, reach, value
+from mirror_edge.export.graph import ONLY_SHAPE, copy, infer_shapes, part, reach, rename, value
 from mirror_edge.export.residuals import opened, residuals, tail_residual
 
 __all__ = ["TargetGraphs", "draft_graph", "element_type", "split_target"]
@@ -20,6 +20,11 @@ __all__ = ["TargetGraphs", "draft_graph", "element_type", "split_target"]
 _ATTENTION = "GroupQueryAttention"
 _SEQLENS, _TOTAL, _POSITIONS, _BIAS = 5, 6, 9, 10
 """GroupQueryAttention's inputs that the contract hands in from outside."""
+_CONTRACT = {
+    *("hidden", "rows", "position_ids", "attention_bias", "attention_mask", "seqlens_k"),
+    *("total_sequence_length", "top", "exit_ids", "exit_logprobs"),
+}
+"""Names that no tensor inside a graph may have."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,13 @@ def split_target(model: ModelProto, spec: ModelSpec, exit_layer: int) -> TargetG
     first, last = range(exit_layer), range(exit_layer, spec.layers)
 
     prefix = copy(whole)
-    _rename(prefix, {cut: "hidden"})
+    rename(prefix, {cut: "hidden"})
     suffix = copy(whole)
-    _shapes_without_prefix(suffix, spec, exit_layer, cut)
+    _shapes_without_prefix(suffix, exit_layer, cut)
     _gather_rows(suffix, end)
-    _rename(suffix, {cut: "hidden"})
+    rename(suffix, {cut: "hidden"})
     tail = copy(whole)
-    _rename(tail, {end: "hidden"})
+    rename(tail, {end: "hidden"})
     ids = value("input_ids", TensorProto.INT64, [1, "S"])
     rows = value("rows", TensorProto.INT64, ["n"])
     every_row = value("logits", TensorProto.FLOAT, [1, "S", spec.vocabulary])
@@ -146,6 +151,9 @@ def _presents(spec: ModelSpec, layers: Iterable[int]) -> list[ValueInfoProto]:
 def _prepared(model: ModelProto, spec: ModelSpec, *, positions: bool = True) -> ModelProto:
     """A copy whose lengths are the contract's inputs and whose logits are float32."""
     model = copy(model)
+    taken = {name for node in model.graph.node for name in node.output}
+    taken |= {tensor.name for tensor in model.graph.initializer}
+    rename(model, {name: f"source/{name}" for name in _CONTRACT & taken})
     before: list[NodeProto] = []
     inputs = {entry.name for entry in model.graph.input}
     if spec.cache == "in_place":
@@ -159,7 +167,7 @@ def _prepared(model: ModelProto, spec: ModelSpec, *, positions: bool = True) -> 
     after = []
     logits = next(entry for entry in model.graph.output if entry.name == "logits")
     if logits.type.tensor_type.elem_type != TensorProto.FLOAT:
-        _rename(model, {"logits": "logits/raw"})
+        rename(model, {"logits": "logits/raw"})
         after = [helper.make_node("Cast", ["logits/raw"], ["logits"], to=TensorProto.FLOAT)]
     nodes = [*before, *model.graph.node, *after]
     del model.graph.node[:]
@@ -204,7 +212,7 @@ def _positions_from_lengths() -> list[NodeProto]:
     ]
 
 
-def _shapes_without_prefix(model: ModelProto, spec: ModelSpec, layer: int, cut: str) -> None:
+def _shapes_without_prefix(model: ModelProto, layer: int, cut: str) -> None:
     """Take the shapes that the suffix wants from the prefix of `cut` and of its own caches."""
     seeds = ["input_ids"]
     seeds += [f"past_key_values.{i}.{kind}" for i in range(layer) for kind in ("key", "value")]
@@ -213,18 +221,25 @@ def _shapes_without_prefix(model: ModelProto, spec: ModelSpec, layer: int, cut: 
     if not readers:
         return
     shapes = infer_shapes(model)
+    before = [
+        _constant("mirror/0_1", [0, 1]),
+        helper.make_node("Shape", [cut], ["mirror/cut_shape"]),
+        helper.make_node("Gather", ["mirror/cut_shape", "mirror/0_1"], ["mirror/1_S"], axis=0),
+    ]
     for node in readers:
-        name = node.input[0]
-        if name == "input_ids":
-            node.input[0] = "mirror/like_ids"
-        elif name.startswith("past_key_values."):
+        name, output = node.input[0], list(node.output)
+        dims = shapes.get(name, [])
+        if name.startswith("past_key_values."):
             node.input[0] = f"past_key_values.{layer}.{name.rsplit('.', 1)[1]}"
-        elif len(shapes.get(name, [])) == 3 and shapes[name][-1] == spec.hidden:
-            node.input[0] = cut
-    like_ids = helper.make_node(
-        "ReduceMax", [cut, "mirror/axis_2"], ["mirror/like_ids"], keepdims=0
-    )
-    nodes = [_constant("mirror/axis_2", [2]), like_ids, *model.graph.node]
+        elif node.op_type != "Shape" or node.attribute:
+            continue
+        elif name == "input_ids":
+            node.CopyFrom(helper.make_node("Identity", ["mirror/1_S"], output))
+        elif len(dims) == 3 and isinstance(dims[2], int) and dims[2]:  # rows of any width
+            width = f"mirror/{output[0]}"
+            before.append(_constant(width, [dims[2]]))
+            node.CopyFrom(helper.make_node("Concat", ["mirror/1_S", width], output, axis=0))
+    nodes = [*before, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
@@ -238,11 +253,3 @@ def _gather_rows(model: ModelProto, residual: str) -> None:
     made = next(i for i, node in enumerate(model.graph.node) if residual in node.output)
     gather = helper.make_node("Gather", [residual, "rows"], ["mirror/rows"], axis=1)
     model.graph.node.insert(made + 1, gather)
-
-
-def _rename(model: ModelProto, names: dict[str, str]) -> None:
-    for node in model.graph.node:
-        for at, name in enumerate(node.input):
-            node.input[at] = names.get(name, name)
-        for at, name in enumerate(node.output):
-            node.output[at] = names.get(name, name)

@@ -69,3 +69,76 @@ def save_checkpoint(folder: Path, architecture: str, config: dict[str, Any]) -> 
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return folder
+
+
+def write_genai_folder(folder: Path) -> Path:
+    """A draft of one layer in ONNX Runtime GenAI's format, made without its builder."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    hidden, heads, kv_heads, size, context = 64, 4, 2, 16, 256
+    rng = np.random.default_rng(0)
+    shapes = {
+        "embed": (VOCABULARY, hidden),
+        "qkv": (hidden, (heads + 2 * kv_heads) * size),
+        "out": (heads * size, hidden),
+        "head": (hidden, VOCABULARY),
+    }
+    weights = {name: 0.2 * rng.standard_normal(shape) for name, shape in shapes.items()}
+    angles = np.outer(np.arange(context), 10000.0 ** (-np.arange(size // 2) / (size // 2)))
+    weights |= {"norm": np.ones(hidden), "cos": np.cos(angles), "sin": np.sin(angles)}
+    past = ["past_key_values.0.key", "past_key_values.0.value"]
+    present = ["present.0.key", "present.0.value"]
+
+    def node(kind: str, inputs: list[str], *outputs: str, **attributes: Any) -> Any:
+        return helper.make_node(kind, inputs, outputs, **attributes)
+
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    norm = {"axis": -1, "epsilon": 1e-6}
+    attention = {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": 1}
+    nodes = [
+        node("Constant", [], "one", value=one),
+        node("ReduceSum", ["attention_mask", "one"], "counted", keepdims=0),
+        node("Sub", ["counted", "one"], "last"),
+        node("Cast", ["last"], "seqlens", to=TensorProto.INT32),
+        node("Shape", ["attention_mask"], "mask_shape"),
+        node("Gather", ["mask_shape", "one"], "total_64"),
+        node("Cast", ["total_64"], "total", to=TensorProto.INT32),
+        node("Gather", ["embed", "input_ids"], "rows"),
+        node("SimplifiedLayerNormalization", ["rows", "norm"], "normed", **norm),
+        node("MatMul", ["normed", "qkv"], "packed"),
+        node(
+            "GroupQueryAttention",
+            ["packed", "", "", *past, "seqlens", "total", "cos", "sin"],
+            "attended",
+            *present,
+            domain="com.microsoft",
+            **attention,
+        ),
+        node("MatMul", ["attended", "out"], "projected"),
+        node("Add", ["rows", "projected"], "residual"),
+        node("SimplifiedLayerNormalization", ["residual", "norm"], "final", **norm),
+        node("MatMul", ["final", "head"], "logits"),
+    ]
+    cache = [1, kv_heads, "length", size]
+    graph = helper.make_graph(
+        nodes,
+        "draft",
+        [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "S"]),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, [1, "T"]),
+            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, cache) for name in past),
+        ],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "S", VOCABULARY]),
+            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, cache) for name in present),
+        ],
+        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    write_tokenizer(folder)
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "model.onnx")
+    decoder = {"filename": "model.onnx", "head_size": size, "hidden_size": hidden}
+    model = {"type": "tiny", "context_length": context, "eos_token_id": 1, "decoder": decoder}
+    (folder / "genai_config.json").write_text(json.dumps({"model": model}))
+    return folder

@@ -1,0 +1,47 @@
+"""``mirror-edge export`` on the command line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mirror_edge import bundle
+from mirror_edge.apps.export import export_command
+from mirror_edge.errors import OptionError
+
+app = typer.Typer()
+app.command()(export_command)
+
+
+def test_the_command_writes_a_bundle_and_says_what_it_is(
+    target: Path, draft: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "bundle"
+    arguments = [str(target), "--draft", str(draft), "-o", str(output), "--exit-layer", "2"]
+    done = CliRunner().invoke(app, [*arguments, "--precision", "fp32"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "Exit after layer 2 of 3; the exit head names 320 of 320 tokens." in done.stdout
+    for name in bundle.read(output).manifest.files:
+        assert re.search(rf"{name} +[\d.,]+ (kB|MB)", done.stdout)
+    assert "Checked, in standard deviations of the logits:" in done.stdout
+    assert "Checking the draft" in done.stderr
+
+
+def test_an_exit_layer_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--exit-layer half: must be auto or a number"):
+        export_command("a", "b", tmp_path / "bundle", exit_layer="half")
+
+
+def test_the_command_is_light_to_import() -> None:
+    program = (
+        "import sys; import mirror_edge.apps.export, mirror_edge.export; "
+        "print({'onnx', 'onnxruntime', 'torch', 'transformers', 'rich'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "set()\n"

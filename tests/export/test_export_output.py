@@ -1,0 +1,118 @@
+"""A bundle appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mirror_edge import bundle
+from mirror_edge.errors import ExportError, OptionError
+from mirror_edge.export import export
+
+
+def test_an_existing_bundle_is_replaced_only_by_force(
+    target: Path, draft: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "bundle"
+    export(target, draft, output, precision="fp32", exit_layer=1)
+    with pytest.raises(OptionError, match=r"bundle: exists already. .* --force"):
+        export(target, draft, output, precision="fp32", exit_layer=2)
+    assert bundle.read(output).manifest.target.exit_layer == 1
+    export(target, draft, output, precision="fp32", exit_layer=2, force=True)
+    assert bundle.read(output).manifest.target.exit_layer == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    expected = {"target/exit.onnx", "target/prefix.onnx", "target/suffix.onnx"}
+    expected |= {"target/weights.bin", "draft/draft.onnx", "draft/weights.bin"}
+    expected |= {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    assert bundle.read(output).manifest.files.keys() == expected | {"chat_template.jinja"}
+
+
+def test_force_never_removes_what_is_no_bundle(target: Path, draft: Path, tmp_path: Path) -> None:
+    output = tmp_path / "photos"
+    output.mkdir()
+    (output / "cat.jpg").touch()
+    with pytest.raises(OptionError, match="photos: is not a bundle, so --force will not"):
+        export(target, draft, output, force=True)
+    with pytest.raises(OptionError, match=r"cat.jpg: is a file"):
+        export(target, draft, output / "cat.jpg", force=True)
+    assert (output / "cat.jpg").exists()
+
+
+def test_a_failing_replacement_keeps_the_old_bundle(
+    target: Path, draft: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "bundle"
+    made = export(target, draft, output, precision="fp32")
+    with pytest.raises(OptionError):
+        export(target, draft, output, exit_layer=9, force=True)
+    assert bundle.read(output).manifest == made.manifest
+
+
+def test_an_output_that_cannot_be_written_is_refused(
+    target: Path, draft: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match=r"-o .*: cannot be written \(.+\). Choose another"):
+        export(target, draft, tmp_path / "file" / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_ctrl_c_leaves_nothing_behind(target: Path, draft: Path, tmp_path: Path) -> None:
+    program = "import sys; from mirror_edge.export import export; export(*sys.argv[1:])"
+    command = [sys.executable, "-c", program, target, draft, tmp_path / "bundle"]
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [path.name.startswith(".bundle.partial-") for path in tmp_path.iterdir()] == [True]
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_space_is_refused_before_starting(
+    target: Path, draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirror_edge.export.pipeline.disk_needed", lambda *_: 10**15)
+    with pytest.raises(ExportError, match=r"about 2,000,000,000 MB are needed .* MB are free"):
+        export(target, draft, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this system does not let root mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("small_disk", [100], indirect=True)
+def test_a_small_disk_is_refused_before_starting(
+    target: Path, draft: Path, small_disk: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"MB are needed there .*, and 0 MB are free"):
+        export(target, draft, small_disk / "bundle", precision="fp32")
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("small_disk", [100, 460, 560, 700, 800], indirect=True)
+def test_a_disk_that_fills_up_midway_leaves_nothing_behind(
+    target: Path, draft: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirror_edge.export.pipeline.disk_needed", lambda *_: 0)
+    with pytest.raises(ExportError, match=r"the disk is full. Nothing was kept."):
+        export(target, draft, small_disk / "bundle", precision="fp32")
+    assert list(small_disk.iterdir()) == []

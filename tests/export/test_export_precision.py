@@ -1,0 +1,85 @@
+"""Every precision passes its own check; families that the builder gets wrong are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import Checkpoint
+
+from mirror_edge import bundle
+from mirror_edge.bundle import Precision
+from mirror_edge.errors import ExportError
+from mirror_edge.export import export
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp16"])
+def test_quantised_and_half_precision_graphs_pass_their_check(
+    precision: Precision, target: Path, draft: Path, tmp_path: Path
+) -> None:
+    made = export(target, draft, tmp_path / "bundle", precision=precision)
+    manifest = bundle.read(made.folder).manifest
+    assert manifest.draft is not None
+    for spec in (manifest.target.model, manifest.draft.model):
+        assert spec.precision == precision
+        assert spec.dtype == ("float16" if precision == "fp16" else "float32")
+    assert made.deviations["the first 2 layers of the target in fp32"] < 1e-4
+    assert made.deviations["target, cut"] < 0.05
+
+
+def test_draft_has_the_targets_precision_unless_told(
+    target: Path, draft: Path, tmp_path: Path
+) -> None:
+    made = export(target, draft, tmp_path / "bundle", precision="int4", draft_precision="fp32")
+    assert made.manifest.draft is not None
+    assert made.manifest.draft.model.precision == "fp32"
+    assert made.manifest.target.model.precision == "int4"
+
+
+WINDOWED = {"tie_word_embeddings": False, "sliding_window": 16}
+PHI3 = {"max_position_embeddings": 256, "original_max_position_embeddings": 256}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize(
+    ("architecture", "config"), [("Mistral", WINDOWED), ("Phi3", {**PHI3, **WINDOWED})]
+)
+def test_a_window_that_the_graph_ignores_is_caught(
+    architecture: str,
+    config: dict[str, object],
+    precision: Precision,
+    checkpoint: Checkpoint,
+    draft: Path,
+    tmp_path: Path,
+) -> None:
+    source = checkpoint(architecture, **config)
+    with pytest.raises(ExportError, match=r"of the target in fp32: its logits are off by"):
+        export(source, draft, tmp_path / "bundle", precision=precision)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_draft_is_refused_by_name(
+    checkpoint: Checkpoint, target: Path, tmp_path: Path
+) -> None:
+    source = checkpoint("Mistral", **WINDOWED)
+    with pytest.raises(ExportError, match="the whole graph of the draft in fp32"):
+        export(target, source, tmp_path / "bundle", precision="fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_family_that_the_builder_cannot_read_is_refused_with_the_cause(
+    checkpoint: Checkpoint, draft: Path, tmp_path: Path
+) -> None:
+    source = checkpoint("Phi3")  # its context is not the one it was trained with: LongRoPE
+    with pytest.raises(ExportError, match=r"cannot build a graph of Phi3ForCausalLM \(KeyError"):
+        export(source, draft, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_window_ends_the_context(
+    checkpoint: Checkpoint, draft: Path, tmp_path: Path
+) -> None:
+    long = {"max_position_embeddings": 4096, "sliding_window": 2048, "tie_word_embeddings": False}
+    made = export(checkpoint("Mistral", **long), draft, tmp_path / "bundle", precision="fp32")
+    assert made.manifest.target.model.context == 2048
+    assert "its sliding window" in made.notes[0]

@@ -1,0 +1,212 @@
+"""Where models come from: folders of several kinds and the hub; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tiny import Checkpoint
+
+from mirror_edge import bundle
+from mirror_edge.errors import ExportError, OptionError
+from mirror_edge.export import export
+
+PROGRAM = """
+import sys
+for absent in sys.argv[4].split(","):
+    sys.modules[absent] = None
+from mirror_edge.errors import MirrorEdgeError
+from mirror_edge.export import export
+assert not {"onnx", "torch", "transformers", "onnxruntime"} & {
+    name for name, module in sys.modules.items() if module is not None
+}
+try:
+    made = export(*sys.argv[1:4], precision=sys.argv[5] or None)
+except MirrorEdgeError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+print(made.manifest.target.model.architecture)
+"""
+
+
+def in_a_fresh_process(
+    target: Path | str,
+    draft: Path | str,
+    output: Path,
+    *,
+    absent: str = "none",
+    precision: str = "",
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, target, draft, output, absent, precision],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        cwd=output.parent,
+    )
+
+
+def test_a_genai_folder_needs_no_torch(genai: Path, tmp_path: Path) -> None:
+    absent = "torch,transformers,huggingface_hub,onnxruntime_genai,safetensors"
+    done = in_a_fresh_process(genai, genai, tmp_path / "bundle", absent=absent)
+    assert (done.returncode, done.stdout) == (0, "llama\n"), done.stderr
+    manifest = bundle.read(tmp_path / "bundle").manifest
+    assert (manifest.target.model.precision, manifest.target.model.layers) == ("fp32", 3)
+
+
+@pytest.mark.parametrize("absent", ["onnx", "torch", "transformers", "onnxruntime_genai"])
+def test_a_missing_package_is_named_with_its_install_line(
+    absent: str, target: Path, draft: Path, tmp_path: Path
+) -> None:
+    done = in_a_fresh_process(target, draft, tmp_path / "bundle", absent=absent)
+    assert done.returncode == 1
+    assert done.stderr.startswith("MissingExtraError: ")
+    assert absent in done.stderr
+    assert "pip install 'mirror-edge[export]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hub_names_are_found_in_the_offline_cache(
+    target: Path, draft: Path, tmp_path: Path
+) -> None:
+    commit = "0" * 40
+    for name, source in (("acme/large", target), ("acme/small", draft)):
+        cached = tmp_path / "home/hub" / ("models--" + name.replace("/", "--"))
+        shutil.copytree(source, cached / "snapshots" / commit)
+        (cached / "refs").mkdir()
+        (cached / "refs/main").write_text(commit)
+    offline = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    output = tmp_path / "bundle"
+    done = in_a_fresh_process("acme/large", "acme/small", output, precision="fp32", **offline)
+    assert (done.returncode, done.stdout) == (0, "LlamaForCausalLM\n"), done.stderr
+
+    done = in_a_fresh_process("acme/none", "acme/small", tmp_path / "other", **offline)
+    assert (
+        "TARGET acme/none: there is no such folder, and it cannot be had from the hub"
+        in done.stderr
+    )
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where/at/all", "a/b/c", ".hidden"])
+def test_a_path_that_is_not_there_is_never_asked_of_the_hub(
+    name: str, draft: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=f"TARGET {name}: there is no such folder"):
+        export(name, draft, tmp_path / "bundle")
+
+
+def test_folders_that_are_no_models_are_refused(target: Path, draft: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ExportError, match=r"empty: is not a model, it has no config.json"):
+        export(empty, draft, output)
+    shutil.copy(target / "config.json", empty)
+    with pytest.raises(ExportError, match=r"it has no weights \(\*.safetensors\) or model.onnx"):
+        export(target, empty, output)
+    with pytest.raises(OptionError, match=r"is a file. Give the folder"):
+        export(target / "config.json", draft, output)
+    (empty / "config.json").write_text("{")
+    with pytest.raises(ExportError, match=r"config.json: cannot be read as JSON"):
+        export(empty, draft, output)
+    assert not output.exists()
+
+
+def test_a_genai_folder_without_its_parts_is_refused(
+    genai: Path, draft: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "genai"
+    shutil.copytree(genai, folder)
+    (folder / "model.onnx.data").unlink()
+    with pytest.raises(ExportError, match=r"model.onnx.data: is missing"):
+        export(folder, draft, tmp_path / "bundle")
+    (folder / "model.onnx").write_bytes(b"\x08\x96damaged")
+    with pytest.raises(ExportError, match=r"model.onnx: cannot be read as an ONNX graph"):
+        export(folder, draft, tmp_path / "bundle")
+    (folder / "model.onnx").unlink()
+    with pytest.raises(ExportError, match=r"names model.onnx, which is not there"):
+        export(folder, draft, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_precision_of_an_onnx_folder_cannot_be_changed(
+    genai: Path, draft: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=r"--precision int4: .* is an ONNX graph in fp32 already"):
+        export(genai, draft, tmp_path / "bundle", precision="int4")
+    with pytest.raises(OptionError, match=r"--draft-precision int8: .* in fp32 already"):
+        export(genai, genai, tmp_path / "bundle", draft_precision="int8")
+
+
+def test_weights_inside_a_graph_move_to_a_file_that_the_graphs_share(
+    genai: Path, draft: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "inline"
+    shutil.copytree(genai, folder)
+    onnx.save(onnx.load(folder / "model.onnx"), folder / "model.onnx", save_as_external_data=False)
+    (folder / "model.onnx.data").unlink()
+    inline = export(folder, draft, tmp_path / "one", precision=None, draft_precision="fp32")
+    outside = export(genai, draft, tmp_path / "two", precision=None, draft_precision="fp32")
+    for name in ("prefix", "suffix", "exit"):
+        assert (inline.folder / f"target/{name}.onnx").stat().st_size < 40_000
+        one, two = (
+            {
+                tensor.name: onnx.numpy_helper.to_array(tensor)
+                for tensor in onnx.load(made.folder / f"target/{name}.onnx").graph.initializer
+            }
+            for made in (inline, outside)
+        )
+        assert one.keys() == two.keys()
+        for key, values in one.items():
+            np.testing.assert_array_equal(values, two[key])
+
+
+def test_the_target_must_be_cut_between_two_layers(
+    checkpoint: Checkpoint, target: Path, draft: Path, genai: Path, tmp_path: Path
+) -> None:
+    for source, layer in ((target, 0), (target, 3), (genai, 7), (target, -1)):
+        wanted = f"--exit-layer {layer}: must be from 1 to 2 for a target of 3 layers"
+        with pytest.raises(OptionError, match=wanted):
+            export(source, draft, tmp_path / "bundle", exit_layer=layer)
+    single = checkpoint("Llama", num_hidden_layers=1, tie_word_embeddings=True)
+    with pytest.raises(ExportError, match="a single layer"):
+        export(single, draft, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+    made = export(target, single, tmp_path / "bundle", precision="fp32")
+    assert made.manifest.draft is not None
+    assert made.manifest.draft.model.layers == 1
+    assert made.manifest.target.exit_layer == 1
+
+
+def test_padded_vocabularies_of_other_widths_are_fine(
+    checkpoint: Checkpoint, target: Path, tmp_path: Path
+) -> None:
+    wide = checkpoint("Llama", num_hidden_layers=2, tie_word_embeddings=True, vocab_size=352)
+    made = export(target, wide, tmp_path / "bundle", precision="fp32")
+    assert made.manifest.draft is not None
+    assert made.manifest.draft.model.vocabulary == 352
+    assert made.manifest.target.model.vocabulary == 320
+
+
+def test_end_tokens_are_collected_from_every_file(
+    genai: Path, target: Path, draft: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(target, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [7, 9], "temperature": 0.6}))
+    made = export(folder, draft, tmp_path / "one", precision="fp32")
+    written = json.loads((made.folder / "generation_config.json").read_text())
+    assert written == {"eos_token_id": [7, 9, 1], "temperature": 0.6}
+
+    made = export(genai, draft, tmp_path / "two", draft_precision="fp32")
+    written = json.loads((made.folder / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [1]
+    assert written["do_sample"] is False
