@@ -62,7 +62,7 @@ class ModelDrafter:
     ) -> list[Branch]:
         """Continue every root that fits by `depth` tokens; see `Drafter.rollout`."""
         self._committed += committed
-        trunk = [*self._committed, *drafted]
+        trunk = [*self._committed, *drafted][: self.context]
         self._settle(trunk)
         self._feed_main(trunk[: len(trunk) - 1])
         base = len(self._committed)
