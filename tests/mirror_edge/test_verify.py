@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,9 @@ from hypothesis import strategies as st
 
 from mirror_edge.sampling import Sampler, Sampling
 from mirror_edge.verify import Verdict, verify
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 VOCABULARY = 6
 TOKENS = st.integers(0, VOCABULARY - 1)
@@ -33,6 +38,11 @@ def test_the_longest_agreeing_start_is_accepted_and_the_next_token_is_the_target
     assert verify(logits, [0, 0], drafted, Sampler(Sampling(), VOCABULARY)) == Verdict(*verdict)
 
 
+def drawn(draw: int, rows: int) -> NDArray[np.float32]:
+    logits = 2 * np.random.default_rng(draw).standard_normal((rows, VOCABULARY))
+    return logits.astype(np.float32)
+
+
 SAMPLINGS = st.builds(
     Sampling,
     temperature=st.sampled_from([0.0, 0.7, 1.0]),
@@ -55,8 +65,7 @@ def test_the_verdict_is_what_the_target_would_say_alone(
     draw: int, committed: list[int], drafted: list[int], sampling: Sampling, truthful: int
 ) -> None:
     """Token by token, with the noise and the history of its place; drafts agree for a while."""
-    logits = np.random.default_rng(draw).standard_normal((len(drafted) + 1, VOCABULARY))
-    logits = (2 * logits).astype(np.float32)
+    logits = drawn(draw, len(drafted) + 1)
     sampler = Sampler(sampling, VOCABULARY)
 
     def say(j: int, before: list[int]) -> int:
@@ -74,8 +83,7 @@ def test_the_verdict_is_what_the_target_would_say_alone(
 @settings(max_examples=100, deadline=None)
 def test_greedy_has_one_answer_by_either_road(draw: int, drafted: list[int]) -> None:
     """A penalty of nearly one takes the general road and changes no choice."""
-    logits = np.random.default_rng(draw).standard_normal((len(drafted) + 1, VOCABULARY))
-    logits = logits.astype(np.float32)
+    logits = drawn(draw, len(drafted) + 1)
     general = Sampler(Sampling(repetition_penalty=1 + 1e-12), VOCABULARY)
     assert general.needs_history
     short = verify(logits, [1, 2], drafted, Sampler(Sampling(), VOCABULARY))

@@ -1,0 +1,257 @@
+"""The rollout: every branch is the draft's own continuation, and nothing is computed twice.
+
+The scripted draft refuses a row that is not shown exactly one token for each position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mirror_edge.hypotheses import Branch, Root
+from mirror_edge.rollout import ModelDrafter
+from mirror_edge.runtimes.scripted import Language, ScriptedDraft, random_language
+from mirror_edge.sampling import Sampler, Sampling
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VOCABULARY = 7
+# The last three tokens matter, so a branch that sees another's tokens is a wrong one.
+LANGUAGE = random_language(1, VOCABULARY, order=3)
+GREEDY = Sampler(Sampling(), VOCABULARY)
+SAMPLERS = {
+    "greedy": GREEDY,
+    "t1": Sampler(Sampling(temperature=1.0, seed=3), VOCABULARY),
+    "penalised": Sampler(Sampling(temperature=0.7, repetition_penalty=1.5, seed=4), VOCABULARY),
+}
+
+
+class Counted(ScriptedDraft):
+    """Counts the rows it is fed, and stays inside its context and its slots."""
+
+    rows = 0
+
+    def forward(
+        self,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        start: int,
+        hidden: NDArray[np.bool_] | None,
+        wanted: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        assert positions.max() < self.context
+        assert start + len(tokens) <= self.slots
+        assert tokens.max() < self.vocabulary
+        self.rows += len(tokens)
+        return super().forward(tokens, positions, start, hidden, wanted)
+
+
+def serial(
+    language: Language, before: Sequence[int], depth: int, sampler: Sampler
+) -> tuple[int, ...]:
+    """The draft alone, one token at a time."""
+    tokens = list(before)
+    for _ in range(depth):
+        chosen = sampler.choose(language(tokens)[None], [len(tokens)], [tokens])
+        tokens.append(int(chosen[0]))
+    return tuple(tokens[len(before) :])
+
+
+class Session:
+    """Drives a drafter as the step loop does, and checks each branch."""
+
+    def __init__(self, sampler: Sampler, context: int = 4096, branch_rows: int = 4096) -> None:
+        self.draft = Counted(LANGUAGE, VOCABULARY, context, branch_rows)
+        self.drafter = ModelDrafter(self.draft)
+        self.sampler = sampler
+        self.committed: list[int] = []
+        self.untold: list[int] = []
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        self.committed, self.untold = list(tokens), []
+        self.drafter.prefill(tokens)
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        self.committed += tokens
+        self.untold += tokens
+
+    def rollout(self, drafted: Sequence[int], roots: Sequence[Root], depth: int) -> list[Branch]:
+        """A rollout in the middle of a step: the draft knows all that is committed."""
+        return self._rollout(self.committed, self.untold, drafted, roots, depth)
+
+    def fresh(self, depth: int) -> tuple[int, ...]:
+        """The serial draft from the last committed token."""
+        root, told = Root(0, self.committed[-1]), self.untold[:-1]
+        found = self._rollout(self.committed[:-1], told, (), [root], depth)
+        self.untold = self.committed[-1:]
+        return found[0].tokens if found else ()
+
+    def _rollout(
+        self,
+        committed: Sequence[int],
+        told: Sequence[int],
+        drafted: Sequence[int],
+        roots: Sequence[Root],
+        depth: int,
+    ) -> list[Branch]:
+        branches = self.drafter.rollout(list(told), drafted, roots, depth, self.sampler)
+        self.untold = []
+        furthest = max((root.row for root in roots), default=0)
+        fits = max(0, min(depth, self.draft.context - len(committed) - furthest - 1))
+        room = self.draft.slots - min(len(committed) + len(drafted), self.draft.context)
+        kept = roots[: room // fits] if fits else []
+        expected = []
+        for root in kept:
+            before = [*committed, *drafted[: root.row], root.token]
+            expected.append(Branch(root, serial(LANGUAGE, before, fits, self.sampler)))
+        assert branches == expected
+        return branches
+
+
+TOKEN = st.integers(0, VOCABULARY - 1)
+
+
+@given(st.data(), st.sampled_from(sorted(SAMPLERS)))
+@settings(max_examples=150, deadline=None)
+def test_every_branch_is_the_drafts_own_continuation(data: st.DataObject, sampler: str) -> None:
+    """Over hits, misses, partial acceptance, foreign windows and jumps; small caches too."""
+    context = data.draw(st.sampled_from([16, 30, 4096]), label="context")
+    rows = data.draw(st.sampled_from([0, 5, 4096]), label="branch rows")
+    session = Session(SAMPLERS[sampler], context, rows)
+    session.prefill(data.draw(st.lists(TOKEN, min_size=1, max_size=8), label="prompt"))
+    session.commit([data.draw(TOKEN)])
+    drafted: tuple[int, ...] | None = None
+    for _ in range(data.draw(st.integers(1, 5), label="steps")):
+        depth = data.draw(st.integers(1, 4), label="depth")
+        if data.draw(st.integers(0, 5), label="jump") == 0:
+            kept = data.draw(st.integers(0, len(session.committed) - 1), label="kept")
+            session.prefill([*session.committed[:kept], *data.draw(st.lists(TOKEN, min_size=1))])
+            session.commit([data.draw(TOKEN)])
+            drafted = None
+        if data.draw(st.integers(0, 5), label="foreign") == 0:
+            drafted = tuple(data.draw(st.lists(TOKEN, max_size=7), label="window"))
+        elif drafted is None:
+            drafted = session.fresh(depth)
+        every = [Root(j, v) for j in range(len(drafted) + 1) for v in range(VOCABULARY)]
+        some = st.lists(st.sampled_from(every), max_size=6, unique=True)
+        branches = session.rollout(drafted, data.draw(some, label="roots"), depth)
+        hit = data.draw(st.booleans(), label="hit")
+        if branches and hit:
+            branch = data.draw(st.sampled_from(branches), label="branch")
+            session.commit([*drafted[: branch.root.row], branch.root.token])
+            drafted = branch.tokens[: data.draw(st.integers(0, depth), label="shortened")]
+        else:
+            accepted = data.draw(st.integers(0, len(drafted)), label="accepted")
+            session.commit([*drafted[:accepted], data.draw(TOKEN, label="correction")])
+            drafted = None
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_step_costs_one_forward_a_draft_token_and_computes_nothing_twice(sampler: str) -> None:
+    """Hit or miss, all of a window accepted or none: the rows of what came true are kept."""
+    session, depth = Session(SAMPLERS[sampler]), 3
+    session.prefill([1, 2, 3, 4, 5])
+    assert (session.draft.forwards, session.draft.rows) == (1, 5)
+    session.commit([6])
+
+    def cost(work: Any) -> tuple[int, int]:
+        before = session.draft.forwards, session.draft.rows
+        work()
+        return session.draft.forwards - before[0], session.draft.rows - before[1]
+
+    drafted: tuple[int, ...] | None = None
+    for accepted, hit in [(0, True), (3, True), (1, False), (0, False), (3, False), (2, True)] * 2:
+        if drafted is None:
+            window: list[tuple[int, ...]] = []
+            assert cost(lambda window=window: window.append(session.fresh(depth))) == (depth, depth)
+            drafted = window[0]
+        # A root a row that is no draft token, so that a miss can be any other.
+        roots = [
+            Root(j, next(v for v in range(VOCABULARY) if v not in drafted[j : j + 1]))
+            for j in range(depth + 1)
+        ]
+        branches: list[Branch] = []
+        # The last token of the window was drafted but never fed: one row more.
+        assert cost(
+            lambda d=drafted, r=roots, b=branches: b.extend(session.rollout(d, r, depth))
+        ) == (depth, depth * len(roots) + 1)
+        branch = branches[accepted]
+        other = next(v for v in range(VOCABULARY) if v != branch.root.token)
+        correction = branch.root.token if hit else other
+        session.commit([*drafted[:accepted], correction])
+        drafted = branch.tokens if hit else None
+
+
+def test_prefill_feeds_only_what_the_cache_does_not_share() -> None:
+    session = Session(GREEDY)
+    session.prefill([1, 2, 3, 4, 5])
+    session.prefill([1, 2, 3, 6])
+    assert session.draft.rows == 5 + 1
+    session.prefill([1, 2])
+    assert session.draft.rows == 6
+
+
+def test_a_branch_that_came_true_is_shared_with_the_next_prompt() -> None:
+    session = Session(GREEDY)
+    session.prefill([1, 2, 3])
+    branch = session.rollout((), [Root(0, 4), Root(0, 5)], 3)[1]
+    before = session.draft.rows
+    session.prefill([1, 2, 3, 5, *branch.tokens])
+    assert session.draft.rows == before + 1
+
+
+@pytest.mark.parametrize(("length", "forwards"), [(1, 1), (256, 1), (257, 2), (700, 3)])
+def test_a_long_prompt_is_fed_in_chunks(length: int, forwards: int) -> None:
+    session = Session(GREEDY)
+    session.prefill([i % VOCABULARY for i in range(length)])
+    assert (session.draft.forwards, session.draft.rows) == (forwards, length)
+
+
+@pytest.mark.parametrize(("branch_rows", "kept"), [(0, 6), (6, 8), (12, 10), (300, 10)])
+def test_without_slots_there_are_fewer_branches_the_first_ones(branch_rows: int, kept: int) -> None:
+    session = Session(GREEDY, context=20, branch_rows=branch_rows)
+    session.prefill([1, 2])
+    roots = [Root(0, v) for v in range(6)] + [Root(0, v) for v in range(4)]
+    assert len(session.rollout((), roots, 3)) == kept
+
+
+@pytest.mark.parametrize(
+    ("prompt", "depth"), [(9, 5), (13, 2), (14, 1), (15, 0), (16, 0), (17, 0), (40, 0)]
+)
+def test_the_end_of_the_context_shortens_the_branches(prompt: int, depth: int) -> None:
+    session = Session(GREEDY, context=16, branch_rows=50)
+    session.prefill([i % 5 for i in range(prompt)])
+    branches = session.rollout((), [Root(0, 1), Root(0, 2)], 5)
+    assert [len(branch.tokens) for branch in branches] == [depth, depth] * bool(depth)
+
+
+def test_a_window_past_the_context_leaves_branches_for_its_rows_inside() -> None:
+    """As from another drafter; this one's own windows end with the context."""
+    session = Session(GREEDY, context=16, branch_rows=4)
+    session.prefill([i % 5 for i in range(12)])
+    roots = [Root(0, 1), Root(1, 2), Root(1, 3), Root(1, 4), Root(1, 6)]
+    branches = session.rollout([6, 5, 4, 3, 2, 1, 0], roots, 4)
+    assert [branch.root for branch in branches] == roots[:2]
+
+
+def test_tokens_beyond_the_drafts_vocabulary_are_never_fed_or_said() -> None:
+    """A target with padding ids: such a token is fed as 0."""
+    sampler = Sampler(Sampling(temperature=1.0), VOCABULARY + 5)
+    drafter = ModelDrafter(Counted(LANGUAGE, VOCABULARY))
+    drafter.prefill([1, VOCABULARY + 2, 3])
+    (branch,) = drafter.rollout([], (), [Root(0, VOCABULARY + 4)], 20, sampler)
+    assert branch.tokens == serial(LANGUAGE, [1, 0, 3, 0], 20, sampler)
+
+
+def test_nothing_to_do_is_nothing_done() -> None:
+    session = Session(GREEDY)
+    session.prefill([1, 2])
+    assert session.rollout((), [], 3) == []
+    assert session.rollout((), [Root(0, 1)], 0) == []
+    assert session.draft.forwards == 1
