@@ -142,13 +142,14 @@ def write_manifest(
     folder: Path, name: str, target: TargetSpec, draft: DraftSpec | None
 ) -> Manifest:
     """Hash every file under `folder` and write its manifest, last and atomically."""
+    partial = folder / (MANIFEST + ".partial")
+    partial.unlink(missing_ok=True)
     files = {
         path.relative_to(folder).as_posix(): FileSpec(path.stat().st_size, digest(path))
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
     manifest = Manifest(name, target, draft, files["tokenizer.json"].sha256, files)
-    partial = folder / (MANIFEST + ".partial")
     partial.write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n", encoding="utf-8")
     partial.replace(folder / MANIFEST)
     return manifest

@@ -39,8 +39,11 @@ class Device:
         cores: list[int] = []
         try:
             for part in detail.split(","):
-                first, _, last = part.partition("-")
-                cores += range(int(first), int(last or first) + 1)
+                first, dash, last = part.partition("-")
+                named = range(int(first), int(last if dash else first) + 1)
+                if not named:
+                    raise ValueError
+                cores += named
         except ValueError:
             raise DeviceError(
                 f"device {text!r}: {detail!r} names no cores. Write cpu:0, cpu:0-3 or cpu:0,2."

@@ -70,7 +70,7 @@ class Strategy:
 
     def pool(self, sampling: Sampling) -> int:
         """Candidates to ask of the exit head: one to drop, more where the noise re-ranks them."""
-        return self.candidates + 1 if sampling.temperature == 0.0 else max(_POOL, self.candidates)
+        return max(self.candidates + 1, 0 if sampling.temperature == 0.0 else _POOL)
 
 
 def resolve(asked: Speculation, *, can_draft: bool) -> Strategy:
