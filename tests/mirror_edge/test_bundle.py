@@ -215,10 +215,11 @@ def test_a_file_that_is_missing(folder: Path, name: str, verify: bool) -> None:
 
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("name", ["target/suffix.onnx.data", "draft/draft.onnx"])
-def test_a_file_that_is_truncated(folder: Path, name: str, verify: bool) -> None:
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_file_of_another_size(folder: Path, name: str, verify: bool, change: int) -> None:
     content = CONTENTS[name]
-    (folder / name).write_bytes(content[:-1])
-    sizes = f"has {len(content) - 1:,} bytes where the manifest says {len(content):,}"
+    (folder / name).write_bytes((content + b"x")[: len(content) + change])
+    sizes = f"has {len(content) + change:,} bytes where the manifest says {len(content):,}"
     refused(folder, f"^{re.escape(str(folder / name))}: {sizes}", verify=verify)
 
 

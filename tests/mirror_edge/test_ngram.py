@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror_edge.hypotheses import Branch, Root
@@ -29,6 +29,7 @@ def reference(committed: list[int], tail: list[int], longest: int, depth: int) -
     st.integers(1, 4),
     st.integers(1, 5),
 )
+@settings(deadline=None)
 def test_look_up_is_a_search_from_the_end(
     prompt: list[int], steps: list[tuple[list[int], list[int]]], longest: int, depth: int
 ) -> None:

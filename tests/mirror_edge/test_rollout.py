@@ -152,10 +152,13 @@ def test_every_branch_is_the_drafts_own_continuation(data: st.DataObject, sample
             drafted = None
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_step_costs_one_forward_a_draft_token_and_computes_nothing_twice(sampler: str) -> None:
+def test_a_step_costs_one_forward_a_draft_token_and_computes_nothing_twice(
+    sampler: str, depth: int
+) -> None:
     """Hit or miss, all of a window accepted or none: the rows of what came true are kept."""
-    session, depth = Session(SAMPLERS[sampler]), 3
+    session = Session(SAMPLERS[sampler])
     session.prefill([1, 2, 3, 4, 5])
     assert (session.draft.forwards, session.draft.rows) == (1, 5)
     session.commit([6])
@@ -166,7 +169,8 @@ def test_a_step_costs_one_forward_a_draft_token_and_computes_nothing_twice(sampl
         return session.draft.forwards - before[0], session.draft.rows - before[1]
 
     drafted: tuple[int, ...] | None = None
-    for accepted, hit in [(0, True), (3, True), (1, False), (0, False), (3, False), (2, True)] * 2:
+    outcomes = [(0, True), (depth, True), (1, False), (0, False), (depth, False), (1, True)]
+    for accepted, hit in outcomes * 2:
         if drafted is None:
             window: list[tuple[int, ...]] = []
             assert cost(lambda window=window: window.append(session.fresh(depth))) == (depth, depth)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror_edge.stats import Stats, StepRecord
@@ -24,11 +24,13 @@ def ticks_of(some: list[Span]) -> set[int]:
 
 
 @given(TICKS)
+@settings(deadline=None)
 def test_covered_counts_every_moment_once(ticks: list[tuple[int, int]]) -> None:
     assert covered(iter(spans(ticks))) == len(ticks_of(spans(ticks)))
 
 
 @given(st.lists(st.booleans(), max_size=40), st.lists(st.booleans(), max_size=40))
+@settings(deadline=None)
 def test_overlap_counts_the_moments_of_both(some: list[bool], others: list[bool]) -> None:
     """Each set is disjoint: spans of one tick, here and there."""
     a = spans([(tick, 1) for tick, here in enumerate(some) if here])
@@ -37,6 +39,7 @@ def test_overlap_counts_the_moments_of_both(some: list[bool], others: list[bool]
 
 
 @given(st.tuples(st.integers(0, 9), st.integers(0, 9)), TICKS.filter(lambda t: len(t) < 2))
+@settings(deadline=None)
 def test_overlap_of_two_spans_of_any_length(
     one: tuple[int, int], other: list[tuple[int, int]]
 ) -> None:
