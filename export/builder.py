@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import re
@@ -52,6 +53,7 @@ def build(
             f"{_architecture(source)} ({type(error).__name__}: {error}). If another tool can "
             "export this model to ONNX, give the folder that it wrote."
         ) from error
+    gc.collect()  # the builder's model refers to itself, and is as large as the checkpoint
     return folder / "model.onnx"
 
 

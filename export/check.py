@@ -61,7 +61,8 @@ def compare(graph: str, found: Rows, expected: Rows, limit: float) -> float:
     Raises:
         ExportError: when it is over `limit`, naming `graph`.
     """
-    error = np.sqrt(np.mean((found - expected) ** 2, axis=-1)).max()
+    with np.errstate(all="ignore"):
+        error = np.sqrt(np.mean((found - expected) ** 2, axis=-1)).max()
     deviation = float(error / max(float(expected.std()), 1e-9))
     if not deviation <= limit:  # a NaN fails too
         worst = float(np.abs(found - expected).max())
@@ -78,7 +79,7 @@ class CachedGraph:
 
     def __init__(self, path: Path, spec: ModelSpec, capacity: int) -> None:
         """Load the graph at `path`, with room for `capacity` tokens."""
-        self._session = session(path)
+        self._name, self._session = path.name, session(path)
         self._grown = spec.cache == "concat"
         self._outputs = [entry.name for entry in self._session.get_outputs()]
         shape = (1, spec.kv_heads, capacity, spec.head_size)
@@ -98,7 +99,14 @@ class CachedGraph:
             feeds["seqlens_k"] = np.array([total - 1], np.int32)
             feeds["total_sequence_length"] = np.array(total, np.int32)
             past = self._cache
-        outputs = dict(zip(self._outputs, self._session.run(None, {**feeds, **past}), strict=True))
+        try:
+            found = self._session.run(None, {**feeds, **past})
+        except Exception as error:
+            raise ExportError(
+                f"{self._name}: does not run with {start} rows cached and {width} new ones, so this "
+                f"architecture is not supported: {error}"
+            ) from error
+        outputs = dict(zip(self._outputs, found, strict=True))
         self._cache = {
             name: outputs[name.replace("past_key_values", "present")] for name in self._cache
         }

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mirror_edge.bundle import ModelSpec
-from mirror_edge.errors import ExportError
+from mirror_edge.errors import ExportError, OptionError
 from mirror_edge.export import weights
 from mirror_edge.export.graph import copy, value
 from mirror_edge.export.reference import numpy_type
@@ -79,6 +79,12 @@ def exit_graph(
 def _correct(
     graph: ModelProto, spec: ModelSpec, head: NodeProto, correction: Correction, file: Path
 ) -> None:
+    rank = correction.a.shape[-1]
+    if correction.a.shape != (spec.hidden, rank) or correction.b.shape != (rank, spec.hidden):
+        raise OptionError(
+            f"correction: a must be [{spec.hidden}, rank] and b [rank, {spec.hidden}], "
+            f"not {list(correction.a.shape)} and {list(correction.b.shape)}."
+        )
     name = "hidden" if correction.before == "norm" else head.input[0]
     for node in graph.graph.node:
         for at, read in enumerate(node.input):

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from mirror_edge.errors import ExportError, OptionError
 
-__all__ = ["refuse_without_space", "whole_folder"]
+__all__ = ["refuse_taken", "refuse_without_space", "whole_folder"]
 
 
-@contextlib.contextmanager
-def whole_folder(output: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes `output` when the block ends well."""
+def refuse_taken(output: Path, *, force: bool) -> None:
+    """Raise when something is at `output` that may not be replaced."""
     if output.exists() and not force:
         raise OptionError(
             f"-o {output}: exists already. Choose another folder, or replace it with --force."
@@ -27,6 +26,11 @@ def whole_folder(output: Path, *, force: bool) -> Iterator[Path]:
         )
     if output.is_file():
         raise OptionError(f"-o {output}: is a file. Choose a folder.")
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that becomes `output` when the block ends well."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))

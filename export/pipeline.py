@@ -14,7 +14,7 @@ from mirror_edge.errors import ExportError, OptionError
 from mirror_edge.export import check, reference
 from mirror_edge.export.exit_head import FULL_VOCABULARY, Correction, exit_graph
 from mirror_edge.export.facts import graph_precision
-from mirror_edge.export.output import refuse_without_space, whole_folder
+from mirror_edge.export.output import refuse_taken, refuse_without_space, whole_folder
 from mirror_edge.export.source import Source, locate
 from mirror_edge.export.split import draft_graph, split_target
 from mirror_edge.export.tokenizer import (
@@ -71,6 +71,7 @@ def run(
 ) -> Exported:
     """See `mirror_edge.export.export`."""
     output = Path(output).expanduser()
+    refuse_taken(output, force=force)
     sources = locate(target, "TARGET", on_progress), locate(draft, "--draft", on_progress)
     if sources[1].kind == "optimum":
         raise OptionError(
@@ -84,7 +85,7 @@ def run(
     if known := sources[0].config.get("num_hidden_layers"):
         _chosen_layer(exit_layer, known)
     widths = precision, draft_precision or precision
-    with whole_folder(output, force=force) as folder:
+    with whole_folder(output) as folder:
         pairs = zip(sources, widths, strict=True)
         refuse_without_space(output, sum(disk_needed(s, p or DEFAULT_PRECISION) for s, p in pairs))
 

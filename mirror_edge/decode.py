@@ -229,7 +229,8 @@ async def decode(
     on.trace.take()
     while answer.finish_reason is None:
         began = on.clock()
-        outcome = await STEPS[mode if on.drafter is not None else "ar"](answer)
+        mode = mode if on.drafter is not None else "ar"
+        outcome = await STEPS[mode](answer)
         proposed = len(answer.drafted or ())
         said = answer.commit(outcome.verdict, outcome.drafted)
         seconds = on.clock() - began

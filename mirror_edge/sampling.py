@@ -41,7 +41,11 @@ class Sampling:
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         for name, ok, allowed in (
-            ("temperature", 0.0 <= self.temperature < math.inf, "0 or more"),
+            (
+                "temperature",
+                self.temperature == 0.0 or 1e-3 <= self.temperature < math.inf,
+                "0 or at least 0.001",
+            ),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0, at most 1"),
             ("min_p", 0.0 <= self.min_p < 1.0, "0 (off) or more, below 1"),
