@@ -103,8 +103,8 @@ class CachedGraph:
             found = self._session.run(None, {**feeds, **past})
         except Exception as error:
             raise ExportError(
-                f"{self._name}: does not run with {start} rows cached and {width} new ones, so this "
-                f"architecture is not supported: {error}"
+                f"{self._name}: does not run with {start} rows cached and {width} new ones, so "
+                f"this architecture is not supported: {error}"
             ) from error
         outputs = dict(zip(self._outputs, found, strict=True))
         self._cache = {

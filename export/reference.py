@@ -63,8 +63,8 @@ def graph_logits(path: Path, spec: ModelSpec, texts: Sequence[Ids]) -> list[Rows
             )
         except Exception as error:
             raise ExportError(
-                f"{path.name}: the whole graph does not run on the CPU, so nothing can be checked: "
-                f"{error}. Try another --precision."
+                f"the uncut graph of the {path.parent.name} does not run on the CPU, so it cannot "
+                f"be checked, and this model is not supported: {error}"
             ) from error
         logits.append(rows[0].astype(np.float32))
     return logits
