@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from mirror_edge.bundle import ModelSpec
 from mirror_edge.errors import ExportError, OptionError
 from mirror_edge.export import weights
 from mirror_edge.export.graph import copy, value
 from mirror_edge.export.reference import numpy_type
-from mirror_edge.export.split import element_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,10 +63,7 @@ def exit_graph(
         helper.make_node("TopK", ["exit/logprobs", "top"], ["exit_logprobs", named], axis=-1)
     )
     if tokens is not None:
-        names = numpy_helper.from_array(tokens.astype(np.int64), "exit/tokens")
-        weights.append(names, tokens.astype(np.int64), file)
-        names.ClearField("raw_data")
-        graph.graph.initializer.append(names)
+        graph.graph.initializer.append(weights.store("exit/tokens", tokens, file))
         nodes.append(helper.make_node("Gather", ["exit/tokens", named], ["exit_ids"]))
     graph.graph.input.append(value("top", TensorProto.INT64, [1]))
     del graph.graph.output[:]
@@ -91,9 +87,8 @@ def _correct(
             if read == name:
                 node.input[at] = "exit/corrected"
     for key, matrix in (("exit/a", correction.a), ("exit/b", correction.b)):
-        tensor = TensorProto(name=key, data_type=element_type(spec), dims=matrix.shape)
-        weights.append(tensor, matrix.astype(numpy_type(spec)), file)
-        graph.graph.initializer.append(tensor)
+        stored = weights.store(key, matrix.astype(numpy_type(spec)), file)
+        graph.graph.initializer.append(stored)
     made = [i for i, node in enumerate(graph.graph.node) if name in node.output]
     step = [
         helper.make_node("MatMul", [name, "exit/a"], ["exit/low"]),
@@ -129,12 +124,8 @@ def _reduce(
         if tensor.name not in reading:
             continue
         values = _rows(weights.load(tensor, folder), tokens, spec.vocabulary)
-        if values is None:
-            continue
-        del tensor.dims[:]
-        tensor.dims.extend(values.shape)
-        tensor.ClearField("raw_data")
-        weights.append(tensor, values, file)
+        if values is not None:
+            weights.append(tensor, values, file)
 
 
 def _rows(values: NDArray[Any], tokens: NDArray[np.int64], vocabulary: int) -> NDArray[Any] | None:

@@ -124,7 +124,7 @@ def open_skip_norm(node: NodeProto) -> list[NodeProto]:
     norm = _SKIP_NORMS.get(node.op_type)
     if norm is None:
         return [node]
-    total = node.output[3] if len(node.output) > 3 and node.output[3] else f"{node.name}/sum"
+    total = node.output[3] if len(node.output) > 3 and node.output[3] else f"{node.output[0]}/sum"
     left, right, *parameters = node.input
     scales = 1 if norm == "SimplifiedLayerNormalization" else 2
     gamma, bias = parameters[:scales], [name for name in parameters[scales:] if name]

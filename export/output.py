@@ -74,7 +74,7 @@ def _replace(partial: Path, output: Path) -> None:
     output.rename(old)
     try:
         partial.rename(output)
-    except OSError:
+    except BaseException:
         old.rename(output)
         raise
     shutil.rmtree(old, ignore_errors=True)

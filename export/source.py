@@ -29,7 +29,6 @@ class Source:
 
     folder: Path
     kind: Kind
-    name: str
     graph: Path | None
     """The full ONNX graph, where there is one already."""
     config: dict[str, Any]
@@ -82,7 +81,6 @@ def locate(model: str | Path, option: str, on_progress: OnProgress) -> Source:
         raise OptionError(f"{option} {model}: is a file. Give the folder of the model.")
     if not folder.is_dir():
         folder = _download(str(model), option, on_progress)
-    name = folder.resolve().name if Path(model).is_dir() else str(model)
     genai, config = read_json(folder / "genai_config.json"), read_json(folder / "config.json")
     if genai:
         file = genai.get("model", {}).get("decoder", {}).get("filename", "model.onnx")
@@ -92,11 +90,11 @@ def locate(model: str | Path, option: str, on_progress: OnProgress) -> Source:
                 f"{option} {folder}: genai_config.json names {file}, which is not there. "
                 "Copy the whole model folder again."
             )
-        return Source(folder, "genai", name, graph, config, genai)
+        return Source(folder, "genai", graph, config, genai)
     if config and any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-        return Source(folder, "checkpoint", name, None, config, genai)
+        return Source(folder, "checkpoint", None, config, genai)
     if config and (folder / "model.onnx").is_file():
-        return Source(folder, "optimum", name, folder / "model.onnx", config, genai)
+        return Source(folder, "optimum", folder / "model.onnx", config, genai)
     wanted = (
         "weights (*.safetensors) or model.onnx" if config else "config.json or genai_config.json"
     )

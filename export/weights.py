@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from mirror_edge.errors import ExportError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["append", "gather", "load", "location"]
+__all__ = ["append", "gather", "load", "store"]
 
 _INLINE = 1024
 """Tensors up to this many bytes stay inside the graph."""
@@ -22,7 +22,7 @@ _ALIGN = 4096
 """A page, so that files can be mapped into memory."""
 
 
-def location(tensor: TensorProto) -> dict[str, str]:
+def _location(tensor: TensorProto) -> dict[str, str]:
     """File, offset and length of an external tensor."""
     return {entry.key: entry.value for entry in tensor.external_data}
 
@@ -30,10 +30,8 @@ def location(tensor: TensorProto) -> dict[str, str]:
 def load(tensor: TensorProto, folder: Path) -> NDArray[Any]:
     """A tensor's values: mapped, not read, when they are external."""
     if tensor.data_location != TensorProto.EXTERNAL:
-        from onnx import numpy_helper
-
         return numpy_helper.to_array(tensor)
-    where = location(tensor)
+    where = _location(tensor)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     return np.memmap(
         folder / where["location"],
@@ -44,13 +42,25 @@ def load(tensor: TensorProto, folder: Path) -> NDArray[Any]:
     )
 
 
-def append(tensor: TensorProto, values: NDArray[Any] | bytes, file: Path) -> None:
+def append(tensor: TensorProto, values: NDArray[Any], file: Path) -> None:
     """Write `values` to the end of `file` and let `tensor` refer to them."""
-    data = values if isinstance(values, bytes) else np.ascontiguousarray(values).tobytes()
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     with file.open("ab") as stream:
         stream.write(bytes(-stream.tell() % _ALIGN))
-        _refer(tensor, file.name, stream.tell(), len(data))
-        stream.write(data)
+        _refer(tensor, file.name, stream.tell(), data.size)
+        stream.write(data.data)
+    del tensor.dims[:]
+    tensor.dims.extend(values.shape)
+    for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
+        tensor.ClearField(field)
+
+
+def store(name: str, values: NDArray[Any], file: Path) -> TensorProto:
+    """A new tensor whose values are at the end of `file`."""
+    kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+    tensor = TensorProto(name=name, data_type=kind)
+    append(tensor, values, file)
+    return tensor
 
 
 def gather(model: ModelProto, folder: Path, file: Path, *, move: bool) -> None:
@@ -59,10 +69,12 @@ def gather(model: ModelProto, folder: Path, file: Path, *, move: bool) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
-        where = location(tensor)
+        where = _location(tensor)
         name = where["location"]
         if name not in starts:
             source = folder / name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ExportError(f"{folder}: its graph points to a file outside of it: {name}.")
             if not source.is_file():
                 raise ExportError(
                     f"{source}: is missing, and the model's weights are in it. "
@@ -73,10 +85,7 @@ def gather(model: ModelProto, folder: Path, file: Path, *, move: bool) -> None:
         _refer(tensor, file.name, starts[name] + int(where.get("offset", 0)), length)
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL and _size(tensor) > _INLINE:
-            values = load(tensor, folder)
-            for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
-                tensor.ClearField(field)
-            append(tensor, values, file)
+            append(tensor, load(tensor, folder), file)
 
 
 def _take(source: Path, file: Path, *, move: bool) -> int:

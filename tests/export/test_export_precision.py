@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import Checkpoint
@@ -11,6 +13,7 @@ from mirror_edge import bundle
 from mirror_edge.bundle import Precision
 from mirror_edge.errors import ExportError
 from mirror_edge.export import export
+from mirror_edge.export.split import TargetGraphs, draft_graph, split_target
 
 
 @pytest.mark.parametrize("precision", ["int4", "int8", "fp16"])
@@ -64,6 +67,43 @@ def test_a_wrong_draft_is_refused_by_name(
     source = checkpoint("Mistral", **WINDOWED)
     with pytest.raises(ExportError, match="the whole graph of the draft in fp32"):
         export(target, source, tmp_path / "bundle", precision="fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize(
+    ("piece", "graphs"),
+    [("suffix", "target/prefix.onnx with target/suffix.onnx"), ("draft", "draft/draft.onnx")],
+)
+def test_a_graph_that_was_cut_wrongly_is_caught(
+    piece: str,
+    graphs: str,
+    precision: Precision,
+    target: Path,
+    draft: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spoilt(graph: Any) -> Any:
+        for node in graph.graph.node:
+            if node.op_type == "GroupQueryAttention":
+                if piece == "draft":
+                    node.input[10] = ""  # every node sees its cousins
+                else:
+                    next(item for item in node.attribute if item.name == "do_rotary").i = 0
+        return graph
+
+    def cut(*arguments: Any) -> TargetGraphs:
+        graphs = split_target(*arguments)
+        return replace(graphs, suffix=spoilt(graphs.suffix)) if piece == "suffix" else graphs
+
+    def drafted(*arguments: Any) -> Any:
+        return spoilt(draft_graph(*arguments)) if piece == "draft" else draft_graph(*arguments)
+
+    monkeypatch.setattr("mirror_edge.export.pipeline.split_target", cut)
+    monkeypatch.setattr("mirror_edge.export.pipeline.draft_graph", drafted)
+    with pytest.raises(ExportError, match=rf"{graphs}: its logits are off by"):
+        export(target, draft, tmp_path / "bundle", precision=precision)
     assert list(tmp_path.iterdir()) == []
 
 

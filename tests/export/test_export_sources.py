@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tiny import Checkpoint
+from tiny import Checkpoint, write_genai_folder
 
 from mirror_edge import bundle
 from mirror_edge.errors import ExportError, OptionError
@@ -55,6 +55,28 @@ def test_a_genai_folder_needs_no_torch(genai: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "llama\n"), done.stderr
     manifest = bundle.read(tmp_path / "bundle").manifest
     assert (manifest.target.model.precision, manifest.target.model.layers) == ("fp32", 3)
+
+
+def test_tensors_may_have_the_names_of_our_inputs(genai: Path, tmp_path: Path) -> None:
+    draft = write_genai_folder(tmp_path / "draft")
+    names = {name for node in onnx.load(draft / "model.onnx").graph.node for name in node.output}
+    assert "rows" in names
+    assert export(genai, draft, tmp_path / "bundle").deviations["draft, with trees"] < 1e-4
+
+
+def test_weights_outside_of_the_folder_are_refused(
+    genai: Path, draft: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(genai, tmp_path / "genai"))
+    (folder / "model.onnx.data").rename(tmp_path / "outside")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../outside"
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(ExportError, match=r"points to a file outside of it: \.\./outside"):
+        export(folder, draft, tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("absent", ["onnx", "torch", "transformers", "onnxruntime_genai"])
