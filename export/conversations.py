@@ -75,9 +75,7 @@ def render(turns: Conversation) -> str:
     return BEGIN + "".join(f"{speakers[i % 2]}{turn}{END}" for i, turn in enumerate(turns))
 
 
-def token_stream(
-    tokenizer: Tokenizer, conversations: Sequence[Conversation]
-) -> NDArray[np.uint16]:
+def token_stream(tokenizer: Tokenizer, conversations: Sequence[Conversation]) -> NDArray[np.uint16]:
     """All conversations as one array of token ids, in a shuffled but repeatable order."""
     order = np.random.default_rng(0).permutation(len(conversations))
     pieces: list[NDArray[np.uint16]] = []

@@ -122,9 +122,7 @@ def distillation_loss(draft: Callable[..., object], target: Callable[..., object
         with torch.no_grad():
             wanted = target(windows[:, :-1], use_cache=False).logits.float()  # type: ignore[attr-defined]
         logits = draft(windows[:, :-1], use_cache=False).logits  # type: ignore[attr-defined]
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), wanted.softmax(dim=-1).flatten(0, 1)
-        )
+        return F.cross_entropy(logits.flatten(0, 1).float(), wanted.softmax(dim=-1).flatten(0, 1))
 
     return loss
 
@@ -149,7 +147,7 @@ def main(
     target_minutes: float = 60.0,
     draft_minutes: float = 20.0,
     seed: int = 0,
-    compiled: Annotated[bool, typer.Option(help="Use torch.compile (needs a C++ compiler).")] = True,
+    compiled: Annotated[bool, typer.Option(help="torch.compile; needs a C++ compiler.")] = True,
 ) -> None:
     """Train the demo pair and write OUTPUT/target, OUTPUT/draft and OUTPUT/report.json."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -202,9 +200,12 @@ def main(
 
     for model in (target, draft):
         _move(model, torch.device("cpu"))
+    sizes = {"target": (TARGET, target, target_tokens), "draft": (DRAFT, draft, draft_tokens)}
     report = {
-        "target": {**asdict(TARGET), "parameters": target.num_parameters(), "tokens": target_tokens},
-        "draft": {**asdict(DRAFT), "parameters": draft.num_parameters(), "tokens": draft_tokens},
+        **{
+            name: {**asdict(shape), "parameters": model.num_parameters(), "tokens": tokens}
+            for name, (shape, model, tokens) in sizes.items()
+        },
         "target_held_out_loss": held_out_loss(text_loss(target), held_out),
         "draft_held_out_loss": held_out_loss(text_loss(draft), held_out),
         "greedy_agreement": greedy_agreement(draft, target, held_out),

@@ -86,7 +86,7 @@ def train(
             group["lr"] = schedule.rate_at(share)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             value = loss(torch.from_numpy(windows).to(device))
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
