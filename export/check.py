@@ -27,7 +27,6 @@ __all__ = [
     "check_exit",
     "check_target",
     "compare",
-    "cut_limit",
     "source_limit",
     "tree_after",
 ]
@@ -45,7 +44,7 @@ _REFUSED = -1e4
 """Added to an attention score: never seen. In float16's range."""
 
 
-def cut_limit(spec: ModelSpec) -> float:
+def _cut_limit(spec: ModelSpec) -> float:
     """How far a cut graph may be from the uncut one; see `compare`."""
     return _CUT[spec.precision]
 
@@ -135,7 +134,7 @@ def check_target(folder: Path, spec: ModelSpec, ids: Ids, expected: Rows) -> flo
         "target/prefix.onnx with target/suffix.onnx",
         np.concatenate(found),
         expected,
-        cut_limit(spec),
+        _cut_limit(spec),
     )
 
 
@@ -197,7 +196,7 @@ def check_draft(folder: Path, spec: ModelSpec, ids: Ids, tree: Tree, expected: l
     found += [text(at, at + 1) for at in range(len(ids) - 2, len(ids))]
     wanted = [expected[0], *(rows[-1:] for rows in expected[1:]), expected[0][-2:]]
     return compare(
-        "draft/draft.onnx", np.concatenate(found), np.concatenate(wanted), cut_limit(spec)
+        "draft/draft.onnx", np.concatenate(found), np.concatenate(wanted), _cut_limit(spec)
     )
 
 
@@ -211,5 +210,5 @@ def check_exit(folder: Path, spec: ModelSpec, size: int) -> float:
     expected = np.take_along_axis(logits, ids, axis=-1)
     # Log-probabilities are logits less a constant of the row.
     found = found + (expected - found).mean(axis=-1, keepdims=True)
-    limit = max(cut_limit(spec), 1e-2)
+    limit = max(_cut_limit(spec), 1e-2)
     return compare("target/exit.onnx", found[0], expected[0], limit)
