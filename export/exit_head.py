@@ -53,10 +53,10 @@ def exit_graph(
     if head is None:
         raise ExportError("The graph's LM head was not found. This architecture is not supported.")
     file = folder / "exit.bin"
-    if correction is not None:
-        _correct(graph, spec, head, correction, file)
     if tokens is not None:
         _reduce(graph, spec, head, tokens, folder, file)
+    if correction is not None:
+        _correct(graph, spec, head, correction, file)
     named = "exit/at" if tokens is not None else "exit_ids"
     nodes.append(helper.make_node("LogSoftmax", ["logits"], ["exit/logprobs"], axis=-1))
     nodes.append(

@@ -115,6 +115,40 @@ def test_a_reduced_quantised_head_ranks_as_the_whole_one(
     assert (some.folder / "target/exit.bin").stat().st_size < 40_000
 
 
+@pytest.mark.parametrize("place", ["norm", "head"])
+@pytest.mark.parametrize("precision", ["int4", "fp16"])
+def test_a_correction_of_zeros_changes_no_candidate(
+    place: Any, precision: Precision, target: Path, draft: Path, tmp_path: Path, hidden: Any
+) -> None:
+    rows = hidden.astype(np.float16 if precision == "fp16" else np.float32)
+    found = [
+        run(
+            export(
+                target,
+                draft,
+                tmp_path / str(correction is None),
+                precision=precision,
+                exit_tokens=SOME,
+                correction=correction,
+            ).folder,
+            rows,
+            8,
+        )
+        for correction in (None, low_rank(place, 0.0))
+    ]
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-3)
+
+
+def test_a_correction_of_another_shape_is_refused(
+    target: Path, draft: Path, tmp_path: Path
+) -> None:
+    wrong = Correction(np.zeros((HIDDEN, 4), np.float32), np.zeros((5, HIDDEN), np.float32))
+    with pytest.raises(OptionError, match=r"correction: a must be \[64, rank\] and b \[rank, 64\]"):
+        export(target, draft, tmp_path / "bundle", precision="fp32", correction=wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_large_vocabulary_keeps_its_commonest_and_its_special_tokens(
     target: Path, draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: Any
 ) -> None:
