@@ -23,10 +23,14 @@ def export_command(
             "a folder in ONNX Runtime GenAI's format, or one written by optimum-cli."
         ),
     ],
-    draft: Annotated[
-        str, typer.Option(help="The small model that guesses ahead, with the same tokenizer.")
-    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder to write.")],
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="The small model that guesses ahead, with the same tokenizer; left out: none, "
+            "the n-gram drafter needs no model."
+        ),
+    ] = None,
     exit_layer: Annotated[
         str,
         typer.Option(help="After how many layers the target names its candidates; auto is half."),

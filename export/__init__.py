@@ -22,7 +22,7 @@ __all__ = ["export"]
 
 def export(
     target: str | Path,
-    draft: str | Path,
+    draft: str | Path | None,
     output: str | Path,
     *,
     exit_layer: int | None = None,
@@ -33,7 +33,7 @@ def export(
     force: bool = False,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Exported:
-    """Write the bundle `output` for a target and its draft, or nothing at all.
+    """Write the bundle `output` for a target and its draft (None: without one), or nothing at all.
 
     `target` and `draft` are each a Hugging Face folder, a name on the hub, or a folder in ONNX
     Runtime GenAI's format; the target may also be a folder that optimum wrote. Graphs are compared

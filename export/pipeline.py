@@ -15,6 +15,7 @@ from mirror_edge.export import check, reference
 from mirror_edge.export.exit_head import FULL_VOCABULARY, Correction, exit_graph
 from mirror_edge.export.facts import graph_precision
 from mirror_edge.export.output import refuse_taken, refuse_without_space, whole_folder
+from mirror_edge.export.rotary import room_for_branches
 from mirror_edge.export.source import Source, locate
 from mirror_edge.export.split import draft_graph, split_target
 from mirror_edge.export.tokenizer import (
@@ -58,7 +59,7 @@ class Exported:
 
 def run(
     target: str | Path,
-    draft: str | Path,
+    draft: str | Path | None,
     output: str | Path,
     *,
     exit_layer: int | None,
@@ -72,46 +73,59 @@ def run(
     """See `mirror_edge.export.export`."""
     output = Path(output).expanduser()
     refuse_taken(output, force=force)
-    sources = locate(target, "TARGET", on_progress), locate(draft, "--draft", on_progress)
-    if sources[1].kind == "optimum":
+    source = locate(target, "TARGET", on_progress)
+    tokenizer = read_tokenizer(source)
+    _refuse_other_precision(source, precision, "--precision")
+    if known := source.config.get("num_hidden_layers"):
+        _chosen_layer(exit_layer, known)
+    needed = disk_needed(source, precision or DEFAULT_PRECISION)
+    guide = None if draft is None else _located_draft(draft, tokenizer, on_progress)
+    if guide is not None:
+        _refuse_other_precision(guide, draft_precision, "--draft-precision")
+        draft_precision = draft_precision or precision
+        needed += disk_needed(guide, draft_precision or DEFAULT_PRECISION)
+    elif draft_precision is not None:
+        raise OptionError(f"--draft-precision {draft_precision}: there is no --draft to apply to.")
+    with whole_folder(output) as folder:
+        refuse_without_space(output, needed)
+
+        one = whole("target", source, tokenizer, folder / "target", precision, on_progress)
+        on_progress("Checking the target", 0.0)
+        deviations = against_checkpoint(one)
+        on_progress("Checking the target", 0.5)
+        tokens = _exit_tokens(one, exit_tokens, tokenizer)
+        layer = _chosen_layer(exit_layer, one.spec.layers)
+        target_spec, found = _target(one, layer, tokens, correction)
+        deviations |= found
+        notes, draft_spec = one.notes, None
+        on_progress("Checking the target", 1.0)
+
+        if guide is not None:
+            two = whole("draft", guide, tokenizer, folder / "draft", draft_precision, on_progress)
+            on_progress("Checking the draft", 0.0)
+            deviations |= against_checkpoint(two)
+            on_progress("Checking the draft", 0.5)
+            draft_spec, found = _draft(two)
+            deviations |= found
+            notes += two.notes
+            on_progress("Checking the draft", 1.0)
+
+        on_progress("Writing the bundle", 0.0)
+        write_files(source, tokenizer, folder, target_spec.model.context)
+        manifest = write_manifest(folder, output.name, target_spec, draft_spec)
+    on_progress("Writing the bundle", 1.0)
+    return Exported(output, manifest, deviations, notes)
+
+
+def _located_draft(draft: str | Path, tokenizer: Tokenizer, on_progress: OnProgress) -> Source:
+    source = locate(draft, "--draft", on_progress)
+    if source.kind == "optimum":
         raise OptionError(
             f"--draft {draft}: was written by optimum, whose graphs cannot take trees of guesses. "
             "Give the draft as a checkpoint or as a folder in ONNX Runtime GenAI's format."
         )
-    tokenizers = [read_tokenizer(source) for source in sources]
-    refuse_different(*tokenizers)
-    _refuse_other_precision(sources[0], precision, "--precision")
-    _refuse_other_precision(sources[1], draft_precision, "--draft-precision")
-    if known := sources[0].config.get("num_hidden_layers"):
-        _chosen_layer(exit_layer, known)
-    widths = precision, draft_precision or precision
-    with whole_folder(output) as folder:
-        pairs = zip(sources, widths, strict=True)
-        refuse_without_space(output, sum(disk_needed(s, p or DEFAULT_PRECISION) for s, p in pairs))
-
-        one = whole("target", sources[0], tokenizers[0], folder / "target", widths[0], on_progress)
-        on_progress("Checking the target", 0.0)
-        deviations = against_checkpoint(one)
-        on_progress("Checking the target", 0.5)
-        tokens = _exit_tokens(one, exit_tokens, tokenizers[0])
-        layer = _chosen_layer(exit_layer, one.spec.layers)
-        target_spec, found = _target(one, layer, tokens, correction)
-        deviations |= found
-        on_progress("Checking the target", 1.0)
-
-        two = whole("draft", sources[1], tokenizers[1], folder / "draft", widths[1], on_progress)
-        on_progress("Checking the draft", 0.0)
-        deviations |= against_checkpoint(two)
-        on_progress("Checking the draft", 0.5)
-        draft_spec, found = _draft(two)
-        deviations |= found
-        on_progress("Checking the draft", 1.0)
-
-        on_progress("Writing the bundle", 0.0)
-        write_files(sources[0], tokenizers[0], folder, target_spec.model.context)
-        manifest = write_manifest(folder, output.name, target_spec, draft_spec)
-    on_progress("Writing the bundle", 1.0)
-    return Exported(output, manifest, deviations, one.notes + two.notes)
+    refuse_different(tokenizer, read_tokenizer(source))
+    return source
 
 
 def _target(
@@ -137,12 +151,13 @@ def _target(
 def _draft(model: Whole) -> tuple[DraftSpec, dict[str, float]]:
     """Write and check the draft's graph."""
     spec, folder, tree = model.spec, model.folder, check.tree_after(model.ids)
+    rows = room_for_branches(model.model, folder)
     onnx.save(draft_graph(model.model, spec), folder / "draft.onnx")
     texts = [model.ids, *tree.texts(model.ids)]
     expected = reference.graph_logits(folder / "full.onnx", spec, texts)
     deviation = check.check_draft(folder, spec, model.ids, tree, expected)
     (folder / "full.onnx").unlink()
-    return DraftSpec(spec), {"draft, with trees": deviation}
+    return DraftSpec(spec, branch_rows=rows), {"draft, with trees": deviation}
 
 
 def _chosen_layer(exit_layer: int | None, layers: int) -> int:

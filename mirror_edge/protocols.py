@@ -60,7 +60,10 @@ class Target(Protocol):
         ...
 
     def suffix(self) -> NDArray[np.float32]:
-        """Take the last prefix through layers E+1..N: logits [len(window), vocabulary]."""
+        """Take the last prefix through layers E+1..N: logits [len(window), vocabulary].
+
+        They are valid until the next call, here as in `prefill`.
+        """
         ...
 
     def close(self) -> None:
@@ -115,8 +118,8 @@ class DraftGraph(Protocol):
     ) -> NDArray[np.float32]:
         """Feed rows into slots `start`…; return logits [len(wanted), vocabulary] of those rows.
 
-        `hidden` [rows, start + rows] marks the slots a row must not see, beyond the causal rule;
-        None hides nothing.
+        They are valid until the next call. `hidden` [rows, start + rows] marks the slots a row must
+        not see, beyond the causal rule; None hides nothing.
         """
         ...
 

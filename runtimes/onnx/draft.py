@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mirror_edge.runtimes.onnx.cache import InPlaceCache
-from mirror_edge.runtimes.onnx.session import Session
+from mirror_edge.runtimes.onnx.session import Scratch, Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +28,7 @@ class OnnxDraft:
         model = spec.model
         self.context, self.vocabulary = model.context, model.vocabulary
         self.slots = model.context + spec.branch_rows
+        self._scratch = Scratch(model.vocabulary)
         self._dtype = np.dtype(model.dtype)
         self._unseen = np.finfo(self._dtype).min / 2
         session = Session(bundle.file(spec.graph), threads, device.cores, "draft", trace)
@@ -45,7 +46,7 @@ class OnnxDraft:
         bias: NDArray[Any] = np.zeros((1, 1, len(tokens), start + len(tokens)), dtype=self._dtype)
         if hidden is not None:
             bias[0, 0][hidden] = self._unseen
-        logits: NDArray[np.float32] = np.empty((1, len(wanted), self.vocabulary), dtype=np.float32)
+        logits = self._scratch.rows(len(wanted))
         self._cache.run(
             start,
             {
@@ -54,10 +55,10 @@ class OnnxDraft:
                 "attention_bias": bias,
                 "rows": wanted,
             },
-            {"logits": logits},
+            {"logits": logits[None]},
             len(tokens),
         )
-        return logits.reshape(logits.shape[1:])
+        return logits
 
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""

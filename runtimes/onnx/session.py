@@ -16,8 +16,6 @@ from mirror_edge.trace import Span, Trace
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Buffer = "NDArray[Any]"
-
 # ONNX Runtime's own log: errors only, they come as exceptions too.
 _QUIET = 3
 
@@ -71,3 +69,17 @@ class Session:
         results = self._session.run(outputs, dict(inputs))
         self._trace.runs.append(Span(self._name, self._name, begin, time.perf_counter()))
         return [np.asarray(result) for result in results]
+
+
+class Scratch:
+    """An output buffer that is kept between runs, so that its pages are not faulted in anew."""
+
+    def __init__(self, width: int) -> None:
+        """Rows of `width` float32."""
+        self._rows: NDArray[np.float32] = np.empty((0, width), dtype=np.float32)
+
+    def rows(self, count: int) -> NDArray[np.float32]:
+        """[count, width], valid until the next call."""
+        if count > len(self._rows):
+            self._rows = np.empty((count, self._rows.shape[1]), dtype=np.float32)
+        return self._rows[:count]

@@ -10,7 +10,7 @@ import numpy as np
 
 from mirror_edge.protocols import ExitSignal
 from mirror_edge.runtimes.onnx.cache import open_cache
-from mirror_edge.runtimes.onnx.session import Session
+from mirror_edge.runtimes.onnx.session import Scratch, Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +41,7 @@ class OnnxTarget:
             suffix, model, range(spec.exit_layer, model.layers), model.context
         )
         self._hidden = np.zeros((1, 0, model.hidden), dtype=model.dtype)
+        self._scratch = Scratch(model.vocabulary)
         self._start = 0
         self._rows = 0
 
@@ -84,11 +85,11 @@ class OnnxTarget:
         self._prefix.run(start, {"input_ids": tokens[None]}, {"hidden": self._hidden}, len(tokens))
 
     def _logits(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = np.empty((1, len(rows), self.vocabulary), dtype=np.float32)
+        logits = self._scratch.rows(len(rows))
         self._suffix.run(
             self._start,
             {"hidden": self._hidden, "rows": rows},
-            {"logits": logits},
+            {"logits": logits[None]},
             self._hidden.shape[1],
         )
-        return logits.reshape(logits.shape[1:])
+        return logits

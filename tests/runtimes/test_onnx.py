@@ -43,14 +43,14 @@ def test_a_window_gives_the_logits_of_single_steps(target: OnnxTarget) -> None:
     single = []
     for place in range(30, 40):
         target.prefix(ids[place : place + 1], place, 0)
-        single.append(target.suffix()[0])
+        single.append(target.suffix()[0].copy())
     target.prefix(ids[30:], 30, 0)
     np.testing.assert_allclose(target.suffix(), np.stack(single), **CLOSE)
 
 
 def test_chunks_and_growing_buffers_change_nothing(target: OnnxTarget) -> None:
     ids = text(700, target.vocabulary)
-    whole = target.prefill(ids, 0)
+    whole = target.prefill(ids, 0).copy()
     for start in range(0, 700, 123):
         chunked = target.prefill(ids[start : start + 123], start)
     np.testing.assert_allclose(chunked, whole, **CLOSE)
@@ -60,7 +60,7 @@ def test_what_is_written_over_leaves_no_trace(target: OnnxTarget) -> None:
     ids, other = text(20, target.vocabulary), text(8, target.vocabulary, seed=1)
     target.prefill(ids[:12], 0)
     target.prefix(ids[12:], 12, 0)
-    fresh = target.suffix()
+    fresh = target.suffix().copy()
     target.prefix(other, 12, 0)
     target.suffix()
     target.prefix(other[:3], 15, 0)
@@ -73,7 +73,7 @@ def test_padding_to_a_width_changes_no_row_and_fixes_their_arithmetic(target: On
     ids = text(20, target.vocabulary)
     target.prefill(ids[:12], 0)
     target.prefix(ids[12:], 12, 0)
-    wide = target.suffix()
+    wide = target.suffix().copy()
     for count in range(1, 9):
         signal = target.prefix(ids[12 : 12 + count], 12, 4, width=8)
         padded = target.suffix()
@@ -100,7 +100,7 @@ def test_tree_rows_give_the_logits_of_their_paths_run_alone(draft: OnnxDraft) ->
     for path in paths:
         ids = np.array(shared + path)
         logits = draft.forward(ids, np.arange(13), 0, None, np.arange(10, 13))
-        alone.append(logits)
+        alone.append(logits.copy())
     draft.forward(np.array(shared), np.arange(10), 0, None, np.array([9]))
     for step in range(3):
         fed = np.array([path[step] for path in paths])
@@ -113,7 +113,7 @@ def test_tree_rows_give_the_logits_of_their_paths_run_alone(draft: OnnxDraft) ->
 
 def test_moved_rows_stand_where_the_path_needs_them(draft: OnnxDraft) -> None:
     ids = text(14, draft.vocabulary)
-    straight = draft.forward(np.array(ids), np.arange(14), 0, None, np.array([13]))
+    straight = draft.forward(np.array(ids), np.arange(14), 0, None, np.array([13])).copy()
     draft.forward(np.array(ids[:10]), np.arange(10), 0, None, np.array([9]))
     # Two branches side by side: ours in slots 11 and 13, another in 10 and 12.
     mixed = np.array([7, ids[10], 8, ids[11]])

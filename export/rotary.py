@@ -1,0 +1,40 @@
+"""Room for branches behind the context, in a draft's rotary tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from mirror_edge.export import weights
+
+__all__ = ["BRANCH_ROWS", "room_for_branches"]
+
+BRANCH_ROWS = 512
+"""What κ=8 and γ=7 take at most, 64 roots of 7 tokens, and a few."""
+_COS, _SIN = 7, 8
+"""GroupQueryAttention's inputs."""
+
+
+def room_for_branches(model: ModelProto, folder: Path) -> int:
+    """Lengthen the rotary tables of `model` in place, and return by how many rows.
+
+    GroupQueryAttention wants a table row for every row of the cache. Branches stand behind the
+    context in the cache, though their positions lie within it, so the new rows are never read.
+    Tables that are computed in the graph stay as they are: 0.
+    """
+    names = {
+        node.input[place]
+        for node in model.graph.node
+        if node.op_type == "GroupQueryAttention"
+        for place in (_COS, _SIN)
+    }
+    tables = [tensor for tensor in model.graph.initializer if tensor.name in names]
+    if len(tables) != len(names):
+        return 0
+    for table in tables:
+        values = weights.load(table, folder)
+        spare = np.zeros((BRANCH_ROWS, values.shape[1]), values.dtype)
+        weights.append(table, np.concatenate([values, spare]), folder / "weights.bin")
+    return BRANCH_ROWS
