@@ -172,7 +172,10 @@ def _hidden(parents: NDArray[np.int64], trunk: int, step: int, missing: int) -> 
     count = len(parents)
     hidden = np.zeros((missing + count, trunk + (step + 1) * count), dtype=np.bool_)
     branches = hidden[missing:]
-    branches[:, :trunk] = np.arange(trunk)[None, :] >= parents[:, None]
-    others = ~np.eye(count, dtype=np.bool_)
-    branches[:, trunk:] = np.tile(others, (1, step + 1))
+    branches[:, :trunk] = np.arange(trunk) >= parents[:, None]
+    own = np.arange(count)
+    behind = branches[:, trunk:].reshape(count, step + 1, count)
+    behind[...] = True
+    behind[own, :, own] = False
+    branches[:, trunk:] = behind.reshape(count, -1)
     return hidden

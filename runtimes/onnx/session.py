@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # ONNX Runtime's own log: errors only, they come as exceptions too.
 _QUIET = 3
+_SMALL = 4096
 
 
 class Session:
@@ -47,21 +48,36 @@ class Session:
             raise DeviceError(f"{path}: the CPU provider refused the graph: {error}") from error
         self._binding = self._session.io_binding()
         self._name, self._trace = name, trace
+        self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self._own: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
 
     def bind(self, name: str, buffer: NDArray[Any], *, output: bool = False) -> None:
-        """Bind a buffer, which must outlive the next run."""
-        bind = self._binding.bind_output if output else self._binding.bind_input
-        bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
+        """Bind a buffer, which must outlive the next run; once is enough for the same buffer."""
+        where = (buffer.__array_interface__["data"][0], buffer.shape)
+        if self._bound.get(name) != where:
+            self._bound[name] = where
+            bind = self._binding.bind_output if output else self._binding.bind_input
+            bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, where[0])
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> None:
         """Bind the given buffers beside those bound before, and run."""
         for name, buffer in inputs.items():
-            self.bind(name, buffer)
+            self.bind(name, self._staged(name, buffer))
         for name, buffer in outputs.items():
             self.bind(name, buffer, output=True)
         begin = time.perf_counter()
         self._session.run_with_iobinding(self._binding)
         self._trace.runs.append(Span(self._name, self._name, begin, time.perf_counter()))
+
+    def _staged(self, name: str, buffer: NDArray[Any]) -> NDArray[Any]:
+        """A small input is copied into a buffer of its shape: cheaper than binding anew."""
+        if buffer.nbytes > _SMALL:
+            return buffer
+        own = self._own.get((name, buffer.shape))
+        if own is None:
+            own = self._own[name, buffer.shape] = np.empty_like(buffer, order="C")
+        own[...] = buffer
+        return own
 
     def call(self, inputs: Mapping[str, NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
         """Run without bindings: for graphs whose outputs grow."""
