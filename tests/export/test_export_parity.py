@@ -10,8 +10,12 @@ import pytest
 from tiny import SHAPE, VOCABULARY, Checkpoint
 
 from mirror_edge import bundle
+from mirror_edge.devices import Device
 from mirror_edge.export import export
 from mirror_edge.export.check import CachedGraph, Tree
+from mirror_edge.export.pipeline import Exported
+from mirror_edge.runtimes.onnx.target import OnnxTarget
+from mirror_edge.trace import Trace
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -83,19 +87,17 @@ def test_every_exit_layer_gives_the_same_logits(target: Path, draft: Path, tmp_p
 
 
 class Decoder:
-    """A bundle's target, run step by step."""
+    """A bundle's target on its real runtime, fed step by step."""
 
-    def __init__(self, made: Any) -> None:
-        spec = made.manifest.target.model
-        self.prefix = CachedGraph(made.folder / "target/prefix.onnx", spec, CAPACITY)
-        self.suffix = CachedGraph(made.folder / "target/suffix.onnx", spec, CAPACITY)
+    def __init__(self, made: Exported) -> None:
+        self.target = OnnxTarget(bundle.read(made.folder), Device("cpu"), 1, Trace())
         self.length = 0
 
     def forward(self, tokens: Any) -> Any:
-        start, width = self.length, len(tokens)
-        hidden = self.prefix.run(start, width, input_ids=np.asarray(tokens, np.int64)[None])
-        self.length += width
-        return self.suffix.run(start, width, hidden=hidden, rows=np.arange(width))[0]
+        start = self.length
+        self.length += len(tokens)
+        self.target.prefix([int(token) for token in tokens], start, 0)
+        return self.target.suffix().copy()
 
     def greedy(self, prompt: Any, count: int) -> list[int]:
         self.length = 0

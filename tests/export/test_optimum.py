@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import numpy as np
 import pytest
 from tiny import VOCABULARY, Checkpoint, write_genai_folder, write_tokenizer
 
+import mirror_edge
+from mirror_edge import Speculation, bundle
+from mirror_edge.devices import Device
 from mirror_edge.errors import ExportError, OptionError
 from mirror_edge.export import export
-from mirror_edge.export.check import CachedGraph
+from mirror_edge.runtimes.onnx.target import OnnxTarget
+from mirror_edge.trace import Trace
 
-CLI = shutil.which("optimum-cli")
+CLI = shutil.which("optimum-cli", path=str(Path(sys.executable).parent))
 pytestmark = pytest.mark.skipif(
     CLI is None, reason="optimum-cli is absent: pip install 'mirror-edge[optimum]' elsewhere"
 )
@@ -58,12 +63,11 @@ def test_opt_equals_transformers(
         text = model.generate(
             torch.from_numpy(prompt[None, :20]), max_new_tokens=64, do_sample=False, eos_token_id=-1
         )
-    prefix = CachedGraph(made.folder / "target/prefix.onnx", spec, 100)
-    suffix = CachedGraph(made.folder / "target/suffix.onnx", spec, 100)
+    target = OnnxTarget(bundle.read(made.folder), Device("cpu"), 1, Trace())
 
     def forward(start: int, ids: Any) -> Any:
-        hidden = prefix.run(start, len(ids), input_ids=np.asarray(ids, np.int64)[None])
-        return suffix.run(start, len(ids), hidden=hidden, rows=np.arange(len(ids)))[0]
+        target.prefix([int(token) for token in ids], start, 0)
+        return target.suffix().copy()
 
     cuts = [0, 30, 61, 69, 70, 71, 80]
     found = [forward(a, prompt[a:b]) for a, b in pairwise(cuts)]
@@ -72,6 +76,13 @@ def test_opt_equals_transformers(
     while len(greedy) < 64:
         greedy.append(int(forward(19 + len(greedy), greedy[-1:])[-1].argmax()))
     assert greedy == text[0, 20:].tolist()
+
+    with mirror_edge.load(made.folder) as model:
+        answers = [
+            model.generate("the lazy dog", max_new_tokens=40, speculation=Speculation(mode=mode))
+            for mode in ("ar", "sd", "mirror")
+        ]
+    assert len({answer.tokens for answer in answers}) == 1
 
 
 def test_optimum_folders_are_no_drafts(checkpoint: Checkpoint, tmp_path: Path) -> None:
