@@ -10,7 +10,7 @@ import typer
 from mirror_edge.apps import options
 
 if TYPE_CHECKING:
-    from mirror_edge import Model, Sampling, Speculation
+    from mirror_edge import Model
     from mirror_edge.stats import Stats
 
 HELP = "/stats shows figures of the last answer, /reset forgets the conversation, /quit ends."
@@ -35,6 +35,7 @@ def chat_command(
     drafter: options.Drafter = "model",
     strict: options.Strict = False,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    template: options.Template = None,
     target_device: options.Device = "auto",
     draft_device: options.Device = "auto",
     target_threads: options.Threads = None,
@@ -45,6 +46,7 @@ def chat_command(
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     speculation = options.speculation(mode, window, candidates, branches, drafter, strict)
+    variables = options.template_variables(template)
     with load(
         bundle,
         target_device=target_device,
@@ -53,7 +55,14 @@ def chat_command(
         draft_threads=draft_threads,
     ) as model:
         typer.echo(f"{model.bundle.manifest.name}. {HELP}", err=True)
-        chat = Chat(model, sampling, speculation, max_new_tokens, stop or [], system)
+        answering = {
+            "max_new_tokens": max_new_tokens,
+            "sampling": sampling,
+            "speculation": speculation,
+            "stop": stop or (),
+            "template": variables,
+        }
+        chat = Chat(model, system, answering)
         while (line := _ask()) is not None:
             if line == "/quit":
                 break
@@ -70,18 +79,9 @@ def chat_command(
 class Chat:
     """A conversation: its messages, and how they are answered."""
 
-    def __init__(
-        self,
-        model: Model,
-        sampling: Sampling,
-        speculation: Speculation,
-        max_new_tokens: int,
-        stop: list[str],
-        system: str | None,
-    ) -> None:
-        """Begin with the system message, if there is one."""
-        self._model, self._sampling, self._speculation = model, sampling, speculation
-        self._max_new_tokens, self._stop = max_new_tokens, stop
+    def __init__(self, model: Model, system: str | None, answering: dict[str, Any]) -> None:
+        """Begin with the system message, if any; `answering` are the options of `stream`."""
+        self._model, self._answering = model, answering
         self._first: list[Any] = [{"role": "system", "content": system}] if system else []
         self.stats: Stats | None = None
         self.reset()
@@ -97,13 +97,7 @@ class Chat:
         asked = [*self.messages, {"role": "user", "content": line}]
         said: list[str] = []
         try:
-            for chunk in self._model.stream(
-                asked,
-                max_new_tokens=self._max_new_tokens,
-                sampling=self._sampling,
-                speculation=self._speculation,
-                stop=self._stop,
-            ):
+            for chunk in self._model.stream(asked, **self._answering):
                 said.append(chunk.text)
                 typer.echo(chunk.text, nl=False)
                 self.stats = chunk.stats

@@ -41,6 +41,7 @@ def generate_command(
         bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
+    template: options.Template = None,
     target_device: options.Device = "auto",
     draft_device: options.Device = "auto",
     target_threads: options.Threads = None,
@@ -59,8 +60,10 @@ def generate_command(
             "each in quotes."
         )
     prompt = sys.stdin.read() if words[-1] == "-" else words[-1]
-    if raw and system is not None:
-        raise OptionError("--system needs the chat template, which --raw leaves out.")
+    if raw and (system is not None or template):
+        option = "--template" if system is None else "--system"
+        raise OptionError(f"{option} needs the chat template, which --raw leaves out.")
+    variables = options.template_variables(template)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     speculation = options.speculation(mode, window, candidates, branches, drafter, strict)
     messages: list[Any] = [{"role": "user", "content": prompt}]
@@ -80,6 +83,7 @@ def generate_command(
             sampling=sampling,
             speculation=speculation,
             stop=stop or (),
+            template=variables,
             on_chunk=None if as_json else _show,
         )
     if as_json:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,10 @@ TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that make u
 MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1, said tokens become less likely.")]
 Seed = Annotated[int, typer.Option(help="One seed, one text, in every mode.")]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(help="A variable of the chat template, NAME=VALUE with a JSON value; repeatable."),
+]
 Stop = Annotated[
     list[str] | None, typer.Option(help="End the answer before this text; repeatable.")
 ]
@@ -30,6 +35,26 @@ Strict = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, or cpu:0, cpu:0-3 for these cores only.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="By default all its cores.")]
+
+
+def template_variables(asked: list[str] | None) -> dict[str, Any]:
+    """The `--template` options as keyword arguments of the chat template.
+
+    Raises:
+        OptionError: for one without a name.
+    """
+    from mirror_edge.errors import OptionError
+
+    variables: dict[str, Any] = {}
+    for option in asked or ():
+        name, equals, value = option.partition("=")
+        if not name or not equals:
+            raise OptionError(f"--template is {option!r}; write NAME=VALUE.")
+        try:
+            variables[name] = json.loads(value)
+        except ValueError:
+            variables[name] = value
+    return variables
 
 
 def speculation(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -66,6 +67,10 @@ class Answer:
     """d1..dγ of the next window; None if nobody has drafted them yet."""
     untold: list[int] = field(default_factory=list)
     """Committed tokens that the drafter has not heard of."""
+    ahead: deque[asyncio.Future[int]] = field(default_factory=deque)
+    """Steps of the target alone that are queued on its lane."""
+    said_alone: list[int] = field(default_factory=list)
+    """`tokens` as these steps know them: the lane's own, ahead by what is queued."""
     judged: int = 0
     """Draft tokens that the target said yes or no to."""
     agreed: int = 0
@@ -81,6 +86,23 @@ class Answer:
     def suffix(self) -> asyncio.Future[NDArray[np.float32]]:
         """Finish the window: layers E+1..N. Queued at once, it follows the prefix without a gap."""
         return self.on.target_lane.start("suffix", self.on.target.suffix)
+
+    def alone(self) -> asyncio.Future[int]:
+        """Queue a step without draft behind the ones that are queued: the token it will say.
+
+        It is sampled on the target's lane, so that the device need not wait for anybody between
+        two tokens. A step too many, at the end of an answer, writes rows that nobody keeps.
+        """
+        if not self.ahead:
+            self.said_alone = list(self.tokens)
+        said, target, sampler = self.said_alone, self.on.target, self.sampler
+
+        def step() -> int:
+            target.prefix(said[-1:], len(said) - 1, 0, self.strategy.width)
+            said.append(verify(target.suffix(), said, (), sampler).correction)
+            return said[-1]
+
+        return self.on.target_lane.start("alone", step)
 
     def verify(self, logits: NDArray[np.float32]) -> Verdict:
         """What the target says to the window."""
@@ -156,18 +178,16 @@ class Outcome(NamedTuple):
 
 
 async def ar_step(answer: Answer) -> Outcome:
-    """The target alone: one token."""
+    """The target alone: one token. The device has the next step before it ends this one."""
     answer.drafted = None
-    return await _window(answer)
+    while len(answer.ahead) < min(2, answer.room):
+        answer.ahead.append(answer.alone())
+    return Outcome(Verdict(0, await answer.ahead.popleft()))
 
 
 async def sd_step(answer: Answer) -> Outcome:
     """Serial speculation: draft a window, then verify it."""
     answer.drafted = await answer.fresh()
-    return await _window(answer)
-
-
-async def _window(answer: Answer) -> Outcome:
     prefix, suffix = answer.prefix(candidates=0), answer.suffix()
     await prefix
     return Outcome(answer.verify(await suffix))
@@ -233,11 +253,10 @@ async def decode(
         outcome = await STEPS[mode](answer)
         proposed = len(answer.drafted or ())
         said = answer.commit(outcome.verdict, outcome.drafted)
-        seconds = on.clock() - began
         stats.steps.append(
             StepRecord.of(
                 on.trace.take(),
-                seconds,
+                (began, on.clock()),
                 mode=mode,
                 proposed=proposed,
                 accepted=outcome.verdict.accepted,

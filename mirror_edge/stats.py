@@ -45,7 +45,7 @@ class StepRecord:
     def of(
         cls,
         spans: tuple[Sequence[Span], Sequence[Span]],
-        seconds: float,
+        window: tuple[float, float],
         *,
         mode: str,
         proposed: int,
@@ -54,8 +54,15 @@ class StepRecord:
         roots: int,
         hit: bool | None,
     ) -> StepRecord:
-        """Sort the step's (calls, runs) by what they were."""
-        calls, runs = spans
+        """Sort the (calls, runs) that ended during the step by what they were.
+
+        `window` is when the step began and ended; what a run did before it, it did for the step
+        before.
+        """
+        (calls, runs), (began, ended) = spans, window
+        inside = [
+            run._replace(start=max(run.start, began), end=min(run.end, ended)) for run in runs
+        ]
         suffix = [run for run in runs if run.name == "suffix"]
         rollout = [call for call in calls if call.name == "rollout"]
         return cls(
@@ -65,14 +72,14 @@ class StepRecord:
             committed=committed,
             roots=roots,
             hit=hit,
-            seconds=seconds,
+            seconds=ended - began,
             prefix=covered(run for run in runs if run.name == "prefix"),
             exit=covered(run for run in runs if run.name == "exit"),
             suffix=covered(suffix),
             rollout=covered(rollout),
             hidden=overlap(suffix, rollout),
             fresh=covered(call for call in calls if call.name == "fresh"),
-            host=max(0.0, seconds - covered(runs)),
+            host=max(0.0, ended - began - covered(inside)),
         )
 
 

@@ -139,6 +139,8 @@ def test_a_damaged_bundle_is_refused(
         (["hello", "--strict", "--window", "8"], "with strict it must be below 8"),
         (["hello", "--raw", "--system", "Be kind."], "--system needs the chat template"),
         (["hello", "--system", "Be kind."], "only user and assistant turns"),
+        (["hello", "--template", "thinking"], "--template is 'thinking'"),
+        (["hello", "--raw", "--template", "a=1"], "--template needs the chat template"),
         (["hello", "--nonsense"], "No such option"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_trace_hands_every_span_out_once() -> None:
 def step(
     calls: list[Span],
     runs: list[Span],
-    seconds: float = 10.0,
+    window: tuple[float, float] = (0.0, 10.0),
     *,
     proposed: int = 4,
     accepted: int = 2,
@@ -69,7 +69,7 @@ def step(
 ) -> StepRecord:
     return StepRecord.of(
         (calls, runs),
-        seconds,
+        window,
         mode="mirror",
         proposed=proposed,
         accepted=accepted,
@@ -102,8 +102,9 @@ def test_a_step_sorts_its_spans_by_what_they_were() -> None:
     assert record.host == 10.0 - (1.75 + 5.5)  # runs cover 0.5 to 2.25 and 3 to 8.5
 
 
-def test_host_time_is_never_negative() -> None:
-    assert step(CALLS, RUNS, seconds=5.0).host == 0.0
+def test_host_time_counts_runs_only_while_the_step_lasts() -> None:
+    assert step(CALLS, RUNS, window=(1.0, 5.0)).host == 4.0 - (1.25 + 2.0)
+    assert step(CALLS, RUNS, window=(3.0, 8.5)).host == 0.0
 
 
 def test_the_figures_add_up() -> None:
@@ -157,7 +158,7 @@ def test_the_figures_add_up() -> None:
 
 
 def test_the_median_step_is_in_milliseconds() -> None:
-    stats = Stats(steps=[step(CALLS, RUNS), step(CALLS, RUNS, 4.0), step(CALLS, RUNS, 9.0)])
+    stats = Stats(steps=[step(CALLS, RUNS, (0.0, ended)) for ended in (10.0, 4.0, 9.0)])
     assert stats.as_dict()["median_step_ms"]["seconds"] == 9_000.0
     assert stats.as_dict()["median_step_ms"]["exit"] == 250.0
 
