@@ -129,7 +129,6 @@ class Model:
         self._decoder = Decoder(
             target=self._target,
             target_lane=ThreadLane("target", self._trace, target_device.cores),
-            drafter=None,
             draft_lane=ThreadLane("draft", self._trace, draft_device.cores),
             trace=self._trace,
         )
@@ -220,8 +219,7 @@ class Model:
     def close(self) -> None:
         """End the lanes and free the devices."""
         self._decoder.target_lane.close()
-        if self._decoder.draft_lane is not None:
-            self._decoder.draft_lane.close()
+        self._decoder.draft_lane.close()
         for drafter in self._drafters.values():
             drafter.close()
         self._drafters.clear()
@@ -266,12 +264,12 @@ class Model:
             if max_new_tokens < 1:
                 raise OptionError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
             limit = min(limit, len(tokens) + max_new_tokens)
-        self._decoder.drafter = drafter if strategy.mode != "ar" else None
         return Answer(
             on=self._decoder,
             tokens=tokens,
             strategy=strategy,
             sampler=Sampler(sampling or Sampling(), self._target.vocabulary),
+            drafter=drafter if strategy.mode != "ar" else None,
             eos=self._text.eos,
             limit=limit,
         )

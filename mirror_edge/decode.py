@@ -42,8 +42,7 @@ class Decoder:
 
     target: Target
     target_lane: Lane
-    drafter: Drafter | None
-    draft_lane: Lane | None
+    draft_lane: Lane
     trace: Trace
     clock: Clock = time.perf_counter
     cached: list[int] = field(default_factory=list)
@@ -59,6 +58,8 @@ class Answer:
     """Prompt and answer: all that is committed."""
     strategy: Strategy
     sampler: Sampler
+    drafter: Drafter | None
+    """None in mode `ar`, and after the draft was lost."""
     eos: frozenset[int]
     limit: int
     """`tokens` never grows beyond this length."""
@@ -112,10 +113,10 @@ class Answer:
         self, name: str, told: Sequence[int], roots: Sequence[Root], depth: int
     ) -> asyncio.Future[list[Branch]]:
         """Set the draft to work on `roots`; it hears of the tokens `told` first."""
-        if self.on.drafter is None or self.on.draft_lane is None or depth < 1:
+        if self.drafter is None or depth < 1:
             return _done([])
         del self.untold[: len(told)]
-        call, drafted = self.on.drafter.rollout, self.drafted or ()
+        call, drafted = self.drafter.rollout, self.drafted or ()
         return self.on.draft_lane.start(name, call, told, drafted, roots, depth, self.sampler)
 
     async def branches(self, rollout: asyncio.Future[list[Branch]]) -> list[Branch]:
@@ -148,7 +149,7 @@ class Answer:
         message = f"{type(error).__name__}: {error}"
         _log.warning("the draft was lost, the target goes on alone: %s", message)
         self.stats.draft_losses.append(message)
-        self.on.drafter = None
+        self.drafter = None
 
     def commit(self, verdict: Verdict, drafted: tuple[int, ...] | None) -> list[int]:
         """Append what the target decided; the next window carries `drafted`."""
@@ -235,7 +236,7 @@ async def decode(
     """
     on, stats, mode = answer.on, answer.stats, answer.strategy.mode
     began = on.clock()
-    warming = _warm_up(answer) if mode != "ar" else _done(None)
+    warming = _warm_up(answer)
     first = await _prefill(answer, on_prefill)
     stats.time_to_first_token = on.clock() - began
     said = answer.commit(Verdict(0, first), None)
@@ -249,7 +250,7 @@ async def decode(
     on.trace.take()
     while answer.finish_reason is None:
         began = on.clock()
-        mode = mode if on.drafter is not None else "ar"
+        mode = mode if answer.drafter is not None else "ar"
         outcome = await STEPS[mode](answer)
         proposed = len(answer.drafted or ())
         said = answer.commit(outcome.verdict, outcome.drafted)
@@ -272,10 +273,9 @@ async def decode(
 
 def _warm_up(answer: Answer) -> asyncio.Future[None]:
     """The draft reads the prompt too; nobody waits for it before the first token."""
-    on = answer.on
-    if on.drafter is None or on.draft_lane is None:
+    if answer.drafter is None:
         return _done(None)
-    return on.draft_lane.start("prefill", on.drafter.prefill, list(answer.tokens))
+    return answer.on.draft_lane.start("prefill", answer.drafter.prefill, list(answer.tokens))
 
 
 async def _prefill(answer: Answer, on_progress: Callable[[int, int], None] | None) -> int:

@@ -58,7 +58,6 @@ class House:
         decoder = Decoder(
             self.target,
             self.lane("target", self.trace),
-            self.drafter,
             self.lane("draft", self.trace),
             self.trace,
             clock,
@@ -68,6 +67,7 @@ class House:
             tokens=list(PROMPT),
             strategy=Strategy(mode, window, candidates, branches, 0),
             sampler=Sampler(sampling, VOCABULARY),
+            drafter=self.drafter,
             eos=eos,
             limit=len(PROMPT) + new,
         )
@@ -245,7 +245,13 @@ def test_cancelling_anywhere_leaves_the_devices_usable() -> None:
 def again(answer: Answer) -> Answer:
     """The same question on the same devices."""
     return Answer(
-        answer.on, list(PROMPT), answer.strategy, answer.sampler, answer.eos, answer.limit
+        answer.on,
+        list(PROMPT),
+        answer.strategy,
+        answer.sampler,
+        answer.drafter,
+        answer.eos,
+        answer.limit,
     )
 
 

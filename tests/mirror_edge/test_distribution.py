@@ -54,7 +54,8 @@ async def _sampled(seeds: Iterable[int]) -> list[Sample]:
     samples = []
     for seed in seeds:
         answer = Answer(
-            on=Decoder(target, lanes[0], drafter, lanes[1], trace),
+            on=Decoder(target, lanes[0], lanes[1], trace),
+            drafter=drafter,
             tokens=list(PROMPT),
             strategy=Strategy("mirror", 2, 1, None, 0),
             sampler=Sampler(Sampling(temperature=1.0, seed=seed), VOCABULARY),
