@@ -10,7 +10,7 @@ import typer
 from mirror_edge.apps import options
 
 if TYPE_CHECKING:
-    from mirror_edge import Model
+    from mirror_edge import AnswerOptions, Model
     from mirror_edge.stats import Stats
 
 HELP = "/stats shows figures of the last answer, /reset forgets the conversation, /quit ends."
@@ -55,7 +55,7 @@ def chat_command(
         draft_threads=draft_threads,
     ) as model:
         typer.echo(f"{model.bundle.manifest.name}. {HELP}", err=True)
-        answering = {
+        answering: AnswerOptions = {
             "max_new_tokens": max_new_tokens,
             "sampling": sampling,
             "speculation": speculation,
@@ -79,7 +79,7 @@ def chat_command(
 class Chat:
     """A conversation: its messages, and how they are answered."""
 
-    def __init__(self, model: Model, system: str | None, answering: dict[str, Any]) -> None:
+    def __init__(self, model: Model, system: str | None, answering: AnswerOptions) -> None:
         """Begin with the system message, if any; `answering` are the options of `stream`."""
         self._model, self._answering = model, answering
         self._first: list[Any] = [{"role": "system", "content": system}] if system else []

@@ -25,12 +25,13 @@ from mirror_edge.errors import (
 )
 
 if TYPE_CHECKING:
-    from mirror_edge.api import Chunk, Model, Result, load
+    from mirror_edge.api import AnswerOptions, Chunk, Model, Result, load
     from mirror_edge.policy import Speculation
     from mirror_edge.sampling import Sampling
     from mirror_edge.text import Message
 
 __all__ = [
+    "AnswerOptions",
     "BundleError",
     "BusyError",
     "Chunk",
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AnswerOptions": "api",
     "Chunk": "api",
     "Message": "text",
     "Model": "api",

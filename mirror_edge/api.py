@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, Unpack
 
 from mirror_edge import bundle as bundles
 from mirror_edge.decode import Answer, Decoder, decode
 from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
+from mirror_edge.driving import drive, run
 from mirror_edge.errors import BusyError, ContextError, DeviceError, OptionError
 from mirror_edge.lanes import ThreadLane
 from mirror_edge.memory import plan_memory
@@ -27,12 +25,23 @@ from mirror_edge.stats import Stats
 from mirror_edge.text import Message, StopStrings, Text
 from mirror_edge.trace import Trace
 
-__all__ = ["Chunk", "Model", "Prompt", "Result", "load"]
-
-T = TypeVar("T")
+__all__ = ["AnswerOptions", "Chunk", "Model", "Prompt", "Result", "load"]
 
 Prompt = str | Sequence[Message]
 """A text to continue, or the messages of a chat to answer."""
+
+
+class AnswerOptions(TypedDict, total=False):
+    """How to answer; everything may be left out."""
+
+    max_new_tokens: int | None
+    """None: up to the end of the context."""
+    sampling: Sampling
+    speculation: Speculation
+    stop: Sequence[str]
+    """Strings that end the answer before them."""
+    template: Mapping[str, Any]
+    """Variables for the chat template."""
 
 
 @dataclass(frozen=True)
@@ -153,33 +162,27 @@ class Model:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        speculation: Speculation | None = None,
-        stop: Sequence[str] = (),
-        template: Mapping[str, Any] | None = None,
         on_chunk: Callable[[Chunk], None] | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Result:
-        """Answer, and return the whole.
-
-        A `str` prompt is continued as it is; messages go through the chat template, with
-        `template` as extra variables. `on_chunk` hears each piece as it comes.
+        """Answer, and return the whole; `on_chunk` hears each piece as it comes.
 
         Raises:
             ContextError: for a prompt that is empty or longer than the context.
             OptionError: for options that cannot be honoured.
+            TemplateError: for messages that the chat template refuses.
             BusyError: while another answer is under way.
         """
         parts: list[Chunk] = []
-        answer = self._answer(prompt, max_new_tokens, sampling, speculation, template)
+        answer, chunks = self._answer(prompt, options)
 
         async def collect() -> None:
-            async for chunk in self._chunks(answer, stop):
+            async for chunk in chunks:
                 parts.append(chunk)
                 if on_chunk is not None:
                     on_chunk(chunk)
 
-        _run(collect())
+        run(collect())
         return Result(
             text="".join(part.text for part in parts),
             tokens=tuple(token for part in parts for token in part.tokens),
@@ -188,33 +191,13 @@ class Model:
             stats=answer.stats,
         )
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        speculation: Speculation | None = None,
-        stop: Sequence[str] = (),
-        template: Mapping[str, Any] | None = None,
-    ) -> Iterator[Chunk]:
-        """Answer piece by piece; see `generate`. The iterator may be closed at any time."""
-        answer = self._answer(prompt, max_new_tokens, sampling, speculation, template)
-        return _drive(self._chunks(answer, stop))
+    def stream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Iterator[Chunk]:
+        """Answer piece by piece; the iterator may be closed at any time. Raises as `generate`."""
+        return drive(self._answer(prompt, options)[1])
 
-    def astream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        speculation: Speculation | None = None,
-        stop: Sequence[str] = (),
-        template: Mapping[str, Any] | None = None,
-    ) -> AsyncIterator[Chunk]:
+    def astream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AsyncIterator[Chunk]:
         """Answer piece by piece on the running event loop; may be cancelled at any await."""
-        answer = self._answer(prompt, max_new_tokens, sampling, speculation, template)
-        return self._chunks(answer, stop)
+        return self._answer(prompt, options)[1]
 
     def close(self) -> None:
         """End the lanes and free the devices."""
@@ -239,18 +222,13 @@ class Model:
         self.close()
 
     def _answer(
-        self,
-        prompt: Prompt,
-        max_new_tokens: int | None,
-        sampling: Sampling | None,
-        speculation: Speculation | None,
-        template: Mapping[str, Any] | None,
-    ) -> Answer:
+        self, prompt: Prompt, options: AnswerOptions
+    ) -> tuple[Answer, AsyncIterator[Chunk]]:
         """Everything that can be refused is refused here, before a device is touched."""
-        tokens = self.tokenize(prompt, template)
+        tokens = self.tokenize(prompt, options.get("template"))
         if not tokens or prompt == "":
             raise ContextError("the prompt is empty; say something.")
-        asked = speculation or Speculation()
+        asked = options.get("speculation") or Speculation()
         drafter = self._drafters.get(asked.drafter)
         strategy = resolve(asked, can_draft=drafter is not None)
         # A padded window writes rows beyond its last token, and they need a place too.
@@ -260,25 +238,28 @@ class Model:
                 f"the prompt has {len(tokens):,} tokens and the context {limit:,}; "
                 "shorten it so that there is room for an answer."
             )
+        max_new_tokens = options.get("max_new_tokens")
         if max_new_tokens is not None:
             if max_new_tokens < 1:
                 raise OptionError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
             limit = min(limit, len(tokens) + max_new_tokens)
-        return Answer(
+        sampler = Sampler(options.get("sampling") or Sampling(), self._target.vocabulary)
+        answer = Answer(
             on=self._decoder,
             tokens=tokens,
             strategy=strategy,
-            sampler=Sampler(sampling or Sampling(), self._target.vocabulary),
+            sampler=sampler,
             drafter=drafter if strategy.mode != "ar" else None,
             eos=self._text.eos,
             limit=limit,
         )
+        return answer, self._chunks(answer, StopStrings(options.get("stop") or ()))
 
-    async def _chunks(self, answer: Answer, stop: Sequence[str]) -> AsyncIterator[Chunk]:
+    async def _chunks(self, answer: Answer, stops: StopStrings) -> AsyncIterator[Chunk]:
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving another answer; wait for it or load it twice.")
         try:
-            text, stops = self._text.stream(), StopStrings(stop)
+            text = self._text.stream()
             async for tokens in decode(answer):
                 emit, hit = stops.push(text.push(tokens))
                 if hit:
@@ -294,74 +275,3 @@ class Model:
 
 def _device(text: str) -> Device:
     return Device.parse("cpu" if text == "auto" else text)
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end; beside a loop that this thread runs already (a notebook), in another."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(work)
-        return
-    with ThreadPoolExecutor(1) as beside:
-        beside.submit(asyncio.run, work).result()
-
-
-def _drive(chunks: AsyncIterator[T]) -> Iterator[T]:
-    """An async iterator as a plain one, on an event loop of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return _drive_here(chunks)
-    # In a notebook a loop runs in this thread already, so ours gets another thread.
-    return _drive_beside(chunks)
-
-
-def _drive_here(chunks: AsyncIterator[T]) -> Iterator[T]:
-    with asyncio.Runner() as runner:
-        try:
-            while True:
-                try:
-                    yield runner.run(_next(chunks))
-                except StopAsyncIteration:
-                    return
-        finally:
-            runner.run(_close(chunks))
-
-
-def _drive_beside(chunks: AsyncIterator[T]) -> Iterator[T]:
-    wanted: SimpleQueue[bool] = SimpleQueue()
-    made: SimpleQueue[T | BaseException | None] = SimpleQueue()
-
-    def work() -> None:
-        driven = _drive_here(chunks)
-        try:
-            while wanted.get():
-                made.put(next(driven, None))
-        except BaseException as error:
-            made.put(error)
-        finally:
-            driven.close()  # type: ignore[attr-defined]
-
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    try:
-        while True:
-            wanted.put(True)
-            item = made.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                return
-            yield item
-    finally:
-        wanted.put(False)
-        worker.join()
-
-
-async def _next(chunks: AsyncIterator[T]) -> T:
-    return await anext(chunks)
-
-
-async def _close(chunks: AsyncIterator[T]) -> None:
-    await chunks.aclose()  # type: ignore[attr-defined]

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from mirror_edge.hypotheses import Branch, HypothesisTree, Root, choose_roots
+from mirror_edge.hypotheses import Branch, ExitSignal, HypothesisTree, Root, choose_roots
 from mirror_edge.policy import Mode, Strategy
-from mirror_edge.protocols import Clock, Drafter, ExitSignal, Lane, Target
+from mirror_edge.protocols import Clock, Drafter, Lane, Target
 from mirror_edge.sampling import Sampler
 from mirror_edge.stats import Stats, StepRecord
 from mirror_edge.trace import Trace

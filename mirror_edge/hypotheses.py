@@ -7,18 +7,27 @@ correction c. A root (j, v) is the outcome A = j, c = v; its branch is how the d
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-
-from mirror_edge.protocols import ExitSignal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mirror_edge.sampling import Sampler
 
-__all__ = ["Branch", "HypothesisTree", "Root", "choose_roots"]
+__all__ = ["Branch", "ExitSignal", "HypothesisTree", "Root", "choose_roots"]
+
+
+@dataclass(frozen=True)
+class ExitSignal:
+    """What crosses the token channel: the exit head's candidates for every row of a window."""
+
+    ids: NDArray[np.int64]
+    """[rows, k] token ids, best first."""
+    logprobs: NDArray[np.float32]
+    """[rows, k] their log-probabilities at the exit layer."""
 
 
 class Root(NamedTuple):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 import numpy as np
@@ -17,26 +16,16 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mirror_edge.hypotheses import Branch, Root
+    from mirror_edge.hypotheses import Branch, ExitSignal, Root
     from mirror_edge.sampling import Sampler
 
-__all__ = ["Clock", "DraftGraph", "Drafter", "ExitSignal", "Lane", "Target"]
+__all__ = ["Clock", "DraftGraph", "Drafter", "Lane", "Target"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 Clock = Callable[[], float]
 """Seconds, from any origin."""
-
-
-@dataclass(frozen=True)
-class ExitSignal:
-    """What crosses the token channel: the exit head's candidates for every row of a window."""
-
-    ids: NDArray[np.int64]
-    """[rows, k] token ids, best first."""
-    logprobs: NDArray[np.float32]
-    """[rows, k] their log-probabilities at the exit layer."""
 
 
 class Target(Protocol):

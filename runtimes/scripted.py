@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mirror_edge.protocols import ExitSignal
+from mirror_edge.hypotheses import ExitSignal
 from mirror_edge.trace import Span, Trace
 
 if TYPE_CHECKING:

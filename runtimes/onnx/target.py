@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mirror_edge.protocols import ExitSignal
+from mirror_edge.hypotheses import ExitSignal
 from mirror_edge.runtimes.onnx.cache import open_cache
 from mirror_edge.runtimes.onnx.session import Scratch, Session
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror_edge.hypotheses import Branch, HypothesisTree, Root, choose_roots
-from mirror_edge.protocols import ExitSignal
+from mirror_edge.hypotheses import Branch, ExitSignal, HypothesisTree, Root, choose_roots
 from mirror_edge.sampling import Sampler, Sampling
 
 VOCABULARY = 16

@@ -1,0 +1,85 @@
+"""Driving a coroutine from plain code: on an event loop here, or beside one that runs already."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+__all__ = ["drive", "run"]
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; beside a loop that this thread runs already (a notebook), in another."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(asyncio.run, work).result()
+
+
+def drive(chunks: AsyncIterator[T]) -> Iterator[T]:
+    """An async iterator as a plain one, on an event loop of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _drive_here(chunks)
+    # In a notebook a loop runs in this thread already, so ours gets another thread.
+    return _drive_beside(chunks)
+
+
+def _drive_here(chunks: AsyncIterator[T]) -> Iterator[T]:
+    with asyncio.Runner() as runner:
+        try:
+            while True:
+                try:
+                    yield runner.run(_next(chunks))
+                except StopAsyncIteration:
+                    return
+        finally:
+            runner.run(_close(chunks))
+
+
+def _drive_beside(chunks: AsyncIterator[T]) -> Iterator[T]:
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    made: SimpleQueue[T | BaseException | None] = SimpleQueue()
+
+    def work() -> None:
+        driven = _drive_here(chunks)
+        try:
+            while wanted.get():
+                made.put(next(driven, None))
+        except BaseException as error:
+            made.put(error)
+        finally:
+            driven.close()  # type: ignore[attr-defined]
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        while True:
+            wanted.put(True)
+            item = made.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                return
+            yield item
+    finally:
+        wanted.put(False)
+        worker.join()
+
+
+async def _next(chunks: AsyncIterator[T]) -> T:
+    return await anext(chunks)
+
+
+async def _close(chunks: AsyncIterator[T]) -> None:
+    await chunks.aclose()  # type: ignore[attr-defined]
