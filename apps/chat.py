@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from threading import Event
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mirror_edge.apps import options
+from mirror_edge.errors import MirrorEdgeError
 
 if TYPE_CHECKING:
     from mirror_edge import AnswerOptions, Model
@@ -69,11 +75,15 @@ def chat_command(
             if line == "/reset":
                 chat.reset()
             elif line == "/stats":
-                typer.echo(json.dumps(chat.stats and chat.stats.as_dict(), indent=2))
+                figures = {} if chat.stats is None else chat.stats.as_dict()
+                typer.echo(json.dumps(figures, indent=2))
             elif line.startswith("/"):
                 typer.echo(HELP, err=True)
             elif line.strip():
-                chat.answer(line)
+                try:
+                    chat.answer(line)
+                except KeyboardInterrupt:
+                    typer.echo(" [stopped]", err=True)
 
 
 class Chat:
@@ -92,22 +102,42 @@ class Chat:
 
     def answer(self, line: str) -> None:
         """Answer `line` on the terminal; a refused one leaves the conversation as it was."""
-        from mirror_edge.errors import MirrorEdgeError
-
         asked = [*self.messages, {"role": "user", "content": line}]
         said: list[str] = []
         try:
-            for chunk in self._model.stream(asked, **self._answering):
-                said.append(chunk.text)
-                typer.echo(chunk.text, nl=False)
-                self.stats = chunk.stats
-        except KeyboardInterrupt:
-            typer.echo(" [stopped]", nl=False, err=True)
+            with (
+                _ctrl_c() as stopped,
+                closing(self._model.stream(asked, **self._answering)) as parts,
+            ):
+                for chunk in parts:
+                    said.append(chunk.text)
+                    typer.echo(chunk.text, nl=False)
+                    self.stats = chunk.stats
+                    if stopped.is_set():
+                        typer.echo(" [stopped]", nl=False, err=True)
+                        break
         except MirrorEdgeError as error:
             typer.echo(f"error: {error} (/reset forgets the conversation)", err=True)
             return
         typer.echo()
         self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[Event]:
+    """Ctrl-C sets the event, rather than to raise wherever the program happens to be."""
+    stopped = Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set():  # a second time, while a long prompt is being read, say
+            signal.default_int_handler(number, frame)
+        stopped.set()
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ask() -> str | None:

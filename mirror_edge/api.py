@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -191,7 +191,7 @@ class Model:
             stats=answer.stats,
         )
 
-    def stream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> Generator[Chunk]:
         """Answer piece by piece; the iterator may be closed at any time. Raises as `generate`."""
         return drive(self._answer(prompt, options)[1])
 

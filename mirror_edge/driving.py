@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         beside.submit(asyncio.run, work).result()
 
 
-def drive(chunks: AsyncIterator[T]) -> Iterator[T]:
+def drive(chunks: AsyncIterator[T]) -> Generator[T]:
     """An async iterator as a plain one, on an event loop of its own."""
     try:
         asyncio.get_running_loop()
@@ -35,7 +35,7 @@ def drive(chunks: AsyncIterator[T]) -> Iterator[T]:
     return _drive_beside(chunks)
 
 
-def _drive_here(chunks: AsyncIterator[T]) -> Iterator[T]:
+def _drive_here(chunks: AsyncIterator[T]) -> Generator[T]:
     with asyncio.Runner() as runner:
         try:
             while True:
@@ -47,7 +47,7 @@ def _drive_here(chunks: AsyncIterator[T]) -> Iterator[T]:
             runner.run(_close(chunks))
 
 
-def _drive_beside(chunks: AsyncIterator[T]) -> Iterator[T]:
+def _drive_beside(chunks: AsyncIterator[T]) -> Generator[T]:
     wanted: SimpleQueue[bool] = SimpleQueue()
     made: SimpleQueue[T | BaseException | None] = SimpleQueue()
 
@@ -59,7 +59,7 @@ def _drive_beside(chunks: AsyncIterator[T]) -> Iterator[T]:
         except BaseException as error:
             made.put(error)
         finally:
-            driven.close()  # type: ignore[attr-defined]
+            driven.close()
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()

@@ -46,7 +46,7 @@ def test_an_abandoned_stream_leaves_the_model_usable(demo: Model) -> None:
         stream = demo.stream(STORY, max_new_tokens=40)
         for _ in range(many):
             next(stream)
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         assert demo.generate(STORY, max_new_tokens=40).tokens == whole.tokens
 
 
@@ -74,7 +74,7 @@ def test_a_second_answer_meanwhile_is_refused(demo: Model) -> None:
     next(stream)
     with pytest.raises(BusyError, match="another answer"):
         demo.generate(STORY, max_new_tokens=8)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
 
 
 def test_a_second_turn_prefills_only_what_is_new(demo: Model) -> None:
