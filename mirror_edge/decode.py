@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -109,15 +109,31 @@ class Answer:
         """What the target says to the window."""
         return verify(logits, self.tokens, self.drafted or (), self.sampler)
 
-    def rollout(
-        self, name: str, told: Sequence[int], roots: Sequence[Root], depth: int
-    ) -> asyncio.Future[list[Branch]]:
-        """Set the draft to work on `roots`; it hears of the tokens `told` first."""
-        if self.drafter is None or depth < 1:
+    def rollout(self, signal: asyncio.Future[ExitSignal | None]) -> asyncio.Future[list[Branch]]:
+        """Have the draft prepare for the likeliest outcomes, as soon as the exit head names them.
+
+        The token channel goes straight from lane to lane, while the suffix is under way.
+        """
+        plan, drafter, depth = self.strategy, self.drafter, min(self.strategy.window, self.room - 2)
+        if drafter is None or depth < 1:
             return _done([])
-        del self.untold[: len(told)]
-        call, drafted = self.drafter.rollout, self.drafted or ()
-        return self.on.draft_lane.start(name, call, told, drafted, roots, depth, self.sampler)
+        told, self.untold = self.untold, []
+        drafted, position, agreement = self.drafted or (), len(self.tokens), self.agreement
+
+        def call(signal: ExitSignal | None) -> list[Branch]:
+            assert signal is not None
+            roots = choose_roots(
+                signal,
+                drafted,
+                position,
+                plan.candidates,
+                plan.branches,
+                agreement,
+                self.sampler,
+            )
+            return drafter.rollout(told, drafted, roots, depth, self.sampler)
+
+        return self.on.draft_lane.follow(signal, "rollout", call)
 
     async def branches(self, rollout: asyncio.Future[list[Branch]]) -> list[Branch]:
         """What the draft prepared; nothing if it was lost, which costs speed and never text."""
@@ -130,8 +146,14 @@ class Answer:
     async def fresh(self) -> tuple[int, ...]:
         """A serial draft that continues the last token."""
         depth = min(self.strategy.window, self.room - 1)
-        root = Root(0, self.tokens[-1])
-        found = await self.branches(self.rollout("fresh", self.untold[:-1], [root], depth))
+        if self.drafter is None or depth < 1:
+            return ()
+        # The last token is the root; the drafter hears of it when it is no longer the last.
+        told, self.untold = self.untold[:-1], self.untold[-1:]
+        root, call = Root(0, self.tokens[-1]), self.drafter.rollout
+        found = await self.branches(
+            self.on.draft_lane.start("fresh", call, told, (), [root], depth, self.sampler)
+        )
         return found[0].tokens if found else ()
 
     @property
@@ -196,23 +218,11 @@ async def sd_step(answer: Answer) -> Outcome:
 
 async def mirror_step(answer: Answer) -> Outcome:
     """Mirror speculation: while the suffix decides, the draft prepares for every outcome."""
-    plan, sampler = answer.strategy, answer.sampler
     if answer.drafted is None:
         answer.drafted = await answer.fresh()
-    prefix, suffix = answer.prefix(plan.pool(sampler.sampling)), answer.suffix()
-    signal = await prefix
-    assert signal is not None
-    roots = choose_roots(
-        signal,
-        answer.drafted,
-        len(answer.tokens),
-        plan.candidates,
-        plan.branches,
-        answer.agreement,
-        sampler,
-    )
-    depth = min(plan.window, answer.room - 2)
-    rollout = answer.rollout("rollout", answer.untold[:], roots, depth)
+    prefix = answer.prefix(answer.strategy.pool(answer.sampler.sampling))
+    rollout, suffix = answer.rollout(prefix), answer.suffix()
+    await prefix
     verdict = answer.verify(await suffix)
     tree = HypothesisTree(await answer.branches(rollout))
     branch = tree.lookup(*verdict)

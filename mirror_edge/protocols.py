@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Clock", "DraftGraph", "Drafter", "Lane", "Target"]
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 Clock = Callable[[], float]
@@ -130,6 +131,15 @@ class Lane(Protocol):
         self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Future[T]:
         """Queue a call; `name` is how the trace shows it."""
+        ...
+
+    def follow(
+        self, first: asyncio.Future[S], name: str, call: Callable[[S], T]
+    ) -> asyncio.Future[T]:
+        """Queue `call(the result of first)` once `first`, a call on another lane, has ended.
+
+        If `first` fails, so does this.
+        """
         ...
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from mirror_edge.trace import Span, Trace
 __all__ = ["VirtualLane", "run"]
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -68,6 +69,16 @@ class VirtualLane:
         else:
             loop.call_at(end, self._finish, span, future, result, None)
         return future
+
+    def follow(
+        self, first: asyncio.Future[S], name: str, call: Callable[[S], T]
+    ) -> asyncio.Future[T]:
+        """See `Lane.follow`."""
+
+        async def after() -> T:
+            return await self.start(name, call, await first)
+
+        return asyncio.ensure_future(after())
 
     def close(self) -> None:
         """Nothing to release."""
