@@ -105,10 +105,8 @@ class Chat:
         asked = [*self.messages, {"role": "user", "content": line}]
         said: list[str] = []
         try:
-            with (
-                _ctrl_c() as stopped,
-                closing(self._model.stream(asked, **self._answering)) as parts,
-            ):
+            parts = self._model.stream(asked, **self._answering)
+            with _ctrl_c(said) as stopped, closing(parts):
                 for chunk in parts:
                     said.append(chunk.text)
                     typer.echo(chunk.text, nl=False)
@@ -124,12 +122,15 @@ class Chat:
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[Event]:
-    """Ctrl-C sets the event, rather than to raise wherever the program happens to be."""
+def _ctrl_c(said: list[str]) -> Iterator[Event]:
+    """Ctrl-C sets the event, rather than to raise wherever the program happens to be.
+
+    It does raise while nothing has been `said`: a long prompt is being read.
+    """
     stopped = Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stopped.is_set():  # a second time, while a long prompt is being read, say
+        if not said or stopped.is_set():
             signal.default_int_handler(number, frame)
         stopped.set()
 
@@ -150,3 +151,5 @@ def _ask() -> str | None:
             return None
         except KeyboardInterrupt:
             typer.echo("\n(/quit ends)", err=True)
+        except UnicodeDecodeError as error:
+            typer.echo(f"error: that line is not {error.encoding} text", err=True)

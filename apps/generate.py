@@ -59,7 +59,7 @@ def generate_command(
             f"there are {len(words)} arguments; give the prompt, or a bundle and the prompt, "
             "each in quotes."
         )
-    prompt = sys.stdin.read() if words[-1] == "-" else words[-1]
+    prompt = _standard_input() if words[-1] == "-" else words[-1]
     if raw and (system is not None or template):
         option = "--template" if system is None else "--system"
         raise OptionError(f"{option} needs the chat template, which --raw leaves out.")
@@ -91,6 +91,15 @@ def generate_command(
     else:
         typer.echo()
         typer.echo(summary(result), err=True)
+
+
+def _standard_input() -> str:
+    from mirror_edge.errors import OptionError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(f"standard input is not UTF-8 text ({error.reason}).") from error
 
 
 def _show(chunk: Chunk) -> None:

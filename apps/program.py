@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 import typer
 
@@ -12,6 +13,10 @@ from mirror_edge.errors import MirrorEdgeError
 
 def run(program: Callable[[], object]) -> None:
     """Run `program`; Ctrl-C exits with 130, an error of ours with its own code and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character shows another one, and the answer goes on.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         program()
     except MirrorEdgeError as error:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -58,8 +58,18 @@ class Shape:
         )
 
 
-TARGET = Shape(hidden=256, layers=6, heads=4, kv_heads=2, intermediate=512)
-DRAFT = Shape(hidden=128, layers=2, heads=4, kv_heads=2, intermediate=256)
+SIZES = {
+    # 4.6M and 0.8M parameters: an hour or two on a CPU.
+    "small": (
+        Shape(hidden=256, layers=6, heads=4, kv_heads=2, intermediate=512),
+        Shape(hidden=128, layers=2, heads=4, kv_heads=2, intermediate=256),
+    ),
+    # 21M and 1.6M parameters: for a GPU.
+    "large": (
+        Shape(hidden=512, layers=8, heads=8, kv_heads=4, intermediate=1024),
+        Shape(hidden=192, layers=2, heads=6, kv_heads=2, intermediate=512),
+    ),
+}
 
 
 def _move(model: torch.nn.Module, device: torch.device) -> None:
@@ -144,6 +154,7 @@ def main(
     train_file: Annotated[Path, typer.Option("--train", help="Conversations, JSON lines.")],
     held_out_file: Annotated[Path, typer.Option("--held-out", help="The same, for the report.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    size: Annotated[Literal["small", "large"], typer.Option(help="See SIZES.")] = "small",
     target_minutes: float = 60.0,
     draft_minutes: float = 20.0,
     seed: int = 0,
@@ -172,7 +183,8 @@ def main(
 
         return on_progress
 
-    target = TARGET.build()
+    target_shape, draft_shape = SIZES[size]
+    target = target_shape.build()
     _move(target, device)
     target_tokens = train(
         target,
@@ -185,7 +197,7 @@ def main(
     target.eval()
     save(target, tokenizer, output / "target")
 
-    draft = DRAFT.build()
+    draft = draft_shape.build()
     _move(draft, device)
     draft_tokens = train(
         draft,
@@ -200,7 +212,10 @@ def main(
 
     for model in (target, draft):
         _move(model, torch.device("cpu"))
-    sizes = {"target": (TARGET, target, target_tokens), "draft": (DRAFT, draft, draft_tokens)}
+    sizes = {
+        "target": (target_shape, target, target_tokens),
+        "draft": (draft_shape, draft, draft_tokens),
+    }
     report = {
         **{
             name: {**asdict(shape), "parameters": model.num_parameters(), "tokens": tokens}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from mirror_edge import bundle as bundles
 from mirror_edge.decode import Answer, Decoder, decode
 from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
 from mirror_edge.driving import drive, run
-from mirror_edge.errors import BusyError, ContextError, DeviceError, OptionError
+from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
 from mirror_edge.lanes import ThreadLane
 from mirror_edge.memory import plan_memory
 from mirror_edge.ngram import NgramDrafter
@@ -118,22 +118,21 @@ class Model:
                 f"context, and {free / 1e9:.1f} GB are available. "
                 "Close other programs, or export at a lower precision."
             )
+        for name, count in (("target_threads", target_threads), ("draft_threads", draft_threads)):
+            if count is not None and count < 1:
+                raise OptionError(f"{name} is {count}; it must be 1 or more.")
+        runtimes = runtime_for(target_device), runtime_for(draft_device)
         self._text = Text.read(bundle.folder)
+        self._closed = False
         self._trace = Trace()
         self._busy = threading.Lock()
         others = max(1, len(usable_cores()) - (spec.draft is not None))
         threads = target_threads or len(target_device.cores) or others
-        self._target = runtime_for(target_device).open_target(
-            bundle, target_device, threads, self._trace
-        )
-        self._drafters: dict[str, Drafter] = {"ngram": NgramDrafter(self._target.context)}
+        self._target = runtimes[0].open_target(bundle, target_device, threads, self._trace)
+        self._drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
         if spec.draft is not None:
-            graph = runtime_for(draft_device).open_draft(
-                bundle,
-                draft_device,
-                draft_threads or len(draft_device.cores) or 1,
-                self._trace,
-            )
+            threads = draft_threads or len(draft_device.cores) or 1
+            graph = runtimes[1].open_draft(bundle, draft_device, threads, self._trace)
             self._drafters["model"] = ModelDrafter(graph)
         self._decoder = Decoder(
             target=self._target,
@@ -155,7 +154,12 @@ class Model:
     def tokenize(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
         """The tokens that a prompt becomes; see `generate`."""
         if isinstance(prompt, str):
+            if template:
+                raise OptionError("template variables need messages; a text has no template.")
             return self._text.encode(prompt, add_special_tokens=True)
+        for name in template or {}:
+            if name in ("self", "messages", "add_generation_prompt"):
+                raise OptionError(f"template variable {name!r} is the program's own.")
         return self._text.encode_chat(prompt, **(template or {}))
 
     def generate(
@@ -195,12 +199,19 @@ class Model:
         """Answer piece by piece; the iterator may be closed at any time. Raises as `generate`."""
         return drive(self._answer(prompt, options)[1])
 
-    def astream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AsyncIterator[Chunk]:
-        """Answer piece by piece on the running event loop; may be cancelled at any await."""
+    def astream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AsyncGenerator[Chunk]:
+        """Answer piece by piece on the running event loop; may be cancelled at any await.
+
+        Leave it early through `contextlib.aclosing`, or the model stays busy until the event loop
+        has cleaned up.
+        """
         return self._answer(prompt, options)[1]
 
     def close(self) -> None:
-        """End the lanes and free the devices."""
+        """End the lanes and free the devices; an answer under way ends with a `ClosedError`."""
+        if self._closed:
+            return
+        self._closed = True
         self._decoder.target_lane.close()
         self._decoder.draft_lane.close()
         for drafter in self._drafters.values():
@@ -223,8 +234,12 @@ class Model:
 
     def _answer(
         self, prompt: Prompt, options: AnswerOptions
-    ) -> tuple[Answer, AsyncIterator[Chunk]]:
+    ) -> tuple[Answer, AsyncGenerator[Chunk]]:
         """Everything that can be refused is refused here, before a device is touched."""
+        if self._closed:
+            raise ClosedError("the model was closed; load it again.")
+        if unknown := options.keys() - AnswerOptions.__annotations__.keys():
+            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
         tokens = self.tokenize(prompt, options.get("template"))
         if not tokens or prompt == "":
             raise ContextError("the prompt is empty; say something.")
@@ -235,7 +250,7 @@ class Model:
         limit = self.context - max(0, strategy.width - 1)
         if len(tokens) >= limit:
             raise ContextError(
-                f"the prompt has {len(tokens):,} tokens and the context {limit:,}; "
+                f"the prompt has {len(tokens):,} tokens and the context {self.context:,}; "
                 "shorten it so that there is room for an answer."
             )
         max_new_tokens = options.get("max_new_tokens")
@@ -255,20 +270,26 @@ class Model:
         )
         return answer, self._chunks(answer, StopStrings(options.get("stop") or ()))
 
-    async def _chunks(self, answer: Answer, stops: StopStrings) -> AsyncIterator[Chunk]:
+    async def _chunks(self, answer: Answer, stops: StopStrings) -> AsyncGenerator[Chunk]:
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving another answer; wait for it or load it twice.")
         try:
             text = self._text.stream()
             async for tokens in decode(answer):
-                emit, hit = stops.push(text.push(tokens))
-                if hit:
-                    yield Chunk(emit, tuple(tokens), "stop", answer.stats)
-                    return
-                if answer.finish_reason is not None:
-                    rest, hit = stops.push(text.finish())
-                    emit += rest + ("" if hit else stops.finish())
-                yield Chunk(emit, tuple(tokens), answer.finish_reason, answer.stats)
+                emit, reason = "", answer.finish_reason
+                for count, token in enumerate(tokens, start=1):
+                    piece, hit = stops.push(text.push([token]))
+                    emit += piece
+                    if hit:
+                        # What the same step said behind the stop string is no part of the answer.
+                        answer.stats.generated_tokens -= len(tokens) - count
+                        yield Chunk(emit, tuple(tokens[:count]), "stop", answer.stats)
+                        return
+                if reason is not None:
+                    piece, hit = stops.push(text.finish())
+                    emit += piece + ("" if hit else stops.finish())
+                    reason = "stop" if hit else reason
+                yield Chunk(emit, tuple(tokens), reason, answer.stats)
         finally:
             self._busy.release()
 

@@ -198,13 +198,16 @@ def _check_file(folder: Path, name: str, spec: FileSpec, *, verify: bool) -> Non
     path = folder / inside
     if not path.is_file():
         raise BundleError(f"{path}: is missing. Copy the bundle again or export again.")
-    size = path.stat().st_size
+    try:
+        size, found = path.stat().st_size, digest(path) if verify else spec.sha256
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}).") from error
     if size != spec.bytes:
         raise BundleError(
             f"{path}: has {size:,} bytes where the manifest says {spec.bytes:,}. "
             "It is truncated or was changed; copy the bundle again or export again."
         )
-    if verify and digest(path) != spec.sha256:
+    if found != spec.sha256:
         raise BundleError(
             f"{path}: its SHA-256 is not the manifest's, so its content was changed. "
             "Copy the bundle again or export again."

@@ -237,26 +237,29 @@ STEPS: dict[Mode, Callable[[Answer], Coroutine[Any, Any, Outcome]]] = {
 
 
 async def decode(
-    answer: Answer, on_prefill: Callable[[int, int], None] | None = None
+    answer: Answer,
 ) -> AsyncIterator[list[int]]:
     """Yield the answer's tokens, step by step, until `answer.finish_reason` is set.
 
     May be abandoned or cancelled at any await: a device ends the call it is in, and the next
-    answer starts from the rows that are certain. `on_prefill` hears (tokens fed, prompt tokens).
+    answer starts from the rows that are certain.
     """
     on, stats, mode = answer.on, answer.stats, answer.strategy.mode
     began = on.clock()
     warming = _warm_up(answer)
-    first = await _prefill(answer, on_prefill)
+    first = await _prefill(answer)
     stats.time_to_first_token = on.clock() - began
     said = answer.commit(Verdict(0, first), None)
     stats.generated_tokens += len(said)
     yield said
-    first_said = on.clock()
+    if answer.finish_reason is not None:
+        return
+    began = on.clock()
     try:
         await warming
     except Exception as error:
         answer.lose_draft(error)
+    stats.decode_seconds += on.clock() - began
     on.trace.take()
     while answer.finish_reason is None:
         began = on.clock()
@@ -277,7 +280,7 @@ async def decode(
             )
         )
         stats.generated_tokens += len(said)
-        stats.decode_seconds = on.clock() - first_said
+        stats.decode_seconds += on.clock() - began
         yield said
 
 
@@ -288,14 +291,17 @@ def _warm_up(answer: Answer) -> asyncio.Future[None]:
     return answer.on.draft_lane.start("prefill", answer.drafter.prefill, list(answer.tokens))
 
 
-async def _prefill(answer: Answer, on_progress: Callable[[int, int], None] | None) -> int:
+async def _prefill(answer: Answer) -> int:
     """Feed the prompt to the target and sample the first token.
 
     Rows that the cache shares with the prompt are kept, but for the last: its logits are wanted.
+    A strict answer keeps none, since rounding may depend on how its rows came to be.
     """
     on, prompt = answer.on, answer.tokens
-    kept = 0
-    while kept < min(len(on.cached), len(prompt) - 1) and on.cached[kept] == prompt[kept]:
+    kept, most = 0, min(len(on.cached), len(prompt) - 1)
+    if answer.strategy.width > 0:
+        most = 0
+    while kept < most and on.cached[kept] == prompt[kept]:
         kept += 1
     del on.cached[kept:]
     answer.stats.prompt_tokens = len(prompt)
@@ -304,8 +310,6 @@ async def _prefill(answer: Answer, on_progress: Callable[[int, int], None] | Non
         chunk = prompt[start : start + _PREFILL_CHUNK]
         logits = await on.target_lane.start("prefill", on.target.prefill, chunk, start)
         on.cached += chunk
-        if on_progress is not None:
-            on_progress(len(on.cached), len(prompt))
     histories = [prompt] if answer.sampler.needs_history else None
     return int(answer.sampler.choose(logits, [len(prompt)], histories)[0])
 

@@ -34,8 +34,12 @@ class Device:
             DeviceError: for cores that are no numbers or that this process may not use.
         """
         kind, _, detail = text.partition(":")
-        if not detail:
-            return cls(kind)
+        if kind != "cpu" or not detail:
+            return cls(text)
+        if not hasattr(os, "sched_setaffinity"):
+            raise DeviceError(
+                f"device {text!r}: this system cannot confine threads to cores. Write cpu."
+            )
         cores: list[int] = []
         try:
             for part in detail.split(","):
@@ -53,7 +57,7 @@ class Device:
                 f"device {text!r}: this process cannot use core {absent[0]}; "
                 f"it has {', '.join(map(str, sorted(usable_cores())))}."
             )
-        return cls(kind, tuple(cores))
+        return cls(kind, tuple(dict.fromkeys(cores)))
 
     def __str__(self) -> str:
         """As `parse` reads it."""
@@ -95,7 +99,10 @@ def usable_cores() -> frozenset[int]:
 
 
 def available_memory() -> int | None:
-    """Bytes of main memory that can be had without swapping; None where it cannot be told."""
+    """Bytes of main memory to be had: what is free on Linux, what is built in elsewhere.
+
+    None where it cannot be told.
+    """
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
             for line in lines:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -25,17 +25,18 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         beside.submit(asyncio.run, work).result()
 
 
-def drive(chunks: AsyncIterator[T]) -> Generator[T]:
-    """An async iterator as a plain one, on an event loop of its own."""
+def drive(chunks: AsyncGenerator[T]) -> Generator[T]:
+    """An async generator as a plain one, on an event loop of its own."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _drive_here(chunks)
-    # In a notebook a loop runs in this thread already, so ours gets another thread.
-    return _drive_beside(chunks)
+        yield from _drive_here(chunks)
+    else:
+        # In a notebook a loop runs in this thread already, so ours gets another thread.
+        yield from _drive_beside(chunks)
 
 
-def _drive_here(chunks: AsyncIterator[T]) -> Generator[T]:
+def _drive_here(chunks: AsyncGenerator[T]) -> Generator[T]:
     with asyncio.Runner() as runner:
         try:
             while True:
@@ -47,7 +48,7 @@ def _drive_here(chunks: AsyncIterator[T]) -> Generator[T]:
             runner.run(_close(chunks))
 
 
-def _drive_beside(chunks: AsyncIterator[T]) -> Generator[T]:
+def _drive_beside(chunks: AsyncGenerator[T]) -> Generator[T]:
     wanted: SimpleQueue[bool] = SimpleQueue()
     made: SimpleQueue[T | BaseException | None] = SimpleQueue()
 
@@ -77,9 +78,14 @@ def _drive_beside(chunks: AsyncIterator[T]) -> Generator[T]:
         worker.join()
 
 
-async def _next(chunks: AsyncIterator[T]) -> T:
+async def _next(chunks: AsyncGenerator[T]) -> T:
     return await anext(chunks)
 
 
-async def _close(chunks: AsyncIterator[T]) -> None:
-    await chunks.aclose()  # type: ignore[attr-defined]
+async def _close(chunks: AsyncGenerator[Any]) -> None:
+    # A signal handler that raised has left the step it interrupted behind.
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await chunks.aclose()

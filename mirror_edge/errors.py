@@ -9,10 +9,10 @@ from __future__ import annotations
 __all__ = [
     "BundleError",
     "BusyError",
+    "ClosedError",
     "ContextError",
     "DataError",
     "DeviceError",
-    "DraftLostError",
     "ExportError",
     "MirrorEdgeError",
     "MissingExtraError",
@@ -63,5 +63,5 @@ class BusyError(MirrorEdgeError):
     """A second answer was asked of a model that is still giving one."""
 
 
-class DraftLostError(MirrorEdgeError):
-    """The drafter failed. Never reaches a caller of `generate`: the target goes on alone."""
+class ClosedError(MirrorEdgeError):
+    """An answer was asked of a model that was closed."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
+from mirror_edge.errors import ClosedError
 from mirror_edge.trace import Span, Trace
 
 __all__ = ["ThreadLane"]
@@ -73,6 +74,7 @@ class ThreadLane:
         self._trace = trace
         self._cores = frozenset(cores)
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"lane-{name}", daemon=True)
         self._thread.start()
 
@@ -81,9 +83,11 @@ class ThreadLane:
     ) -> asyncio.Future[T]:
         """Queue a call and return the future of its result.
 
-        A call that has begun always runs to its end, even if its future is cancelled; the next
-        call waits for it. That is what makes cancelling an answer safe.
+        A queued call always runs to its end, even if its future is cancelled; the next call waits
+        for it. That is what makes cancelling an answer safe.
         """
+        if self._closed:
+            raise ClosedError("the model was closed; load it again.")
         result: _Result[T] = _Result(asyncio.get_running_loop())
         self._queue.put(_Work(result, name, lambda: call(*args, **kwargs)))
         return result
@@ -111,6 +115,7 @@ class ThreadLane:
 
     def close(self) -> None:
         """Let the queued calls finish, then end the thread."""
+        self._closed = True
         self._queue.put(None)
         self._thread.join()
 

@@ -16,9 +16,8 @@ __all__ = ["NgramDrafter"]
 class NgramDrafter:
     """Looks the last n tokens up in prompt and answer, longest n first, latest match first."""
 
-    def __init__(self, context: int, longest: int = 3) -> None:
+    def __init__(self, longest: int = 3) -> None:
         """Match up to `longest` tokens."""
-        self.context = context
         self._longest = longest
         self._committed: list[int] = []
         self._ends: dict[tuple[int, ...], int] = {}

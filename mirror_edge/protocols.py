@@ -64,8 +64,6 @@ class Target(Protocol):
 class Drafter(Protocol):
     """Guesses what comes next. May be wrong, slow or absent: the text never depends on it."""
 
-    context: int
-
     def prefill(self, tokens: Sequence[int]) -> None:
         """Start an answer: `tokens` are the committed tokens."""
         ...

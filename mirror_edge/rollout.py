@@ -40,7 +40,7 @@ class ModelDrafter:
 
     def __init__(self, graph: DraftGraph) -> None:
         """Draft with `graph`, whose cache becomes this drafter's own."""
-        self.context = graph.context
+        self._context = graph.context
         self._graph = graph
         self._committed: list[int] = []
         self._rows: list[int] = []
@@ -62,45 +62,44 @@ class ModelDrafter:
     ) -> list[Branch]:
         """Continue every root that fits by `depth` tokens; see `Drafter.rollout`."""
         self._committed += committed
-        trunk = [*self._committed, *drafted][: self.context]
+        trunk = [*self._committed, *drafted][: self._context]
         self._settle(trunk)
         self._feed_main(trunk[: len(trunk) - 1])
         base = len(self._committed)
-        depth = min(depth, self.context - base - max((r.row for r in roots), default=0) - 1)
+        depth = min(depth, self._context - base - max((r.row for r in roots), default=0) - 1)
         roots = roots[: (self._graph.slots - len(trunk)) // max(depth, 1)] if depth > 0 else ()
         if not roots:
             return []
         parents = np.array([base + root.row for root in roots])
-        tokens = np.array([[root.token] for root in roots], dtype=np.int64)
         missing = trunk[len(self._rows) :]
-        limit = min(self._graph.vocabulary, sampler.vocabulary)
+        hidden = _hidden(parents, len(trunk), depth)
+        tokens = np.empty((len(roots), depth + 1), dtype=np.int64)
+        tokens[:, 0] = [root.token for root in roots]
         for step in range(depth):
-            fed = np.concatenate([missing, tokens[:, -1]]).astype(np.int64)
-            positions = np.concatenate([np.arange(len(self._rows), len(trunk)), parents + step])
-            logits = self._forward(
-                fed,
-                positions,
-                len(trunk) + step * len(roots) - len(missing),
-                _hidden(parents, len(trunk), step, len(missing)),
-                np.arange(len(missing), len(fed)),
-            )
-            chosen = sampler.choose(
-                logits[:, :limit],
-                (parents + step + 1).tolist(),
-                self._histories(trunk, parents, tokens) if sampler.needs_history else None,
-            )
-            tokens = np.concatenate([tokens, chosen[:, None]], axis=1)
-            if missing:
+            fed, start = tokens[:, step], len(trunk) + step * len(roots)
+            positions, unseen = parents + step, hidden[:, : start + len(roots)]
+            if step == 0 and missing:
+                # Main rows that nobody fed yet go along in front, plainly causal.
+                fed, start = np.concatenate([missing, fed]), len(self._rows)
+                positions = np.concatenate([np.arange(start, len(trunk)), positions])
+                unseen = np.pad(unseen, ((len(missing), 0), (0, 0)))
                 self._rows += missing
-                missing = []
-        slots = len(trunk) + np.arange(depth)[None, :] * len(roots) + np.arange(len(roots))[:, None]
+            wanted = np.arange(len(fed) - len(roots), len(fed))
+            logits = self._forward(fed, positions, start, unseen, wanted)[:, : self._limit(sampler)]
+            tokens[:, step + 1] = sampler.choose(
+                logits,
+                (parents + step + 1).tolist(),
+                _histories(trunk, parents, tokens[:, : step + 1])
+                if sampler.needs_history
+                else None,
+            )
+        slots = len(trunk) + np.arange(depth) * len(roots) + np.arange(len(roots))[:, None]
+        spelled = tokens.tolist()
         self._grown = [
-            _Grown(int(parent), tuple(row[:-1].tolist()), tuple(where.tolist()))
-            for parent, row, where in zip(parents, tokens, slots, strict=True)
+            _Grown(parent, tuple(row[:-1]), tuple(where))
+            for parent, row, where in zip(parents.tolist(), spelled, slots.tolist(), strict=True)
         ]
-        return [
-            Branch(root, tuple(row[1:].tolist())) for root, row in zip(roots, tokens, strict=True)
-        ]
+        return [Branch(root, tuple(row[1:])) for root, row in zip(roots, spelled, strict=True)]
 
     def close(self) -> None:
         """Release the graph."""
@@ -123,9 +122,9 @@ class ModelDrafter:
 
     def _feed_main(self, tokens: Sequence[int]) -> None:
         """Feed what is missing of `tokens`, in chunks, as plain causal rows."""
-        while len(self._rows) < min(len(tokens), self.context):
+        while len(self._rows) < min(len(tokens), self._context):
             start = len(self._rows)
-            chunk = list(tokens[start : min(start + _CHUNK, self.context)])
+            chunk = list(tokens[start : min(start + _CHUNK, self._context)])
             self._forward(
                 np.array(chunk, dtype=np.int64),
                 np.arange(start, start + len(chunk)),
@@ -147,12 +146,16 @@ class ModelDrafter:
         known = np.where(tokens < self._graph.vocabulary, tokens, 0)
         return self._graph.forward(known, positions, start, hidden, wanted)
 
-    def _histories(
-        self, trunk: Sequence[int], parents: NDArray[np.int64], tokens: NDArray[np.int64]
-    ) -> list[list[int]]:
-        return [
-            [*trunk[:parent], *row.tolist()] for parent, row in zip(parents, tokens, strict=True)
-        ]
+    def _limit(self, sampler: Sampler) -> int:
+        """Tokens that draft and target both know."""
+        return min(self._graph.vocabulary, sampler.vocabulary)
+
+
+def _histories(
+    trunk: Sequence[int], parents: NDArray[np.int64], tokens: NDArray[np.int64]
+) -> list[list[int]]:
+    """The tokens before each branch's next one."""
+    return [[*trunk[:parent], *row.tolist()] for parent, row in zip(parents, tokens, strict=True)]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -163,19 +166,15 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next(i for i in range(shortest) if a[i] != b[i])
 
 
-def _hidden(parents: NDArray[np.int64], trunk: int, step: int, missing: int) -> NDArray[np.bool_]:
-    """[rows, trunk + (step + 1)·roots]: what this forward's rows must not see.
+def _hidden(parents: NDArray[np.int64], trunk: int, depth: int) -> NDArray[np.bool_]:
+    """[roots, trunk + depth·roots]: the slots that the rows of each branch must not see.
 
-    A root's row sees the main rows it continues and its own branch; `missing` main rows, fed with
-    the first step, stand before the roots and are plainly causal.
+    They see the main rows that they continue and their own branch; the causal rule hides the rest.
     """
     count = len(parents)
-    hidden = np.zeros((missing + count, trunk + (step + 1) * count), dtype=np.bool_)
-    branches = hidden[missing:]
-    branches[:, :trunk] = np.arange(trunk) >= parents[:, None]
+    hidden = np.ones((count, trunk + depth * count), dtype=np.bool_)
+    hidden[:, :trunk] = np.arange(trunk) >= parents[:, None]
     own = np.arange(count)
-    behind = branches[:, trunk:].reshape(count, step + 1, count)
-    behind[...] = True
-    behind[own, :, own] = False
-    branches[:, trunk:] = behind.reshape(count, -1)
+    for step in range(depth):
+        hidden[own, trunk + step * count + own] = False
     return hidden

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def gumbel(seed: int, position: int, ids: NDArray[np.uint32]) -> NDArray[np.floa
     x = _mix(x ^ np.uint32(key >> 32))
     # 1 - w is exact in float64, so large noise (small w) keeps its precision.
     w = (x.astype(np.float64) + 0.5) * 2.0**-32
-    noise: NDArray[np.float32] = -np.log(-np.log(1.0 - w)).astype(np.float32)
+    noise: NDArray[np.float32] = -np.log(-np.log(1.0 - w).astype(np.float32))
     return noise
 
 
@@ -86,13 +87,12 @@ def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
 class Sampler:
     """Chooses tokens under one `Sampling`; keeps the noise of recent positions."""
 
-    _REMEMBERED = 64
-
     def __init__(self, sampling: Sampling, vocabulary: int) -> None:
         """A sampler for logits at most `vocabulary` wide."""
         self.sampling = sampling
         self._ids = np.arange(vocabulary, dtype=np.uint32)
-        self._noise: dict[int, NDArray[np.float32]] = {}
+        # Target and draft lane ask for the same positions, from two threads.
+        self.noise = lru_cache(maxsize=64)(self._noise)
 
     @property
     def vocabulary(self) -> int:
@@ -104,16 +104,9 @@ class Sampler:
         """Whether `choose` must be told the tokens before each row."""
         return self.sampling.repetition_penalty != 1.0
 
-    def noise(self, position: int) -> NDArray[np.float32]:
+    def _noise(self, position: int) -> NDArray[np.float32]:
         """G(seed, position, v) for the whole vocabulary."""
-        known = self._noise.get(position)
-        if known is None:
-            known = gumbel(self.sampling.seed, position, self._ids)
-            # Lanes share this cache; a race costs a second computation, never a wrong value.
-            while len(self._noise) >= self._REMEMBERED:
-                self._noise.pop(next(iter(self._noise)), None)
-            self._noise[position] = known
-        return known
+        return gumbel(self.sampling.seed, position, self._ids)
 
     def choose(
         self,
@@ -138,7 +131,7 @@ class Sampler:
         width = logits.shape[1]
         noise = np.stack([self.noise(p)[:width] for p in positions])
         scaled = _top_k(logits / np.float32(chosen.temperature), chosen.top_k)
-        contest = _min_p(scaled, chosen.min_p) + noise
+        contest = np.add(_min_p(scaled, chosen.min_p), noise, out=noise)
         tokens = contest.argmax(axis=-1)
         if chosen.top_p < 1.0:
             for row in range(len(tokens)):

@@ -93,7 +93,7 @@ class Stats:
     generated_tokens: int = 0
     time_to_first_token: float = 0.0
     decode_seconds: float = 0.0
-    """From the first token to the last."""
+    """After the first token; without what the caller did between the steps."""
     draft_losses: list[str] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
 

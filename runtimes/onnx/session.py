@@ -38,9 +38,11 @@ class Session:
         options.inter_op_num_threads = 1
         # A pool may spin while its own session runs, never against the next one.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if threads > 1 and len(cores) == threads:
+        if threads > 1 and cores:
             # The caller is the first of the threads; cores count from 1 in this option.
-            others = ";".join(str(core + 1) for core in cores[1:])
+            each = [str(core + 1) for core in cores]
+            own = each[1:] if len(each) == threads else [",".join(each)] * (threads - 1)
+            others = ";".join(own)
             options.add_session_config_entry("session.intra_op_thread_affinities", others)
         try:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -49,7 +51,7 @@ class Session:
         self._binding = self._session.io_binding()
         self._name, self._trace = name, trace
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
-        self._own: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
+        self._own: dict[str, NDArray[Any]] = {}
 
     def bind(self, name: str, buffer: NDArray[Any], *, output: bool = False) -> None:
         """Bind a buffer, which must outlive the next run; once is enough for the same buffer."""
@@ -66,16 +68,19 @@ class Session:
         for name, buffer in outputs.items():
             self.bind(name, buffer, output=True)
         begin = time.perf_counter()
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise DeviceError(f"{self._name}: ONNX Runtime failed: {error}") from error
         self._trace.runs.append(Span(self._name, self._name, begin, time.perf_counter()))
 
     def _staged(self, name: str, buffer: NDArray[Any]) -> NDArray[Any]:
         """A small input is copied into a buffer of its shape: cheaper than binding anew."""
         if buffer.nbytes > _SMALL:
             return buffer
-        own = self._own.get((name, buffer.shape))
-        if own is None:
-            own = self._own[name, buffer.shape] = np.empty_like(buffer, order="C")
+        own = self._own.get(name)
+        if own is None or own.shape != buffer.shape:
+            own = self._own[name] = np.empty_like(buffer, order="C")
         own[...] = buffer
         return own
 

@@ -9,7 +9,7 @@ import pytest
 
 import mirror_edge
 from mirror_edge import Message, Model, Sampling, Speculation
-from mirror_edge.errors import BusyError, ContextError, DeviceError, OptionError
+from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
 
 STORY: list[Message] = [{"role": "user", "content": "Tell me a story about a fox."}]
 
@@ -167,6 +167,47 @@ def test_pinned_devices_answer_the_same(demo: Model) -> None:
         assert pinned.generate(STORY, max_new_tokens=16).tokens == (
             demo.generate(STORY, max_new_tokens=16).tokens
         )
+
+
+def test_a_stop_string_cuts_the_same_tokens_in_every_mode(demo: Model) -> None:
+    whole = demo.generate(STORY, max_new_tokens=60).text
+    results = [
+        demo.generate(
+            STORY, max_new_tokens=60, stop=[whole[12:15]], speculation=Speculation(mode=mode)
+        )
+        for mode in ("ar", "sd", "mirror")
+    ]
+    assert len({result.tokens for result in results}) == 1
+    assert all(len(r.tokens) == r.stats.generated_tokens for r in results)
+
+
+def test_unknown_options_are_refused_by_name(demo: Model) -> None:
+    with pytest.raises(TypeError, match="max_tokens"):
+        demo.generate(STORY, max_tokens=3)  # type: ignore[call-arg]
+    with pytest.raises(OptionError, match="template variables need messages"):
+        demo.generate("text", template={"thinking": True})
+    with pytest.raises(OptionError, match="'messages' is the program's own"):
+        demo.generate(STORY, template={"messages": []})
+    with pytest.raises(OptionError, match="target_threads is 0"):
+        mirror_edge.load(target_threads=0)
+
+
+def test_a_strict_answer_reads_the_whole_prompt_anew(demo: Model) -> None:
+    for _ in range(2):
+        strict = demo.generate(STORY, max_new_tokens=4, speculation=Speculation(strict=True))
+        assert strict.stats.prefilled_tokens == strict.stats.prompt_tokens
+
+
+def test_a_closed_model_refuses_and_closes_again_in_peace() -> None:
+    model = mirror_edge.load()
+    left = model.stream(STORY, max_new_tokens=400)
+    next(left)
+    model.close()
+    model.close()
+    with pytest.raises(ClosedError):
+        model.generate(STORY)
+    with pytest.raises(ClosedError):
+        list(left)
 
 
 def test_closing_ends_the_lanes() -> None:

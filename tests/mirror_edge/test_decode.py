@@ -89,7 +89,7 @@ def drafters() -> dict[str, Callable[[], Drafter]]:
         "narrow": lambda: ModelDrafter(
             ScriptedDraft(lambda t: NEAR(t)[: VOCABULARY - 5], VOCABULARY - 5)
         ),
-        "ngram": lambda: NgramDrafter(4096),
+        "ngram": lambda: NgramDrafter(),
     }
 
 

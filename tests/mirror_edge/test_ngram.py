@@ -33,7 +33,7 @@ def reference(committed: list[int], tail: list[int], longest: int, depth: int) -
 def test_look_up_is_a_search_from_the_end(
     prompt: list[int], steps: list[tuple[list[int], list[int]]], longest: int, depth: int
 ) -> None:
-    drafter = NgramDrafter(4096, longest)
+    drafter = NgramDrafter(longest)
     drafter.prefill(prompt)
     committed = list(prompt)
     for told, drafted in steps:
@@ -60,14 +60,14 @@ def test_look_up_is_a_search_from_the_end(
     ],
 )
 def test_the_continuation_of(committed: list[int], root: int, tokens: tuple[int, ...]) -> None:
-    drafter = NgramDrafter(4096)
+    drafter = NgramDrafter()
     drafter.prefill(committed)
     found = drafter.rollout([], [], [Root(0, root)], 2, SAMPLER)
     assert found == ([Branch(Root(0, root), tokens)] if tokens else [])
 
 
 def test_a_new_answer_forgets_the_last_one() -> None:
-    drafter = NgramDrafter(4096)
+    drafter = NgramDrafter()
     drafter.prefill([1, 2, 3])
     drafter.prefill([4, 5])
     assert drafter.rollout([], [], [Root(0, 1), Root(0, 4)], 2, SAMPLER) == [
