@@ -35,7 +35,7 @@ def chat_command(
     seed: options.Seed = 0,
     max_new_tokens: Annotated[int, typer.Option(help="End an answer after so many tokens.")] = 512,
     stop: options.Stop = None,
-    window: options.Window = 4,
+    window: options.Window = 3,
     candidates: options.Candidates = 4,
     branches: options.Branches = "8",
     drafter: options.Drafter = "model",

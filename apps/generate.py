@@ -32,7 +32,7 @@ def generate_command(
     seed: options.Seed = 0,
     max_new_tokens: Annotated[int, typer.Option(help="End the answer after so many tokens.")] = 256,
     stop: options.Stop = None,
-    window: options.Window = 4,
+    window: options.Window = 3,
     candidates: options.Candidates = 4,
     branches: options.Branches = "8",
     drafter: options.Drafter = "model",

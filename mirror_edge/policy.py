@@ -35,7 +35,7 @@ class Speculation:
     """
 
     mode: Literal["auto", "ar", "sd", "mirror"] = "auto"
-    window: int = 4
+    window: int = 3
     candidates: int = 4
     branches: int | None = 8
     drafter: DrafterName = "model"

@@ -82,7 +82,8 @@ class ModelDrafter:
                 # Main rows that nobody fed yet go along in front, plainly causal.
                 fed, start = np.concatenate([missing, fed]), len(self._rows)
                 positions = np.concatenate([np.arange(start, len(trunk)), positions])
-                unseen = np.pad(unseen, ((len(missing), 0), (0, 0)))
+                nothing = np.zeros((len(missing), unseen.shape[1]), dtype=np.bool_)
+                unseen = np.concatenate([nothing, unseen])
                 self._rows += missing
             wanted = np.arange(len(fed) - len(roots), len(fed))
             logits = self._forward(fed, positions, start, unseen, wanted)[:, : self._limit(sampler)]
@@ -142,9 +143,10 @@ class ModelDrafter:
         hidden: NDArray[np.bool_] | None,
         wanted: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        # The target may know ids (its padding) that the draft has no embedding for.
-        known = np.where(tokens < self._graph.vocabulary, tokens, 0)
-        return self._graph.forward(known, positions, start, hidden, wanted)
+        if tokens.max() >= self._graph.vocabulary:
+            # The target knows ids (its padding) that the draft has no embedding for.
+            tokens = np.where(tokens < self._graph.vocabulary, tokens, 0)
+        return self._graph.forward(tokens, positions, start, hidden, wanted)
 
     def _limit(self, sampler: Sampler) -> int:
         """Tokens that draft and target both know."""
