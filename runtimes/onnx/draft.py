@@ -55,10 +55,10 @@ class OnnxDraft:
                 "attention_bias": bias,
                 "rows": wanted,
             },
-            {"logits": logits[None]},
+            {"logits": logits},
             len(tokens),
         )
-        return logits
+        return logits.reshape(logits.shape[1:])
 
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""

@@ -50,21 +50,28 @@ class Session:
             raise DeviceError(f"{path}: the CPU provider refused the graph: {error}") from error
         self._binding = self._session.io_binding()
         self._name, self._trace = name, trace
-        self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
-        self._own: dict[str, NDArray[Any]] = {}
+        self._bound: dict[str, NDArray[Any]] = {}
 
     def bind(self, name: str, buffer: NDArray[Any], *, output: bool = False) -> None:
-        """Bind a buffer, which must outlive the next run; once is enough for the same buffer."""
-        where = (buffer.__array_interface__["data"][0], buffer.shape)
-        if self._bound.get(name) != where:
-            self._bound[name] = where
+        """Bind a buffer and hold on to it; the same one again costs nothing."""
+        if self._bound.get(name) is not buffer:
+            self._bound[name] = buffer
             bind = self._binding.bind_output if output else self._binding.bind_input
-            bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, where[0])
+            address = buffer.__array_interface__["data"][0]
+            bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, address)
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> None:
         """Bind the given buffers beside those bound before, and run."""
         for name, buffer in inputs.items():
-            self.bind(name, self._staged(name, buffer))
+            if buffer.nbytes > _SMALL:
+                self.bind(name, buffer)
+                continue
+            # A small input is copied into a buffer of its own: cheaper than binding anew.
+            own = self._bound.get(name)
+            if own is None or own.shape != buffer.shape:
+                self.bind(name, buffer.copy())
+            else:
+                own[...] = buffer
         for name, buffer in outputs.items():
             self.bind(name, buffer, output=True)
         begin = time.perf_counter()
@@ -73,16 +80,6 @@ class Session:
         except Exception as error:
             raise DeviceError(f"{self._name}: ONNX Runtime failed: {error}") from error
         self._trace.runs.append(Span(self._name, self._name, begin, time.perf_counter()))
-
-    def _staged(self, name: str, buffer: NDArray[Any]) -> NDArray[Any]:
-        """A small input is copied into a buffer of its shape: cheaper than binding anew."""
-        if buffer.nbytes > _SMALL:
-            return buffer
-        own = self._own.get(name)
-        if own is None or own.shape != buffer.shape:
-            own = self._own[name] = np.empty_like(buffer, order="C")
-        own[...] = buffer
-        return own
 
     def call(self, inputs: Mapping[str, NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
         """Run without bindings: for graphs whose outputs grow."""
@@ -93,14 +90,15 @@ class Session:
 
 
 class Scratch:
-    """An output buffer that is kept between runs, so that its pages are not faulted in anew."""
+    """Output buffers that are kept between runs: bound once, their pages faulted in once."""
 
     def __init__(self, width: int) -> None:
         """Rows of `width` float32."""
-        self._rows: NDArray[np.float32] = np.empty((0, width), dtype=np.float32)
+        self._width = width
+        self._buffers: dict[int, NDArray[np.float32]] = {}
 
     def rows(self, count: int) -> NDArray[np.float32]:
-        """[count, width], valid until the next call."""
-        if count > len(self._rows):
-            self._rows = np.empty((count, self._rows.shape[1]), dtype=np.float32)
-        return self._rows[:count]
+        """[1, count, width], the same for the same count."""
+        if count not in self._buffers:
+            self._buffers[count] = np.empty((1, count, self._width), dtype=np.float32)
+        return self._buffers[count]

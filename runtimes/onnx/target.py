@@ -89,7 +89,7 @@ class OnnxTarget:
         self._suffix.run(
             self._start,
             {"hidden": self._hidden, "rows": rows},
-            {"logits": logits[None]},
+            {"logits": logits},
             self._hidden.shape[1],
         )
-        return logits
+        return logits.reshape(logits.shape[1:])
