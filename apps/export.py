@@ -130,7 +130,7 @@ _CONTENTS = {
     "draft/weights.bin": "the draft's weights",
     "tokenizer.json": "the tokenizer that both share",
     "tokenizer_config.json": "its settings",
-    "generation_config.json": "end tokens and sampling settings",
+    "generation_config.json": "which tokens end an answer",
     "chat_template.jinja": "how a conversation becomes a prompt",
 }
 

@@ -31,7 +31,10 @@ Candidates = Annotated[int, typer.Option(help="κ: outcomes prepared for at each
 Branches = Annotated[str, typer.Option(help="R: outcomes prepared for in all, or 'all'.")]
 Drafter = Annotated[str, typer.Option(help="model (the bundle's draft) or ngram (look-up).")]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Run the target at one width: equal to the last bit.")
+    bool,
+    typer.Option(
+        "--strict", help="Run the target at one width, so that rounding is equal in every mode."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, or cpu:0, cpu:0-3 for these cores only.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="By default all its cores.")]

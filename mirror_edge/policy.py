@@ -31,7 +31,8 @@ class Speculation:
         candidates: κ, outcomes prepared for a row.
         branches: R, outcomes prepared for in all; None for κ·(γ+1).
         drafter: the bundle's draft model, or look-up of n-grams in prompt and answer.
-        strict: run the target at one width always, so that not even rounding tells modes apart.
+        strict: run every step of the target at one width and read every prompt anew, so that not
+            even rounding tells modes apart.
     """
 
     mode: Literal["auto", "ar", "sd", "mirror"] = "auto"

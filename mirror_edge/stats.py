@@ -123,8 +123,11 @@ class Stats:
             "time_to_first_token_s": self.time_to_first_token,
             "tokens_per_second": _ratio(after_first, self.decode_seconds),
             "median_step_ms": {
-                name: _median_ms([getattr(s, name) for s in steps])
-                for name in ("seconds", "prefix", "exit", "suffix", "rollout", "fresh", "host")
+                name: _median_ms([getattr(s, name) for s in steps]) for name in ("seconds", "host")
+            }
+            | {  # over the steps that had one
+                name: _median_ms([t for s in steps if (t := getattr(s, name)) > 0.0])
+                for name in ("prefix", "exit", "suffix", "rollout", "fresh")
             },
             "draft_losses": list(self.draft_losses),
         }

@@ -147,11 +147,11 @@ def test_the_figures_add_up() -> None:
     assert {name: figures[name] for name in expected} == expected
     assert figures["median_step_ms"] == {
         "seconds": 10_000.0,
-        "prefix": 0.0,
-        "exit": 0.0,
-        "suffix": 0.0,
-        "rollout": 0.0,
-        "fresh": 0.0,
+        "prefix": 1_500.0,
+        "exit": 250.0,
+        "suffix": 4_500.0,
+        "rollout": 5_500.0,
+        "fresh": 500.0,
         "host": 10_000.0,
     }
     assert set(figures) == {*expected, "median_step_ms"}
