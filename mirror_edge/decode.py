@@ -65,7 +65,9 @@ class Answer:
     """`tokens` never grows beyond this length."""
     stats: Stats = field(default_factory=Stats)
     drafted: tuple[int, ...] | None = None
-    """d1..dγ of the next window; None if nobody has drafted them yet."""
+    """d1..dγ of the next window; None if they were not prepared."""
+    fresh: asyncio.Future[list[Branch]] | None = None
+    """The serial draft of the next window, where no branch was prepared for it."""
     untold: list[int] = field(default_factory=list)
     """Committed tokens that the drafter has not heard of."""
     ahead: deque[asyncio.Future[int]] = field(default_factory=deque)
@@ -143,18 +145,26 @@ class Answer:
             self.lose_draft(error)
             return []
 
-    async def fresh(self) -> tuple[int, ...]:
-        """A serial draft that continues the last token."""
-        depth = min(self.strategy.window, self.room - 1)
-        if self.drafter is None or depth < 1:
-            return ()
-        # The last token is the root; the drafter hears of it when it is no longer the last.
-        told, self.untold = self.untold[:-1], self.untold[-1:]
-        root, call = Root(0, self.tokens[-1]), self.drafter.rollout
-        found = await self.branches(
-            self.on.draft_lane.start("fresh", call, told, (), [root], depth, self.sampler)
+    def draft_after(self, verdict: Verdict) -> None:
+        """Set the draft to work on the next window, before anybody has read this one's tokens."""
+        drafted = self.drafted or ()
+        said = (*drafted[: verdict.accepted], verdict.correction)
+        depth = min(self.strategy.window, self.room - len(said) - 1)
+        if self.drafter is None or depth < 1 or not self.eos.isdisjoint(said):
+            return
+        told, self.untold = self.untold, []
+        call, roots = self.drafter.rollout, [Root(*verdict)]
+        self.fresh = self.on.draft_lane.start(
+            "fresh", call, told, drafted, roots, depth, self.sampler
         )
-        return found[0].tokens if found else ()
+
+    async def window(self) -> tuple[int, ...]:
+        """d1..dγ of this step's window: prepared, or the fresh draft that is under way."""
+        if self.drafted is None:
+            found = [] if self.fresh is None else await self.branches(self.fresh)
+            self.drafted = found[0].tokens if found else ()
+        self.fresh = None
+        return self.drafted
 
     @property
     def agreement(self) -> float:
@@ -210,22 +220,25 @@ async def ar_step(answer: Answer) -> Outcome:
 
 async def sd_step(answer: Answer) -> Outcome:
     """Serial speculation: draft a window, then verify it."""
-    answer.drafted = await answer.fresh()
+    await answer.window()
     prefix, suffix = answer.prefix(candidates=0), answer.suffix()
     await prefix
-    return Outcome(answer.verify(await suffix))
+    verdict = answer.verify(await suffix)
+    answer.draft_after(verdict)
+    return Outcome(verdict)
 
 
 async def mirror_step(answer: Answer) -> Outcome:
     """Mirror speculation: while the suffix decides, the draft prepares for every outcome."""
-    if answer.drafted is None:
-        answer.drafted = await answer.fresh()
+    await answer.window()
     prefix = answer.prefix(answer.strategy.pool(answer.sampler.sampling))
     rollout, suffix = answer.rollout(prefix), answer.suffix()
     await prefix
     verdict = answer.verify(await suffix)
     tree = HypothesisTree(await answer.branches(rollout))
     branch = tree.lookup(*verdict)
+    if branch is None:
+        answer.draft_after(verdict)
     return Outcome(verdict, branch and branch.tokens, len(tree), branch is not None)
 
 
@@ -249,6 +262,7 @@ async def decode(
     warming = _warm_up(answer)
     first = await _prefill(answer)
     stats.time_to_first_token = on.clock() - began
+    answer.draft_after(Verdict(0, first))
     said = answer.commit(Verdict(0, first), None)
     stats.generated_tokens += len(said)
     yield said
