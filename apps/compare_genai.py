@@ -1,6 +1,6 @@
 """Plain decoding beside ONNX Runtime GenAI: the same graph, threads and prompt, in turn.
 
-``python -m mirror_edge.apps.compare_genai GENAI_FOLDER BUNDLE``, where BUNDLE was exported from
+``python -P -m mirror_edge.apps.compare_genai GENAI_FOLDER BUNDLE``, where BUNDLE was exported from
 GENAI_FOLDER. The two take turns, and what counts is the ratio pair by pair.
 """
 

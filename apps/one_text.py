@@ -1,6 +1,6 @@
 """How often rounding tells the modes apart: the same questions in `ar` and in the other modes.
 
-``python -m mirror_edge.apps.one_text BUNDLE --prompts FILE`` counts the answers of `sd` and
+``python -P -m mirror_edge.apps.one_text BUNDLE --prompts FILE`` counts the answers of `sd` and
 `mirror` that differ from those of `ar`. In float32 and under `--strict` there should be none.
 """
 

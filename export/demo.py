@@ -1,7 +1,7 @@
 """The recipe of the demo pair: a byte-level BPE, a Llama-shaped chat target, and its draft.
 
-Run it as ``python -m mirror_edge.export.demo --train FILE --held-out FILE -o FOLDER``. The target
-learns the text; the draft learns the target's own distribution over the same text.
+Run it as ``python -P -m mirror_edge.export.demo --train FILE --held-out FILE -o FOLDER``. The
+target learns the text; the draft learns the target's own distribution over the same text.
 """
 
 from __future__ import annotations

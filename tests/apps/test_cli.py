@@ -68,7 +68,7 @@ def test_help_does_not_wait_for_heavy_imports() -> None:
         "print([m for m in ('onnxruntime', 'numpy', 'tokenizers', 'torch') if m in sys.modules])"
     )
     said = subprocess.run(
-        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd="/"
+        [sys.executable, "-P", "-c", loaded], capture_output=True, text=True, check=True, cwd="/"
     )
     assert said.stdout.strip() == "[]"
     assert run("--help").returncode == 0

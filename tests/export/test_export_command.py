@@ -43,5 +43,5 @@ def test_the_command_is_light_to_import() -> None:
         "import sys; import mirror_edge.apps.export, mirror_edge.export; "
         "print({'onnx', 'onnxruntime', 'torch', 'transformers', 'rich'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert done.stdout == "set()\n"

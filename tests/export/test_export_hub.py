@@ -34,7 +34,7 @@ assert all(share <= 1 for share in stages.values())
 
 def run(target: str, draft: str, output: Path, **environment: str) -> tuple[str, str]:
     """Standard output and error of an export in a process of its own: the hub's settings are."""
-    command = [sys.executable, "-c", PROGRAM, target, draft, output]
+    command = [sys.executable, "-P", "-c", PROGRAM, target, draft, output]
     settings = {**os.environ, "HF_HUB_DISABLE_XET": "1", **environment}
     done = subprocess.run(command, env=settings, capture_output=True, text=True)
     return done.stdout, done.stderr

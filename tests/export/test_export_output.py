@@ -66,7 +66,7 @@ def test_an_output_that_cannot_be_written_is_refused(
 
 def test_ctrl_c_leaves_nothing_behind(target: Path, draft: Path, tmp_path: Path) -> None:
     program = "import sys; from mirror_edge.export import export; export(*sys.argv[1:])"
-    command = [sys.executable, "-c", program, target, draft, tmp_path / "bundle"]
+    command = [sys.executable, "-P", "-c", program, target, draft, tmp_path / "bundle"]
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not any(tmp_path.iterdir()) and time.monotonic() < deadline:

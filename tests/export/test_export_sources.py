@@ -42,7 +42,7 @@ def in_a_fresh_process(
     absent: str = "none",
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, target, draft, output, absent],
+        [sys.executable, "-P", "-c", PROGRAM, target, draft, output, absent],
         capture_output=True,
         text=True,
         cwd=output.parent,
