@@ -30,7 +30,7 @@ class OnnxDraft:
         self.slots = model.context + spec.branch_rows
         self._scratch = Scratch(model.vocabulary)
         self._dtype = np.dtype(model.dtype)
-        self._unseen = np.finfo(self._dtype).min / 2
+        self._unseen = self._dtype.type(np.finfo(self._dtype).min / 2)
         session = Session(bundle.file(spec.graph), threads, device.cores, "draft", trace)
         self._cache = InPlaceCache(session, model, range(model.layers), self.slots)
 
@@ -43,16 +43,17 @@ class OnnxDraft:
         wanted: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         """See `DraftGraph.forward`."""
-        bias: NDArray[Any] = np.zeros((1, 1, len(tokens), start + len(tokens)), dtype=self._dtype)
-        if hidden is not None:
-            bias[0, 0][hidden] = self._unseen
+        if hidden is None:
+            bias: NDArray[Any] = np.zeros((len(tokens), start + len(tokens)), dtype=self._dtype)
+        else:
+            bias = np.multiply(hidden, self._unseen, dtype=self._dtype)
         logits = self._scratch.rows(len(wanted))
         self._cache.run(
             start,
             {
                 "input_ids": tokens[None],
                 "position_ids": positions[None],
-                "attention_bias": bias,
+                "attention_bias": bias[None, None],
                 "rows": wanted,
             },
             {"logits": logits},
