@@ -25,6 +25,7 @@ def one_text(
     strict: Annotated[bool, typer.Option("--strict", help="Run both sides strictly.")] = False,
 ) -> None:
     """Print how many answers differ, and how many tokens came before the first difference."""
+    from rich.console import Console
     from rich.progress import track
 
     from mirror_edge import Sampling, Speculation, load
@@ -36,7 +37,9 @@ def one_text(
     compared, tokens, differing = 0, 0, []
     with load(bundle) as model:
         grid = [(p, t) for p in asked for t in temperatures or (0.0, 1.0)]
-        for prompt, temperature in track(grid, description="Comparing"):
+        for prompt, temperature in track(
+            grid, description="Comparing", console=Console(stderr=True)
+        ):
 
             def answer(speculation: Speculation) -> tuple[int, ...]:
                 return model.generate(
