@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
+from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from mirror_edge.hypotheses import Branch, ExitSignal, HypothesisTree, Root, choose_roots
@@ -111,31 +112,35 @@ class Answer:
         """What the target says to the window."""
         return verify(logits, self.tokens, self.drafted or (), self.sampler)
 
-    def rollout(self, signal: asyncio.Future[ExitSignal | None]) -> asyncio.Future[list[Branch]]:
+    def rollout(self, signal: asyncio.Future[ExitSignal | None]) -> Rollout:
         """Have the draft prepare for the likeliest outcomes, as soon as the exit head names them.
 
         The token channel goes straight from lane to lane, while the suffix is under way.
         """
         plan, drafter, depth = self.strategy, self.drafter, min(self.strategy.window, self.room - 2)
+        roots: list[Root] = []
+        dropped = Event()
         if drafter is None or depth < 1:
-            return _done([])
+            return Rollout(_done([]), roots, dropped)
         told, self.untold = self.untold, []
         drafted, position, agreement = self.drafted or (), len(self.tokens), self.agreement
 
         def call(signal: ExitSignal | None) -> list[Branch]:
             assert signal is not None
-            roots = choose_roots(
-                signal,
-                drafted,
-                position,
-                plan.candidates,
-                plan.branches,
-                agreement,
-                self.sampler,
+            roots.extend(
+                choose_roots(
+                    signal,
+                    drafted,
+                    position,
+                    plan.candidates,
+                    plan.branches,
+                    agreement,
+                    self.sampler,
+                )
             )
-            return drafter.rollout(told, drafted, roots, depth, self.sampler)
+            return drafter.rollout(told, drafted, roots, depth, self.sampler, dropped)
 
-        return self.on.draft_lane.follow(signal, "rollout", call)
+        return Rollout(self.on.draft_lane.follow(signal, "rollout", call), roots, dropped)
 
     async def branches(self, rollout: asyncio.Future[list[Branch]]) -> list[Branch]:
         """What the draft prepared; nothing if it was lost, which costs speed and never text."""
@@ -201,6 +206,20 @@ class Answer:
         return said
 
 
+class Rollout(NamedTuple):
+    """A rollout under way."""
+
+    branches: asyncio.Future[list[Branch]]
+    roots: list[Root]
+    """Its roots, once they are chosen."""
+    dropped: Event
+
+    def drop_unless(self, verdict: Verdict) -> None:
+        """Have it end early if the outcome is none that it prepares for."""
+        if self.roots and Root(*verdict) not in self.roots:
+            self.dropped.set()
+
+
 class Outcome(NamedTuple):
     """What a step decided, and what it left for the next."""
 
@@ -235,7 +254,8 @@ async def mirror_step(answer: Answer) -> Outcome:
     rollout, suffix = answer.rollout(prefix), answer.suffix()
     await prefix
     verdict = answer.verify(await suffix)
-    tree = HypothesisTree(await answer.branches(rollout))
+    rollout.drop_unless(verdict)
+    tree = HypothesisTree(await answer.branches(rollout.branches))
     branch = tree.lookup(*verdict)
     if branch is None:
         answer.draft_after(verdict)

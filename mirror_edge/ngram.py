@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Event
 from typing import TYPE_CHECKING
 
 from mirror_edge.hypotheses import Branch, Root
@@ -34,6 +35,7 @@ class NgramDrafter:
         roots: Sequence[Root],
         depth: int,
         sampler: Sampler,  # noqa: ARG002 - look-up proposes what was said, whatever the noise
+        dropped: Event | None = None,  # noqa: ARG002 - it is over at once
     ) -> list[Branch]:
         """Continue the roots whose last tokens were seen before; see `Drafter.rollout`."""
         self._learn(committed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from threading import Event
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 import numpy as np
@@ -75,11 +76,13 @@ class Drafter(Protocol):
         roots: Sequence[Root],
         depth: int,
         sampler: Sampler,
+        dropped: Event | None = None,
     ) -> list[Branch]:
-        """Continue every root by up to `depth` tokens (the branch-complete rollout, eq. 5).
+        """Continue every root by up to `depth` tokens (the branch-complete rollout).
 
         `committed` are the tokens committed since the last call, `drafted` the window's d1..dγ
-        after them. Root (j, v) stands after d1..dj. A drafter may leave roots out.
+        after them. Root (j, v) stands after d1..dj. A drafter may leave roots out. Once `dropped`
+        is set nobody wants the branches any more: it may return early with shorter ones.
         """
         ...
 

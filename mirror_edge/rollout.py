@@ -8,6 +8,7 @@ the main ones, so nothing the draft has computed is computed again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Event
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -59,6 +60,7 @@ class ModelDrafter:
         roots: Sequence[Root],
         depth: int,
         sampler: Sampler,
+        dropped: Event | None = None,
     ) -> list[Branch]:
         """Continue every root that fits by `depth` tokens; see `Drafter.rollout`."""
         self._committed += committed
@@ -76,6 +78,9 @@ class ModelDrafter:
         tokens = np.empty((len(roots), depth + 1), dtype=np.int64)
         tokens[:, 0] = [root.token for root in roots]
         for step in range(depth):
+            if step > 0 and dropped is not None and dropped.is_set():
+                depth = step
+                break
             fed, start = tokens[:, step], len(trunk) + step * len(roots)
             positions, unseen = parents + step, hidden[:, : start + len(roots)]
             if step == 0 and missing:
@@ -95,7 +100,7 @@ class ModelDrafter:
                 else None,
             )
         slots = len(trunk) + np.arange(depth) * len(roots) + np.arange(len(roots))[:, None]
-        spelled = tokens.tolist()
+        spelled = tokens[:, : depth + 1].tolist()
         self._grown = [
             _Grown(parent, tuple(row[:-1]), tuple(where))
             for parent, row, where in zip(parents.tolist(), spelled, slots.tolist(), strict=True)

@@ -201,6 +201,20 @@ def test_real_threads_keep_the_step_law_within_two_milliseconds() -> None:
     answer.on.target_lane.close()
 
 
+def test_a_rollout_that_missed_is_not_waited_for() -> None:
+    trace = Trace()
+    draft = ScriptedDraft(NEAR, VOCABULARY, seconds=0.005, trace=trace)
+    house = House(ThreadLane, ModelDrafter(draft), trace, {"prefix": 0.001, "suffix": 0.003})
+    answer = house.answer("mirror", window=6, branches=2, new=100)
+    said = asyncio.run(spoken(answer))
+    assert said == virtual.run(spoken(House(free_lane, None).answer("ar", new=100)))
+    hits = [step.rollout for step in answer.stats.steps[:-4] if step.hit]
+    misses = [step.rollout for step in answer.stats.steps[:-4] if not step.hit]
+    assert statistics.median(hits) == pytest.approx(0.030, abs=0.004)
+    assert statistics.median(misses) < 0.020
+    answer.on.target_lane.close()
+
+
 class Failing(ModelDrafter):
     """Breaks at its n-th rollout."""
 

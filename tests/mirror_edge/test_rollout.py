@@ -6,6 +6,7 @@ The scripted draft refuses a row that is not shown exactly one token for each po
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -259,3 +260,29 @@ def test_nothing_to_do_is_nothing_done() -> None:
     assert session.rollout((), [], 3) == []
     assert session.rollout((), [Root(0, 1)], 0) == []
     assert session.draft.forwards == 1
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_dropped_rollout_ends_early_and_leaves_the_cache_usable(after: int) -> None:
+    sampler, dropped = SAMPLERS[sorted(SAMPLERS)[0]], Event()
+
+    class Dropping(ScriptedDraft):
+        def forward(self, *args: Any) -> Any:
+            if self.forwards + 1 == after:
+                dropped.set()
+            return super().forward(*args)
+
+    draft = Dropping(LANGUAGE, VOCABULARY)
+    drafter = ModelDrafter(draft)
+    drafter.prefill([1, 2, 3])
+    draft.forwards = 0
+    roots = [Root(0, 4), Root(0, 5)]
+    for root, tokens in drafter.rollout([], (), roots, 4, sampler, dropped):
+        assert tokens == serial(LANGUAGE, [1, 2, 3, root.token], after, sampler)
+    assert draft.forwards == after
+
+    [branch] = drafter.rollout([4], (), [Root(0, 6)], 4, sampler)
+    assert branch.tokens == serial(LANGUAGE, [1, 2, 3, 4, 6], 4, sampler)
+    come_true = serial(LANGUAGE, [1, 2, 3, 4, 6], 4, sampler)
+    [branch] = drafter.rollout([6], come_true, [Root(4, 2)], 3, sampler)
+    assert branch.tokens == serial(LANGUAGE, [1, 2, 3, 4, 6, *come_true, 2], 3, sampler)
