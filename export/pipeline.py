@@ -16,7 +16,7 @@ from mirror_edge.export.exit_head import FULL_VOCABULARY, Correction, exit_graph
 from mirror_edge.export.facts import graph_precision
 from mirror_edge.export.output import refuse_taken, refuse_without_space, whole_folder
 from mirror_edge.export.rotary import room_for_branches
-from mirror_edge.export.source import Source, locate
+from mirror_edge.export.source import OnProgress, Source, locate
 from mirror_edge.export.split import draft_graph, split_target
 from mirror_edge.export.tokenizer import (
     common_tokens,
@@ -26,7 +26,6 @@ from mirror_edge.export.tokenizer import (
 )
 from mirror_edge.export.whole import (
     DEFAULT_PRECISION,
-    OnProgress,
     Whole,
     against_checkpoint,
     disk_needed,

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from mirror_edge.errors import ExportError, MissingExtraError, OptionError
 
-__all__ = ["Kind", "Source", "install_line", "locate", "read_json"]
+__all__ = ["Kind", "OnProgress", "Source", "install_line", "locate", "read_json"]
 
 Kind = Literal["checkpoint", "genai", "optimum"]
 OnProgress = Callable[[str, float], None]
+"""Hears the name of a stage and how much of it is done, 0 to 1."""
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.onnx", "*.onnx.data", "*.txt"]

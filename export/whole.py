@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +15,7 @@ from mirror_edge.errors import ExportError
 from mirror_edge.export import check, reference, weights
 from mirror_edge.export.builder import build
 from mirror_edge.export.facts import model_spec, probe_layers, sliding_window
-from mirror_edge.export.source import Source, read_json
+from mirror_edge.export.source import OnProgress, Source, read_json
 from mirror_edge.export.tokenizer import sample_ids
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_PRECISION", "Whole", "against_checkpoint", "disk_needed", "load", "whole"]
 
-OnProgress = Callable[[str, float], None]
-"""Hears the name of a stage and how much of it is done, 0 to 1."""
 DEFAULT_PRECISION: Precision = "int4"
 
 _SAMPLE_TOKENS, _LONGEST_WINDOW = 48, 1000

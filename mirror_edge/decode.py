@@ -269,9 +269,7 @@ STEPS: dict[Mode, Callable[[Answer], Coroutine[Any, Any, Outcome]]] = {
 }
 
 
-async def decode(
-    answer: Answer,
-) -> AsyncIterator[list[int]]:
+async def decode(answer: Answer) -> AsyncIterator[list[int]]:
     """Yield the answer's tokens, step by step, until `answer.finish_reason` is set.
 
     May be abandoned or cancelled at any await: a device ends the call it is in, and the next
@@ -332,9 +330,8 @@ async def _prefill(answer: Answer) -> int:
     A strict answer keeps none, since rounding may depend on how its rows came to be.
     """
     on, prompt = answer.on, answer.tokens
-    kept, most = 0, min(len(on.cached), len(prompt) - 1)
-    if answer.strategy.width > 0:
-        most = 0
+    strict = answer.strategy.width > 0
+    kept, most = 0, 0 if strict else min(len(on.cached), len(prompt) - 1)
     while kept < most and on.cached[kept] == prompt[kept]:
         kept += 1
     del on.cached[kept:]

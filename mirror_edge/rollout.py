@@ -89,9 +89,10 @@ class ModelDrafter:
                 positions = np.concatenate([np.arange(start, len(trunk)), positions])
                 nothing = np.zeros((len(missing), unseen.shape[1]), dtype=np.bool_)
                 unseen = np.concatenate([nothing, unseen])
-                self._rows += missing
             wanted = np.arange(len(fed) - len(roots), len(fed))
             logits = self._forward(fed, positions, start, unseen, wanted)[:, : self._limit(sampler)]
+            if step == 0:
+                self._rows += missing
             tokens[:, step + 1] = sampler.choose(
                 logits,
                 (parents + step + 1).tolist(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +43,3 @@ def with_random_draft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mirr
     bundles.write_manifest(folder, "random draft", spec.target, spec.draft)
     with mirror_edge.load(folder, target_threads=1, draft_threads=1) as model:
         yield model
-
-
-def change_manifest(folder: Path, **fields: object) -> None:
-    """Overwrite top-level fields of a bundle's manifest."""
-    path = folder / bundles.MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
