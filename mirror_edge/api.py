@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
 from mirror_edge import bundle as bundles
-from mirror_edge.decode import Answer, Decoder, decode
+from mirror_edge.answer import Answer, Decoder
+from mirror_edge.decode import decode
 from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
 from mirror_edge.driving import drive, run
 from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
@@ -275,8 +276,8 @@ class Model:
             raise BusyError("this model is giving another answer; wait for it or load it twice.")
         try:
             text = self._text.stream()
-            async for tokens in decode(answer):
-                emit, reason = "", answer.finish_reason
+            async for tokens, reason in decode(answer):
+                emit = ""
                 for count, token in enumerate(tokens, start=1):
                     piece, hit = stops.push(text.push([token]))
                     emit += piece
@@ -288,8 +289,9 @@ class Model:
                 if reason is not None:
                     piece, hit = stops.push(text.finish())
                     emit += piece + ("" if hit else stops.finish())
-                    reason = "stop" if hit else reason
-                yield Chunk(emit, tuple(tokens), reason, answer.stats)
+                    yield Chunk(emit, tuple(tokens), "stop" if hit else reason, answer.stats)
+                else:
+                    yield Chunk(emit, tuple(tokens), None, answer.stats)
         finally:
             self._busy.release()
 

@@ -7,8 +7,8 @@ names an earlier `start` simply writes over what came after it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from threading import Event
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Clock", "DraftGraph", "Drafter", "Lane", "Target"]
 
 P = ParamSpec("P")
-S = TypeVar("S")
 T = TypeVar("T")
 
 Clock = Callable[[], float]
@@ -130,16 +129,10 @@ class Lane(Protocol):
 
     def start(
         self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> asyncio.Future[T]:
-        """Queue a call; `name` is how the trace shows it."""
-        ...
+    ) -> Future[T]:
+        """Queue a call; `name` is how the trace shows it.
 
-    def follow(
-        self, first: asyncio.Future[S], name: str, call: Callable[[S], T]
-    ) -> asyncio.Future[T]:
-        """Queue `call(the result of first)` once `first`, a call on another lane, has ended.
-
-        If `first` fails, so does this.
+        A call that has begun runs to its end; one that has not can be cancelled.
         """
         ...
 

@@ -29,6 +29,8 @@ class StepRecord:
     hit: bool | None
     """Whether the outcome had been prepared for; None where nothing was looked up."""
     seconds: float
+    waited: float
+    """At its start, for a fresh draft that was still under way."""
     prefix: float
     exit: float
     suffix: float
@@ -48,6 +50,7 @@ class StepRecord:
         window: tuple[float, float],
         *,
         mode: str,
+        waited: float,
         proposed: int,
         accepted: int,
         committed: int,
@@ -73,6 +76,7 @@ class StepRecord:
             roots=roots,
             hit=hit,
             seconds=ended - began,
+            waited=waited,
             prefix=covered(run for run in runs if run.name == "prefix"),
             exit=covered(run for run in runs if run.name == "exit"),
             suffix=covered(suffix),

@@ -2,7 +2,7 @@
 
 A `Language` maps the tokens so far to the next token's logits. The scripted target, exit head and
 draft each speak one; how alike these are is how often they agree. A device may take a stated time
-by really sleeping (on a thread lane); on a virtual lane the lane states the time.
+by really sleeping (on a thread lane) or on a virtual clock.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mirror_edge.hypotheses import ExitSignal
+from mirror_edge.runtimes.virtual import VirtualClock
 from mirror_edge.trace import Span, Trace
 
 if TYPE_CHECKING:
@@ -51,15 +52,19 @@ def blend(language: Language, other: Language, share: float) -> Language:
 class _Sleeper:
     """Takes the stated seconds a call, and records them as the runs of a device."""
 
-    def __init__(self, seconds: Mapping[str, float], trace: Trace | None) -> None:
+    def __init__(
+        self, seconds: Mapping[str, float], trace: Trace | None, virtual: VirtualClock | None
+    ) -> None:
         self._seconds, self._trace = seconds, trace
+        self._clock = virtual or time.perf_counter
+        self._sleep = time.sleep if virtual is None else virtual.sleep
 
     def __call__(self, name: str) -> None:
-        begin = time.perf_counter()
+        begin = self._clock()
         if wait := self._seconds.get(name, 0.0):
-            time.sleep(wait)
+            self._sleep(wait)
         if self._trace is not None:
-            self._trace.runs.append(Span(name, name, begin, time.perf_counter()))
+            self._trace.runs.append(Span(name, name, begin, self._clock()))
 
 
 class ScriptedTarget:
@@ -73,11 +78,12 @@ class ScriptedTarget:
         context: int = 4096,
         seconds: Mapping[str, float] | None = None,
         trace: Trace | None = None,
+        virtual: VirtualClock | None = None,
     ) -> None:
-        """`seconds` holds what `prefill`, `prefix` and `suffix` take."""
+        """`seconds` holds what `prefill`, `prefix` and `suffix` take, on the clock given."""
         self.context, self.vocabulary = context, vocabulary
         self._language, self._exit_language = language, exit_language
-        self._sleep = _Sleeper(seconds or {}, trace)
+        self._sleep = _Sleeper(seconds or {}, trace, virtual)
         self._fed: list[int] = []
         self._rows = range(0)
 
@@ -133,7 +139,7 @@ class ScriptedDraft:
         self.slots = context + branch_rows
         self.forwards = 0
         self._language = language
-        self._sleep = _Sleeper({"draft": seconds}, trace)
+        self._sleep = _Sleeper({"draft": seconds}, trace, None)
         self._tokens = np.full(self.slots, -1, dtype=np.int64)
         self._positions = np.full(self.slots, -1, dtype=np.int64)
 

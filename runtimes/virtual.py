@@ -2,95 +2,81 @@
 
 from __future__ import annotations
 
-import asyncio
-import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar
 
 from mirror_edge.trace import Span, Trace
 
-__all__ = ["VirtualLane", "run"]
+__all__ = ["VirtualClock", "VirtualLane"]
 
 P = ParamSpec("P")
-S = TypeVar("S")
 T = TypeVar("T")
 
 
-class _JumpingSelector(selectors.SelectSelector):
-    """Where a real loop would wait, the virtual one moves its clock."""
+class VirtualClock:
+    """A clock that starts at 0 and moves when somebody sleeps or waits."""
 
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Never block."""
-        if timeout is None:
-            raise RuntimeError("nothing is scheduled on the virtual clock: a deadlock")
-        self.now += max(0.0, timeout)
-        return super().select(0)
-
-
-class _VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
-        self._clock = _JumpingSelector()
-        super().__init__(self._clock)
+        """At 0."""
+        self.now = 0.0
 
-    def time(self) -> float:
-        return self._clock.now
+    def __call__(self) -> float:
+        """Seconds since the start."""
+        return self.now
 
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run` on a clock that starts at 0 and jumps from event to event."""
-    with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
-        return runner.run(main)
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
 
 
 class VirtualLane:
     """A lane whose calls are computed at once and end when their stated time is over."""
 
-    def __init__(self, name: str, trace: Trace, cost: Callable[..., float]) -> None:
-        """`cost` is asked for (call name, *arguments) and answers in seconds."""
+    def __init__(
+        self, name: str, trace: Trace, clock: VirtualClock, cost: Callable[..., float]
+    ) -> None:
+        """`cost` is asked for (call name, *arguments) and answers in seconds.
+
+        A call that sleeps on the clock itself takes that time too.
+        """
         self.name = name
-        self._trace, self._cost = trace, cost
+        self._trace, self._clock, self._cost = trace, clock, cost
         self._busy_until = 0.0
 
     def start(
         self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> asyncio.Future[T]:
+    ) -> Future[T]:
         """See `Lane.start`."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        begin = max(loop.time(), self._busy_until)
-        self._busy_until = end = begin + self._cost(name, *args, **kwargs)
-        span = Span(self.name, name, begin, end)
+        clock, caller = self._clock, self._clock.now
+        clock.now = begin = max(caller, self._busy_until)
+        cost = self._cost(name, *args, **kwargs)
+        clock.sleep(cost)
+        future: _Waiting[T] = _Waiting(clock)
         try:
-            result = call(*args, **kwargs)
+            future.set_result(call(*args, **kwargs))
         except Exception as error:
-            loop.call_at(end, self._finish, span, future, None, error)
-        else:
-            loop.call_at(end, self._finish, span, future, result, None)
+            future.set_exception(error)
+        future.ends = self._busy_until = clock.now
+        self._trace.calls.append(Span(self.name, name, begin, clock.now))
+        if cost:
+            self._trace.runs.append(Span(self.name, name, begin, begin + cost))
+        clock.now = caller
         return future
-
-    def follow(
-        self, first: asyncio.Future[S], name: str, call: Callable[[S], T]
-    ) -> asyncio.Future[T]:
-        """See `Lane.follow`."""
-
-        async def after() -> T:
-            return await self.start(name, call, await first)
-
-        return asyncio.ensure_future(after())
 
     def close(self) -> None:
         """Nothing to release."""
 
-    def _finish(
-        self, span: Span, future: asyncio.Future[Any], result: Any, error: Exception | None
-    ) -> None:
-        self._trace.calls.append(span)
-        self._trace.runs.append(span)
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+
+class _Waiting(Future[T]):
+    """Whoever wants the result is at its end then."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.ends = 0.0
+
+    def result(self, timeout: float | None = None) -> Any:
+        del timeout
+        self._clock.now = max(self._clock.now, self.ends)
+        return super().result()

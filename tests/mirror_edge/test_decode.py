@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from mirror_edge.decode import Answer, Decoder, decode
+from mirror_edge.answer import Answer, Decoder
+from mirror_edge.decode import decode
 from mirror_edge.lanes import ThreadLane
 from mirror_edge.ngram import NgramDrafter
 from mirror_edge.policy import Mode, Strategy
 from mirror_edge.protocols import Drafter, Lane
 from mirror_edge.rollout import ModelDrafter
-from mirror_edge.runtimes import virtual
 from mirror_edge.runtimes.scripted import ScriptedDraft, ScriptedTarget, blend, random_language
+from mirror_edge.runtimes.virtual import VirtualClock, VirtualLane
 from mirror_edge.sampling import Sampler, Sampling
 from mirror_edge.trace import Trace
 
@@ -39,6 +40,7 @@ class House:
     drafter: Drafter | None
     trace: Trace = field(default_factory=Trace)
     seconds: dict[str, float] = field(default_factory=dict)
+    virtual: VirtualClock | None = None
 
     def answer(
         self,
@@ -53,7 +55,12 @@ class House:
         clock: Callable[[], float] = time.perf_counter,
     ) -> Answer:
         self.target = ScriptedTarget(
-            TRUTH, NEAR, VOCABULARY, seconds=self.seconds, trace=self.trace
+            TRUTH,
+            NEAR,
+            VOCABULARY,
+            seconds=self.seconds,
+            trace=self.trace,
+            virtual=self.virtual,
         )
         decoder = Decoder(
             self.target,
@@ -74,11 +81,11 @@ class House:
 
 
 async def spoken(answer: Answer) -> list[int]:
-    return [token async for step in decode(answer) for token in step]
+    return [token async for said in decode(answer) for token in said.tokens]
 
 
 def free_lane(name: str, trace: Trace) -> Lane:
-    return virtual.VirtualLane(name, trace, lambda *_: 0.001)
+    return VirtualLane(name, trace, VirtualClock(), lambda *_: 0.001)
 
 
 def drafters() -> dict[str, Callable[[], Drafter]]:
@@ -108,78 +115,65 @@ def drafters() -> dict[str, Callable[[], Drafter]]:
 def test_every_mode_says_what_the_target_alone_says(
     mode: Mode, drafter: str, window: int, sampling: Sampling
 ) -> None:
-    alone = virtual.run(spoken(House(free_lane, None).answer("ar", sampling=sampling)))
+    alone = asyncio.run(spoken(House(free_lane, None).answer("ar", sampling=sampling)))
     assert len(alone) == 40
     for branches in (None, 3):
         house = House(free_lane, drafters()[drafter]())
         answer = house.answer(
             mode, window=window, branches=branches, candidates=3, sampling=sampling
         )
-        assert virtual.run(spoken(answer)) == alone
+        assert asyncio.run(spoken(answer)) == alone
         assert not answer.stats.draft_losses
 
 
 def test_a_near_draft_commits_several_tokens_a_step_and_hits() -> None:
     answer = House(free_lane, drafters()["near"]()).answer("mirror", new=200)
-    virtual.run(spoken(answer))
+    asyncio.run(spoken(answer))
     figures = answer.stats.as_dict()
     assert figures["tokens_per_step"] > 1.5
     assert figures["hit_rate"] > 0.8
 
 
 def test_the_answer_ends_with_the_first_end_of_sequence_token() -> None:
-    alone = virtual.run(spoken(House(free_lane, None).answer("ar", new=80)))
+    alone = asyncio.run(spoken(House(free_lane, None).answer("ar", new=80)))
     end = alone[30]
     answer = House(free_lane, drafters()["near"]()).answer("mirror", new=80, eos=frozenset({end}))
-    assert virtual.run(spoken(answer)) == alone[: alone.index(end) + 1]
+    assert asyncio.run(spoken(answer)) == alone[: alone.index(end) + 1]
     assert answer.finish_reason == "stop"
 
 
-STEP = {"prefill": 0.5, "prefix": 0.010, "suffix": 0.030, "fresh": 0.009}
+STEP = {"prefill": 0.5, "prefix": 0.010, "suffix": 0.030}
+
+
+def timed(mode: Mode, rollout: float) -> Answer:
+    """An answer on the virtual clock, where a fresh draft takes 9 ms."""
+    clock = VirtualClock()
+    costs = {"rollout": rollout, "fresh": 0.009}
+
+    def lane(name: str, trace: Trace) -> Lane:
+        return VirtualLane(name, trace, clock, lambda call, *_: costs.get(call, 0.0))
+
+    house = House(lane, drafters()["near"](), seconds=STEP, virtual=clock)
+    answer = house.answer(mode, branches=4, new=120, clock=clock)
+    asyncio.run(spoken(answer))
+    return answer
 
 
 @pytest.mark.parametrize("rollout", [0.002, 0.030, 0.050])
 def test_a_mirror_step_takes_prefix_plus_the_longer_of_suffix_and_rollout(rollout: float) -> None:
-    costs = {**STEP, "rollout": rollout}
-
-    def lane(name: str, trace: Trace) -> Lane:
-        return virtual.VirtualLane(name, trace, lambda call, *_: costs[call])
-
-    async def timed() -> Answer:
-        house = House(lane, drafters()["near"]())
-        loop = asyncio.get_running_loop()
-        answer = house.answer("mirror", branches=4, new=120, clock=loop.time)
-        await spoken(answer)
-        return answer
-
-    steps = virtual.run(timed()).stats.steps[:-2]
-    missed_before = True
+    steps = timed("mirror", rollout).stats.steps[:-2]
     assert {step.hit for step in steps} == {True, False}
-    for step in steps:
-        expected = costs["prefix"] + max(costs["suffix"], rollout)
-        if missed_before:
-            expected += costs["fresh"]
-        assert step.seconds == pytest.approx(expected, abs=1e-9)
-        assert step.hidden == pytest.approx(min(costs["suffix"], rollout), abs=1e-9)
-        missed_before = not step.hit
+    for step, after in pairwise(steps):
+        # From its window to the next step's: waiting for a draft belongs to the step that missed.
+        expected = STEP["prefix"] + max(STEP["suffix"], rollout) + (0.0 if step.hit else 0.009)
+        assert step.seconds - step.waited + after.waited == pytest.approx(expected, abs=1e-9)
+        assert step.hidden == pytest.approx(min(STEP["suffix"], rollout), abs=1e-9)
+        assert (after.waited > 0.0) == (not step.hit)
 
 
 def test_a_serial_step_takes_draft_plus_target() -> None:
-    costs = {**STEP, "rollout": 1.0}
-
-    def lane(name: str, trace: Trace) -> Lane:
-        return virtual.VirtualLane(name, trace, lambda call, *_: costs[call])
-
-    async def timed() -> Answer:
-        loop = asyncio.get_running_loop()
-        answer = House(lane, drafters()["near"]()).answer("sd", clock=loop.time)
-        await spoken(answer)
-        return answer
-
-    for step in virtual.run(timed()).stats.steps[:-2]:
-        assert step.seconds == pytest.approx(
-            costs["prefix"] + costs["suffix"] + costs["fresh"], abs=1e-9
-        )
+    for step in timed("sd", 1.0).stats.steps[:-2]:
+        assert step.seconds == pytest.approx(STEP["prefix"] + STEP["suffix"] + 0.009, abs=1e-9)
 
 
 def test_real_threads_keep_the_step_law_within_two_milliseconds() -> None:
@@ -207,7 +201,7 @@ def test_a_rollout_that_missed_is_not_waited_for() -> None:
     house = House(ThreadLane, ModelDrafter(draft), trace, {"prefix": 0.001, "suffix": 0.003})
     answer = house.answer("mirror", window=6, branches=2, new=100)
     said = asyncio.run(spoken(answer))
-    assert said == virtual.run(spoken(House(free_lane, None).answer("ar", new=100)))
+    assert said == asyncio.run(spoken(House(free_lane, None).answer("ar", new=100)))
     hits = [step.rollout for step in answer.stats.steps[:-4] if step.hit]
     misses = [step.rollout for step in answer.stats.steps[:-4] if not step.hit]
     assert statistics.median(hits) == pytest.approx(0.030, abs=0.004)
@@ -232,14 +226,14 @@ class Failing(ModelDrafter):
 @pytest.mark.parametrize("mode", ["sd", "mirror"])
 @pytest.mark.parametrize("calls", [0, 1, 2, 7])
 def test_losing_the_draft_costs_speed_never_text(mode: Mode, calls: int) -> None:
-    alone = virtual.run(spoken(House(free_lane, None).answer("ar")))
+    alone = asyncio.run(spoken(House(free_lane, None).answer("ar")))
     answer = House(free_lane, Failing(calls)).answer(mode)
-    assert virtual.run(spoken(answer)) == alone
+    assert asyncio.run(spoken(answer)) == alone
     assert answer.stats.draft_losses == ["RuntimeError: the driver went away"]
 
 
 def test_cancelling_anywhere_leaves_the_devices_usable() -> None:
-    alone = virtual.run(spoken(House(free_lane, None).answer("ar", new=25)))
+    alone = asyncio.run(spoken(House(free_lane, None).answer("ar", new=25)))
     house = House(ThreadLane, drafters()["near"](), seconds={"prefix": 0.002, "suffix": 0.004})
     answer = house.answer("mirror", new=25)
 
@@ -280,23 +274,18 @@ def test_a_second_turn_prefills_only_what_is_new() -> None:
         await spoken(second)
         return second
 
-    second = virtual.run(two_turns())
+    second = asyncio.run(two_turns())
     # The last token of an answer is never fed, so it is new as well.
     assert second.stats.prefilled_tokens == 4
 
 
-def test_the_thread_lane_keeps_order_and_survives_a_closed_loop() -> None:
+def test_the_thread_lane_keeps_order_and_a_cancelled_call_is_left_out() -> None:
     lane = ThreadLane("test", Trace())
     said: list[int] = []
-
-    async def abandon() -> None:
-        lane.start("slow", lambda: (time.sleep(0.05), said.append(1)))
-
-    async def follow() -> None:
-        await lane.start("quick", lambda: said.append(2))
-
-    runs: list[Coroutine[Any, Any, None]] = [abandon(), follow()]
-    for run in runs:
-        asyncio.run(run)
-    assert said == [1, 2]
+    slow = lane.start("slow", lambda: (time.sleep(0.05), said.append(1)))
+    never = lane.start("never", lambda: said.append(2))
+    assert never.cancel()
+    lane.start("quick", lambda: said.append(3)).result()
+    assert said == [1, 3]
+    assert slow.done()
     lane.close()

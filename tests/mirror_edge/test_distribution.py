@@ -8,6 +8,7 @@ on misses apart. The tests pool a chi-square over the contexts.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import pytest
 
-from mirror_edge.decode import Answer, Decoder, decode
+from mirror_edge.answer import Answer, Decoder
+from mirror_edge.decode import decode
 from mirror_edge.policy import Strategy
 from mirror_edge.rollout import ModelDrafter
-from mirror_edge.runtimes import virtual
 from mirror_edge.runtimes.scripted import ScriptedDraft, ScriptedTarget, blend, random_language
+from mirror_edge.runtimes.virtual import VirtualClock, VirtualLane
 from mirror_edge.sampling import Sampler, Sampling
 from mirror_edge.trace import Trace
 from mirror_edge.verify import Verdict
@@ -48,7 +50,8 @@ class Sample(NamedTuple):
 
 async def _sampled(seeds: Iterable[int]) -> list[Sample]:
     trace = Trace()
-    lanes = [virtual.VirtualLane(name, trace, lambda *_: 0.001) for name in ("target", "draft")]
+    clock = VirtualClock()
+    lanes = [VirtualLane(name, trace, clock, lambda *_: 0.001) for name in ("target", "draft")]
     target = ScriptedTarget(TRUTH, DRAFT, VOCABULARY, context=32)
     drafter = ModelDrafter(ScriptedDraft(DRAFT, VOCABULARY, context=32, branch_rows=64))
     samples = []
@@ -65,7 +68,7 @@ async def _sampled(seeds: Iterable[int]) -> list[Sample]:
         said: list[int] = []
         steps = decode(answer)
         async for step in steps:
-            before, said = len(said), [*said, *step]
+            before, said = len(said), [*said, *step.tokens]
             if len(said) >= 3:
                 break
         await steps.aclose()  # type: ignore[attr-defined]
@@ -77,7 +80,7 @@ async def _sampled(seeds: Iterable[int]) -> list[Sample]:
 
 
 def sampled(seeds: Iterable[int]) -> list[Sample]:
-    samples: list[Sample] = virtual.run(_sampled(seeds))
+    samples: list[Sample] = asyncio.run(_sampled(seeds))
     return samples
 
 

@@ -1,0 +1,230 @@
+"""One answer as it grows, and what it asks of the two lanes.
+
+While an answer is decoded its state belongs to the target's lane, where every method here runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Event
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from mirror_edge.hypotheses import Branch, ExitSignal, HypothesisTree, Root, choose_roots
+from mirror_edge.policy import Strategy
+from mirror_edge.protocols import Clock, Drafter, Lane, Target
+from mirror_edge.sampling import Sampler
+from mirror_edge.stats import Stats
+from mirror_edge.trace import Trace
+from mirror_edge.verify import Verdict, verify
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Answer", "Decoder", "FinishReason", "Rollout"]
+
+_log = logging.getLogger("mirror_edge")
+
+FinishReason = Literal["stop", "length"]
+
+_PREFILL_CHUNK = 512
+
+
+@dataclass
+class Decoder:
+    """The devices of a loaded model, and what stands in the target's cache."""
+
+    target: Target
+    target_lane: Lane
+    draft_lane: Lane
+    trace: Trace
+    clock: Clock = time.perf_counter
+    cached: list[int] = field(default_factory=list)
+    """Tokens whose rows the target's cache holds from its start."""
+
+
+@dataclass
+class Answer:
+    """One answer as it grows."""
+
+    on: Decoder
+    tokens: list[int]
+    """Prompt and answer: all that is committed."""
+    strategy: Strategy
+    sampler: Sampler
+    drafter: Drafter | None
+    """None in mode `ar`, and after the draft was lost."""
+    eos: frozenset[int]
+    limit: int
+    """`tokens` never grows beyond this length."""
+    stats: Stats = field(default_factory=Stats)
+    """Of what was handed out; the one part that belongs to the event loop."""
+    drafted: tuple[int, ...] = ()
+    """d1..dγ of the window."""
+    fed: int = 0
+    """Prompt tokens that stand in the target's cache."""
+    reading: Future[None] | None = None
+    """The draft reading the prompt."""
+    fresh: Future[list[Branch]] | None = None
+    """The serial draft of the next window, where no branch was prepared for it."""
+    waited: float = 0.0
+    """How long the step under way had to wait for it, in seconds."""
+    untold: list[int] = field(default_factory=list)
+    """Committed tokens that the drafter has not heard of."""
+    judged: int = 0
+    """Draft tokens that the target said yes or no to."""
+    agreed: int = 0
+    """Those it said yes to."""
+    losses: list[str] = field(default_factory=list)
+    """Why the draft was lost, if it was."""
+    until: float = 0.0
+    """When the last step ended."""
+    finish_reason: FinishReason | None = None
+
+    @property
+    def room(self) -> int:
+        """Tokens still to come at most."""
+        return self.limit - len(self.tokens)
+
+    @property
+    def agreement(self) -> float:
+        """How often the target has agreed with a draft token, a half before it was asked."""
+        return (self.agreed + 1) / (self.judged + 2)
+
+    def reuse(self) -> int:
+        """Keep the rows that the target's cache shares with the prompt; how many they are.
+
+        The last prompt token is fed in any case: its logits are wanted. A strict answer keeps
+        none, since rounding may depend on how its rows came to be.
+        """
+        on, kept = self.on, 0
+        most = 0 if self.strategy.width else min(len(on.cached), len(self.tokens) - 1)
+        while kept < most and on.cached[kept] == self.tokens[kept]:
+            kept += 1
+        del on.cached[kept:]
+        self.fed = kept
+        return kept
+
+    def prefill(self) -> int | None:
+        """Feed a chunk of the prompt; after the last one, the first token of the answer."""
+        chunk = self.tokens[self.fed : self.fed + _PREFILL_CHUNK]
+        logits = self.on.target.prefill(chunk, self.fed)
+        self.on.cached += chunk
+        self.fed += len(chunk)
+        if self.fed < len(self.tokens):
+            return None
+        histories = [self.tokens] if self.sampler.needs_history else None
+        return int(self.sampler.choose(logits, [len(self.tokens)], histories)[0])
+
+    def warm_up(self) -> None:
+        """Have the draft read the prompt too; nobody waits for it before the first token."""
+        if self.drafter is not None:
+            prefill, prompt = self.drafter.prefill, list(self.tokens)
+            self.reading = self.on.draft_lane.start("prefill", prefill, prompt)
+
+    def await_draft(self) -> None:
+        """Take the fresh draft that is under way, if any, into the window."""
+        self.waited = 0.0
+        if self.fresh is not None:
+            began = self.on.clock()
+            found = self.branches(self.fresh)
+            self.fresh, self.drafted = None, found[0].tokens if found else ()
+            self.waited = self.on.clock() - began
+
+    def prefix(self, candidates: int) -> ExitSignal | None:
+        """Take the window through layers 1..E and the exit head."""
+        window, start = (self.tokens[-1], *self.drafted), len(self.tokens) - 1
+        return self.on.target.prefix(window, start, candidates, self.strategy.width)
+
+    def suffix(self) -> Verdict:
+        """Take it through layers E+1..N: what the target says to it."""
+        return verify(self.on.target.suffix(), self.tokens, self.drafted, self.sampler)
+
+    def rollout(self, signal: ExitSignal | None) -> Rollout:
+        """Have the draft prepare for the likeliest of the outcomes that the exit head names."""
+        plan, drafter, sampler = self.strategy, self.drafter, self.sampler
+        depth = min(plan.window, self.room - 2)
+        roots: list[Root] = []
+        dropped = Event()
+        if drafter is None or signal is None or depth < 1:
+            return Rollout(self, None, roots, dropped)
+        told, self.untold = self.untold, []
+        drafted, position, agreement = self.drafted, len(self.tokens), self.agreement
+
+        def call() -> list[Branch]:
+            roots[:] = choose_roots(
+                signal, drafted, position, plan.candidates, plan.branches, agreement, sampler
+            )
+            return drafter.rollout(told, drafted, roots, depth, sampler, dropped)
+
+        return Rollout(self, self.on.draft_lane.start("rollout", call), roots, dropped)
+
+    def draft_after(self, verdict: Verdict) -> None:
+        """Set the draft to work on the next window, before anybody has read this one's tokens."""
+        said = (*self.drafted[: verdict.accepted], verdict.correction)
+        depth = min(self.strategy.window, self.room - len(said) - 1)
+        if self.drafter is None or depth < 1 or not self.eos.isdisjoint(said):
+            return
+        told, self.untold = self.untold, []
+        call, roots = self.drafter.rollout, [Root(*verdict)]
+        self.fresh = self.on.draft_lane.start(
+            "fresh", call, told, self.drafted, roots, depth, self.sampler
+        )
+
+    def branches(self, made: Future[list[Branch]]) -> list[Branch]:
+        """What the draft prepared; nothing if it was lost, which costs speed and never text."""
+        try:
+            if self.reading is not None:
+                self.reading.result()
+                self.reading = None
+            return made.result()
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            _log.warning("the draft was lost, the target goes on alone: %s", message)
+            self.losses.append(message)
+            self.drafter = None
+            return []
+
+    def commit(self, verdict: Verdict, branch: Branch | None) -> list[int]:
+        """Append what the target decided; the next window carries `branch`."""
+        self.agreed += verdict.accepted
+        self.judged += min(verdict.accepted + 1, len(self.drafted))
+        said = [*self.drafted[: verdict.accepted], verdict.correction][: self.room]
+        ends = [index for index, token in enumerate(said) if token in self.eos]
+        if ends:
+            said, self.finish_reason = said[: ends[0] + 1], "stop"
+        elif len(said) == self.room:
+            self.finish_reason = "length"
+        self.tokens += said
+        self.untold += said
+        # The last token's row is written by the next window, and so are those after it.
+        self.on.cached += self.tokens[len(self.on.cached) : -1]
+        self.drafted = () if branch is None else branch.tokens[: max(0, self.room - 1)]
+        return said
+
+
+class Rollout(NamedTuple):
+    """A rollout under way on the draft's lane."""
+
+    answer: Answer
+    made: Future[list[Branch]] | None
+    """None where there was nothing to prepare."""
+    roots: Sequence[Root]
+    """Its roots, once they are chosen."""
+    dropped: Event
+
+    def after(self, verdict: Verdict) -> Branch | None:
+        """The branch prepared for this outcome.
+
+        If it is among the roots, or these are not chosen yet, the draft is waited for; else the
+        rollout is told to end early.
+        """
+        if self.made is None:
+            return None
+        if self.roots and Root(*verdict) not in self.roots:
+            self.dropped.set()
+            return None
+        return HypothesisTree(self.answer.branches(self.made)).lookup(*verdict)
