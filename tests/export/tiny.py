@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mirror_edge.export.streams import Streams
 
 VOCABULARY = 320
 TEXT = "the quick brown fox jumps over the lazy dog and the slow grey wolf sleeps under the old oak"
@@ -71,9 +74,19 @@ def save_checkpoint(folder: Path, architecture: str, config: dict[str, Any]) -> 
     return folder
 
 
+def random_streams(count: int, layers: int, hidden: int = 64, rank: int = 8) -> Streams:
+    """Streams as wide as the residual itself, so that a wrong one shows."""
+    draw = np.random.default_rng(count)
+    shapes = {"offset": (count, hidden), "down": (hidden, rank), "up": (count, rank, hidden)}
+    weights = {name: draw.standard_normal(shape) for name, shape in shapes.items()}
+    scale = {"offset": 0.5, "down": hidden**-0.5, "up": 0.5 * rank**-0.5}
+    return Streams(
+        **{name: (scale[name] * w).astype(np.float32) for name, w in weights.items()}, layers=layers
+    )
+
+
 def write_genai_folder(folder: Path) -> Path:
     """A draft of one layer in ONNX Runtime GenAI's format, made without its builder."""
-    import numpy as np
     from onnx import TensorProto, helper, numpy_helper, save
 
     hidden, heads, kv_heads, size, context = 64, 4, 2, 16, 256
