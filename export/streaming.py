@@ -1,0 +1,152 @@
+"""A draft with speculative streaming as a torch module: what training sees of it.
+
+Speculative Streaming (arXiv 2402.11131), section 3. `mirror_edge.export.streams` is the same thing
+at rest; the exported graph gives the same numbers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mirror_edge.errors import ExportError, OptionError
+from mirror_edge.export.streams import STREAMS_FILE, Streams
+
+__all__ = ["StreamingDraft", "stream_mask", "streamable"]
+
+_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+class StreamingDraft(torch.nn.Module):
+    """A causal language model whose rows also guess the tokens behind the next one.
+
+    Stream k (1..s) of the row at position p starts in front of the top `layers` layers as
+    ``h + offset_k + (h @ down) @ up_k``, h being the row's residual there. It has RoPE position
+    p + k, sees the main rows up to its own and its own streams 1..k, and predicts the token at
+    p + 1 + k. Main rows never see streams, so the model's own logits stay what they are.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, streams: int, layers: int = 1, rank: int = 16
+    ) -> None:
+        """Wrap `model`, whose weights are shared, with `streams` untrained streams.
+
+        Raises:
+            ExportError: for an architecture whose layers are unknown, or with a sliding window.
+            OptionError: for a number that does not fit the model.
+        """
+        super().__init__()
+        config: Any = model.config
+        refused = streamable(config, type(model).__name__)
+        if refused is not None:
+            raise ExportError(f"{type(model).__name__}: {refused}")
+        depth, hidden = int(config.num_hidden_layers), int(config.hidden_size)
+        for name, given, most in (
+            ("streams", streams, None),
+            ("layers", layers, depth),
+            ("rank", rank, hidden),
+        ):
+            if given < 1 or (most is not None and given > most):
+                allowed = "1 or more" if most is None else f"1 to {most}"
+                raise OptionError(f"{name} is {given}; it must be {allowed} for this draft.")
+        model.set_attn_implementation("sdpa")  # causal without a mask, and any mask when given one
+        self.model = model
+        self.streams, self.layers = streams, layers
+        self.offset = torch.nn.Parameter(torch.randn(streams, hidden) * 0.02)
+        self.down = torch.nn.Parameter(torch.randn(hidden, rank) * hidden**-0.5)
+        self.up = torch.nn.Parameter(torch.zeros(streams, rank, hidden))
+
+    def forward(
+        self, ids: torch.Tensor, at: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Main logits [B, L, V] and stream logits [B, n, s, V] of `ids` [B, L].
+
+        `at` [n] are the positions whose streams are wanted, all of them (n = L) unless given.
+        """
+        model: Any = self.model
+        length = ids.shape[1]
+        main = torch.arange(length, device=ids.device)
+        at = main if at is None else at
+        ahead = torch.arange(1, self.streams + 1, device=ids.device)
+        stack = model.model.layers[: model.config.num_hidden_layers]
+        split = len(stack) - self.layers
+
+        rows = model.model.embed_tokens(ids)
+        rotary = model.model.rotary_emb(rows, position_ids=main[None])
+        for layer in stack[:split]:
+            rows = layer(rows, attention_mask=None, position_embeddings=rotary)
+
+        rows = torch.cat([rows, self.starts(rows[:, at]).flatten(1, 2)], dim=1)
+        positions = torch.cat([main, (at[:, None] + ahead).flatten()])
+        rotary = model.model.rotary_emb(rows, position_ids=positions[None])
+        mask = stream_mask(length, at, self.streams)
+        for layer in stack[split:]:
+            rows = layer(rows, attention_mask=mask, position_embeddings=rotary)
+
+        logits = model.lm_head(model.model.norm(rows))
+        return logits[:, :length], logits[:, length:].unflatten(1, (-1, self.streams))
+
+    def starts(self, residual: torch.Tensor) -> torch.Tensor:
+        """The stream rows [B, n, s, hidden] of main rows, from their `residual` [B, n, hidden]."""
+        step = torch.einsum("bnr,srh->bnsh", residual @ self.down, self.up)
+        return residual[:, :, None] + self.offset + step
+
+    def freeze_model(self) -> None:
+        """Leave only `offset`, `down` and `up` to train: the draft's own predictions stay."""
+        self.model.requires_grad_(False)
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face folder with the streams beside the weights."""
+        self.model.save_pretrained(folder)
+        offset, down, up = (t.detach().float().cpu() for t in (self.offset, self.down, self.up))
+        Streams(offset.numpy(), down.numpy(), up.numpy(), self.layers).write(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The draft that `save` wrote, in float32.
+
+        Raises:
+            ExportError: when `folder` has no streams, or unusable ones.
+        """
+        found = Streams.read(folder)
+        if found is None:
+            raise ExportError(f"{folder}: has no {STREAMS_FILE}. Train streams with distill.")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+        found.refuse_unless_for(folder, model.config.num_hidden_layers, model.config.hidden_size)
+        loaded = cls(model, streams=found.count, layers=found.layers, rank=found.down.shape[1])
+        with torch.no_grad():
+            for name in ("offset", "down", "up"):
+                getattr(loaded, name).copy_(torch.from_numpy(getattr(found, name)))
+        return loaded
+
+
+def streamable(config: Any, architecture: str) -> str | None:
+    """Why a model cannot have streams; None when it can."""
+    if architecture not in _ARCHITECTURES:
+        known = ", ".join(name.removesuffix("ForCausalLM") for name in _ARCHITECTURES)
+        return f"streams are known for {known} only. Train this draft without streams."
+    kinds = getattr(config, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None)
+    if slides:
+        return "has a sliding window, which streams do not keep. Train it without streams."
+    return None
+
+
+def stream_mask(length: int, at: torch.Tensor, streams: int) -> torch.Tensor:
+    """Who sees whom, bool [1, 1, L + n·s, L + n·s]: main rows first, then the streams of each `at`.
+
+    A row of the mask is the one that looks, a column the one that is seen.
+    """
+    main = torch.arange(length, device=at.device)
+    of = at.repeat_interleave(streams)
+    number = torch.arange(streams, device=at.device).repeat(len(at))
+    looks, seen = torch.cat([main, of])[:, None], torch.cat([main, of])[None]
+    is_stream = torch.arange(length + len(of), device=at.device) >= length
+    k = torch.cat([torch.zeros_like(main), number])
+    own = is_stream[:, None] & (looks == seen) & (k[:, None] >= k[None])
+    return torch.where(is_stream[None], own, looks >= seen)[None, None]
