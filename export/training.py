@@ -8,7 +8,6 @@ interrupted go on with the share of its budget that is left.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -168,7 +167,7 @@ def _save(
         "run": vars(run),
     }
     torch.save(state, part)
-    os.replace(part, file)
+    part.replace(file)
 
 
 def _restore(
