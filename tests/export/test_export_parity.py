@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import SHAPE, VOCABULARY, Checkpoint
+from tiny import FAMILIES, SHAPE, VOCABULARY, Checkpoint
 
 from mirror_edge import bundle
 from mirror_edge.devices import Device
@@ -20,23 +20,6 @@ from mirror_edge.trace import Trace
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama tied": ("Llama", {"tie_word_embeddings": True}),
-    "llama untied": ("Llama", {"tie_word_embeddings": False}),
-    "llama with llama3 rope": ("Llama", {"tie_word_embeddings": False, "rope_parameters": LLAMA3}),
-    "mistral": ("Mistral", {"tie_word_embeddings": False, "sliding_window": None}),
-    "qwen2 tied": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen2 untied": ("Qwen2", {"tie_word_embeddings": False}),
-    "qwen3": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 16}),
-}
 CAPACITY = 200
 
 

@@ -1,0 +1,227 @@
+"""A decoder in torch, small enough to read: what the Core ML programs are converted from.
+
+RMS norms, rotary positions, grouped-query attention with optional biases and query and key norms,
+SwiGLU, a head that may be the embedding: Llama, Mistral, Qwen2 and Qwen3. Modules are named as in
+their checkpoints. There is no cache here: whoever runs the layers says how rows attend, so the same
+layers serve a whole text, a cache that is a state, and one that is handed in and out.
+
+Rows lie as [1, S, features], or as [1, features, 1, S], the layout that the Neural Engine prefers,
+in which a linear layer is a convolution by one. The number of axes says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Attend", "Decoder", "DecoderSpec", "Linear", "Norm", "Rotary"]
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines of the rows' positions, each [S, head_size / 2]."""
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Layer, queries [1, kv_heads, G·S, D], keys and values [1, kv_heads, S, D], to what the queries
+become. The G query heads that share a key head are more rows of it, so no key is ever repeated."""
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """The shape of a decoder."""
+
+    architecture: str
+    layers: int
+    hidden: int
+    mlp: int
+    vocabulary: int
+    context: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    epsilon: float
+    """Of the norms."""
+
+    @property
+    def group(self) -> int:
+        """G, how many query heads share a key head."""
+        return self.heads // self.kv_heads
+
+
+class Decoder(nn.Module):
+    """A whole decoder, with the rotary tables of its context."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self, spec: DecoderSpec, weights: Mapping[str, Tensor], cos: Tensor, sin: Tensor
+    ) -> None:
+        """Take `weights`, by their names in a checkpoint, and tables [context, head_size / 2].
+
+        Without an ``lm_head`` the head is the embedding.
+
+        Raises:
+            ValueError: naming weights that are missing, foreign or of another shape.
+        """
+        super().__init__()
+        self.spec = spec
+        with torch.device("meta"):
+            self.embed_tokens = nn.Embedding(spec.vocabulary, spec.hidden)
+            self.layers = nn.ModuleList(
+                Layer(spec, index, weights.keys()) for index in range(spec.layers)
+            )
+            self.norm = Norm(spec.hidden, spec.epsilon)
+            self.lm_head = Linear(spec.hidden, spec.vocabulary, bias=False)
+        named = {name.removeprefix("model."): weight for name, weight in weights.items()}
+        named.setdefault("lm_head.weight", named["embed_tokens.weight"])
+        try:
+            self.load_state_dict(named, assign=True)
+        except RuntimeError as error:
+            raise ValueError(" ".join(str(error).split())) from error
+        self.requires_grad_(False)
+        self.register_buffer("cos", cos)
+        self.register_buffer("sin", sin)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The logits [1, S, vocabulary] of a whole text."""
+        rows, size = self.embed_tokens(ids), ids.shape[1]
+        mask = torch.full((size, size), -torch.inf).triu(1).repeat(self.spec.group, 1)
+        rotary = self.rotary(torch.arange(size))
+        for layer in self.layers:
+            rows = layer(
+                rows, rotary, lambda _, q, k, v: F.scaled_dot_product_attention(q, k, v, mask)
+            )
+        logits: Tensor = self.lm_head(self.norm(rows))
+        return logits
+
+    def as_channels(self) -> Decoder:
+        """Change to the layout [1, features, 1, S], in place."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.weight = nn.Parameter(module.weight[:, :, None, None], requires_grad=False)
+        return self
+
+    def rotary(self, positions: Tensor) -> Rotary:
+        """The tables' rows at `positions`."""
+        return self.cos[positions], self.sin[positions]
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each behind a norm and added to the residual."""
+
+    def __init__(self, spec: DecoderSpec, index: int, names: Set[str]) -> None:
+        """Layer `index`; `names` of the checkpoint's weights say which biases and norms it has."""
+        super().__init__()
+        self.index = index
+        self.input_layernorm = Norm(spec.hidden, spec.epsilon)
+        self.self_attn = Attention(spec, f"model.layers.{index}.self_attn", names)
+        self.post_attention_layernorm = Norm(spec.hidden, spec.epsilon)
+        self.mlp = Gated(spec, f"model.layers.{index}.mlp", names)
+
+    def forward(self, rows: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
+        """The residual stream behind this layer, in the layout of `rows`."""
+        rows = rows + self.self_attn(self.input_layernorm(rows), self.index, rotary, attend)
+        residual: Tensor = rows + self.mlp(self.post_attention_layernorm(rows))
+        return residual
+
+
+class Attention(nn.Module):
+    """Queries, keys and values of the rows, turned to their positions, and what comes of them."""
+
+    def __init__(self, spec: DecoderSpec, name: str, names: Set[str]) -> None:
+        """See `Layer`."""
+        super().__init__()
+        self.spec = spec
+        inner, shared = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+        self.q_proj = Linear(spec.hidden, inner, f"{name}.q_proj.bias" in names)
+        self.k_proj = Linear(spec.hidden, shared, f"{name}.k_proj.bias" in names)
+        self.v_proj = Linear(spec.hidden, shared, f"{name}.v_proj.bias" in names)
+        self.o_proj = Linear(inner, spec.hidden, f"{name}.o_proj.bias" in names)
+        normed = f"{name}.q_norm.weight" in names
+        self.q_norm = Norm(spec.head_size, spec.epsilon, of_heads=True) if normed else nn.Identity()
+        self.k_norm = Norm(spec.head_size, spec.epsilon, of_heads=True) if normed else nn.Identity()
+
+    def forward(self, rows: Tensor, index: int, rotary: Rotary, attend: Attend) -> Tensor:
+        """Attended rows, in the layout of `rows`."""
+        spec = self.spec
+        queries = self.q_norm(_heads(self.q_proj(rows), spec.heads, spec.head_size))
+        keys = self.k_norm(_heads(self.k_proj(rows), spec.kv_heads, spec.head_size))
+        values = _heads(self.v_proj(rows), spec.kv_heads, spec.head_size)
+        grouped = _rotate(queries, rotary).reshape(1, spec.kv_heads, -1, spec.head_size)
+        attended = attend(index, grouped, _rotate(keys, rotary), values)
+        heads = attended.reshape(1, spec.heads, -1, spec.head_size)
+        inner = spec.heads * spec.head_size
+        if rows.dim() == 4:
+            merged = heads.transpose(2, 3).reshape(1, inner, 1, -1)
+        else:
+            merged = heads.transpose(1, 2).reshape(1, -1, inner)
+        out: Tensor = self.o_proj(merged)
+        return out
+
+
+class Gated(nn.Module):
+    """The MLP: SwiGLU."""
+
+    def __init__(self, spec: DecoderSpec, name: str, names: Set[str]) -> None:
+        """See `Layer`."""
+        super().__init__()
+        self.gate_proj = Linear(spec.hidden, spec.mlp, f"{name}.gate_proj.bias" in names)
+        self.up_proj = Linear(spec.hidden, spec.mlp, f"{name}.up_proj.bias" in names)
+        self.down_proj = Linear(spec.mlp, spec.hidden, f"{name}.down_proj.bias" in names)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows to rows."""
+        mixed: Tensor = self.down_proj(F.silu(self.gate_proj(rows)) * self.up_proj(rows))
+        return mixed
+
+
+class Linear(nn.Linear):
+    """A linear layer in either layout; in the second its weight is [out, in, 1, 1]."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[1, S, in] to [1, S, out], or [1, in, 1, S] to [1, out, 1, S]."""
+        if self.weight.dim() == 4:
+            return F.conv2d(rows, self.weight, self.bias)
+        return F.linear(rows, self.weight, self.bias)
+
+
+class Norm(nn.Module):
+    """The RMS norm over the features of rows, in either layout, or of each head."""
+
+    floor: Tensor
+
+    def __init__(self, size: int, epsilon: float, *, of_heads: bool = False) -> None:
+        """Over `size` features."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        floor = torch.tensor(epsilon**0.5, device="cpu")
+        self.register_buffer("floor", floor, persistent=False)
+        self.least, self.of_heads = epsilon**0.5, of_heads
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Squares of a residual stream leave float16's range, so rows are brought to 1 first.
+
+        The floor makes that exact: what is divided out of the rows is divided out of epsilon too.
+        """
+        channels = rows.dim() == 4 and not self.of_heads
+        axis = 1 if channels else -1
+        largest = rows.abs().amax(axis, keepdim=True).clamp(min=self.least)
+        small, floor = rows / largest, self.floor / largest
+        scaled = small * torch.rsqrt((small * small).mean(axis, keepdim=True) + floor * floor)
+        return scaled * (self.weight[:, None, None] if channels else self.weight)
+
+
+def _rotate(heads: Tensor, rotary: Rotary) -> Tensor:
+    cos, sin = rotary
+    half = cos.shape[-1]
+    one, two = heads[..., :half], heads[..., half:]
+    return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
+
+
+def _heads(rows: Tensor, heads: int, size: int) -> Tensor:
+    """Rows in either layout as [1, heads, S, D]."""
+    if rows.dim() == 4:
+        return rows.reshape(1, heads, size, -1).transpose(2, 3)
+    return rows.reshape(1, -1, heads, size).transpose(1, 2)
