@@ -1,10 +1,19 @@
-"""Lanes on a virtual clock: the real scheduler with stated times, and no devices to wait for."""
+"""Lanes on a virtual clock: the real scheduler with stated times, and no devices to wait for.
+
+Time passes only while somebody sleeps or waits for a result. Whoever is at work meanwhile takes
+turns, one at a time, the one whose moment comes first: a run is the same every time.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar
 
 from mirror_edge.trace import Span, Trace
 
@@ -14,69 +23,215 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class _Due(NamedTuple):
+    """Something to do at a moment to come."""
+
+    moment: float
+    order: int
+    action: Callable[[], None]
+    makes: Future[Any] | None
+    """The result that comes of it, if it takes time: it is work, and gets a thread of its own."""
+
+
 class VirtualClock:
-    """A clock that starts at 0 and moves when somebody sleeps or waits."""
+    """A clock that starts at 0 and moves when somebody sleeps or waits.
+
+    That is either a worker of this clock or the program outside, which lets the workers take
+    their turns while it sleeps or waits itself.
+    """
 
     def __init__(self) -> None:
         """At 0."""
         self.now = 0.0
+        self.worker: _Worker | None = None
+        """Who is at work; None for the program outside."""
+        self._due: list[_Due] = []
+        self._order = count()
+        self._wanted: Callable[[float], bool] = lambda _: True
+        """Whether the program outside wants to go on before some moment."""
 
     def __call__(self) -> float:
         """Seconds since the start."""
         return self.now
 
+    def at(
+        self, moment: float, action: Callable[[], None], makes: Future[Any] | None = None
+    ) -> None:
+        """Have something done at a moment to come, beside whoever is at work then.
+
+        What takes time says which result it `makes`: whoever waits for that one does it in place.
+        """
+        heappush(self._due, _Due(moment, next(self._order), action, makes))
+
     def sleep(self, seconds: float) -> None:
         """Let time pass."""
-        self.now += seconds
+        until, worker = self.now + seconds, self.worker
+        if worker is None:
+            self._wanted = lambda moment: moment > until
+            while self._due and self._due[0].moment <= until:
+                self._turn()
+            self.now = until
+        elif (self._due and self._due[0].moment <= until) or self._wanted(until):
+            self.at(until, worker.resume)
+            worker.pause()
+        else:  # It would be this worker's turn again.
+            self.now = until
+
+    def wait(self, future: Future[Any]) -> None:
+        """Let time pass until `future` is done."""
+        worker = self.worker
+        if worker is not None:
+            # The plain future's hook: a virtual one would wait for itself.
+            Future.add_done_callback(future, lambda _: self.at(self.now, worker.resume))
+            worker.pause()
+            return
+        while not future.done():
+            if not self._due:
+                raise RuntimeError("nobody on this clock is at work on what is waited for")
+            self._wanted = lambda _: future.done()
+            self._turn(future)
+
+    def _turn(self, waited_for: Future[Any] | None = None) -> None:
+        due = heappop(self._due)
+        self.now = max(self.now, due.moment)
+        if due.makes is None or due.makes is waited_for:
+            due.action()
+        else:
+            _Worker.begin(self, due.action)
+
+
+class _Worker:
+    """A thread that runs only between `resume` and its next `pause`, while the resumer waits."""
+
+    idle: ClassVar[list[_Worker]] = []
+    """Threads without work: to begin one takes as long as a whole step."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.work: Callable[[], None] = lambda: None
+        self._turn, self._back = threading.Lock(), threading.Lock()
+        self._turn.acquire()
+        self._back.acquire()
+        # One that is never resumed must not keep the program from ending.
+        threading.Thread(target=self._run, daemon=True).start()
+
+    @classmethod
+    def begin(cls, clock: VirtualClock, work: Callable[[], None]) -> None:
+        """Do `work` up to its first pause."""
+        worker = cls.idle.pop() if cls.idle else cls()
+        worker.clock, worker.work = clock, work
+        worker.resume()
+
+    def resume(self) -> None:
+        before, self.clock.worker = self.clock.worker, self
+        self._turn.release()
+        self._back.acquire()
+        self.clock.worker = before
+
+    def pause(self) -> None:
+        self._back.release()
+        self._turn.acquire()
+
+    def _run(self) -> None:
+        self._turn.acquire()
+        while True:
+            self.work()
+            self.idle.append(self)
+            self.pause()
+
+
+class VirtualFuture(Future[T]):
+    """Whoever asks for the result waits for it on the virtual clock."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        """For a call that some lane of `clock` is to make."""
+        super().__init__()
+        self._clock = clock
+
+    def result(self, timeout: float | None = None) -> Any:
+        """See `Future.result`; a time-out is none of the virtual clock."""
+        del timeout
+        if not self.done():
+            self._clock.wait(self)
+        return super().result()
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """See `Future.add_done_callback`; an event loop asks in this way."""
+        if not self.done():
+            self._clock.wait(self)
+        super().add_done_callback(fn)
+
+
+class _Call(NamedTuple):
+    future: VirtualFuture[Any]
+    name: str
+    arrives: float
+    work: Callable[[], Any]
+    cost: Callable[[], float]
 
 
 class VirtualLane:
-    """A lane whose calls are computed at once and end when their stated time is over."""
+    """A lane whose calls take the time that they sleep on the clock."""
 
     def __init__(
-        self, name: str, trace: Trace, clock: VirtualClock, cost: Callable[..., float]
+        self,
+        name: str,
+        trace: Trace,
+        clock: VirtualClock,
+        cost: Callable[..., float] | None = None,
+        hand_over: float = 0.0,
     ) -> None:
-        """`cost` is asked for (call name, *arguments) and answers in seconds.
+        """A lane of `clock`.
 
-        A call that sleeps on the clock itself takes that time too.
+        `cost` is asked for (call name, *arguments) and answers in seconds: what a call takes
+        before its own sleeps. `hand_over` is how long a call takes to arrive here, and its result
+        to be known to those who wait for it.
         """
         self.name = name
-        self._trace, self._clock, self._cost = trace, clock, cost
-        self._busy_until = 0.0
+        self._trace, self._clock, self._cost, self._hand_over = trace, clock, cost, hand_over
+        self._calls: deque[_Call] = deque()
+        self._busy = False
 
     def start(
         self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> Future[T]:
         """See `Lane.start`."""
-        clock, caller = self._clock, self._clock.now
-        clock.now = begin = max(caller, self._busy_until)
-        cost = self._cost(name, *args, **kwargs)
-        clock.sleep(cost)
-        future: _Waiting[T] = _Waiting(clock)
-        try:
-            future.set_result(call(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        future.ends = self._busy_until = clock.now
-        self._trace.calls.append(Span(self.name, name, begin, clock.now))
-        if cost:
-            self._trace.runs.append(Span(self.name, name, begin, begin + cost))
-        clock.now = caller
+        future: VirtualFuture[T] = VirtualFuture(self._clock)
+
+        def cost() -> float:
+            return 0.0 if self._cost is None else self._cost(name, *args, **kwargs)
+
+        arrives = self._clock.now + self._hand_over
+        self._calls.append(_Call(future, name, arrives, lambda: call(*args, **kwargs), cost))
+        if not self._busy:
+            self._next()
         return future
 
     def close(self) -> None:
         """Nothing to release."""
 
+    def _next(self) -> None:
+        self._busy = bool(self._calls)
+        if self._busy:
+            call = self._calls.popleft()
+            begins = max(self._clock.now, call.arrives)
+            self._clock.at(begins, lambda: self._do(call), call.future)
 
-class _Waiting(Future[T]):
-    """Whoever wants the result is at its end then."""
-
-    def __init__(self, clock: VirtualClock) -> None:
-        super().__init__()
-        self._clock = clock
-        self.ends = 0.0
-
-    def result(self, timeout: float | None = None) -> Any:
-        del timeout
-        self._clock.now = max(self._clock.now, self.ends)
-        return super().result()
+    def _do(self, call: _Call) -> None:
+        clock, future = self._clock, call.future
+        if future.set_running_or_notify_cancel():
+            begin = clock.now
+            if cost := call.cost():
+                clock.sleep(cost)
+                self._trace.runs.append(Span(self.name, call.name, begin, clock.now))
+            tell: Callable[[], None]
+            try:
+                tell = partial(future.set_result, call.work())
+            except BaseException as error:
+                tell = partial(future.set_exception, error)
+            self._trace.calls.append(Span(self.name, call.name, begin, clock.now))
+            if self._hand_over:
+                clock.at(clock.now + self._hand_over, tell)
+            else:
+                tell()
+        self._next()
