@@ -45,38 +45,13 @@ def export_command(
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle.")] = False,
 ) -> None:
     """Make a bundle of a target model and its draft, and check it against both."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskID,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-
+    from mirror_edge.apps.progress import stages
     from mirror_edge.errors import OptionError
     from mirror_edge.export import export
 
     if exit_layer != "auto" and not exit_layer.isdecimal():
         raise OptionError(f"--exit-layer {exit_layer}: must be auto or a number.")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, share: float) -> None:
-            for name, task in tasks.items():
-                if name != stage:
-                    progress.update(task, completed=1.0)
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=1.0)
-            progress.update(tasks[stage], completed=share)
-
+    with stages() as show:
         made = export(
             target,
             draft,

@@ -1,0 +1,37 @@
+"""A tokenizer of made-up words: byte-level BPE, so any text survives the round trip."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from mirror_edge.export.conversations import SPECIAL_TOKENS
+
+__all__ = ["BYTES", "FIRST_WORD", "made_up_tokenizer"]
+
+_SYLLABLES = [a + b for a, b in product("bdfgjklmnprstvz", "aeiou")]
+_SPACE = "Ġ"  # how byte-level BPE writes a space
+
+BYTES = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + 256)
+"""The ids of the single bytes, behind the special tokens."""
+FIRST_WORD = BYTES.stop + 2 * len(_SYLLABLES)
+"""From here on every token is a word: a space and two or three syllables."""
+
+
+def made_up_tokenizer(vocabulary: int) -> Tokenizer:
+    """`vocabulary` tokens: special ones, bytes, syllables, and words until it is full."""
+    merges = [(syllable[0], syllable[1]) for syllable in _SYLLABLES]
+    first = [(_SPACE, syllable) for syllable in _SYLLABLES]
+    second = [(_SPACE + a, b) for a, b in product(_SYLLABLES, repeat=2)]
+    third = ((_SPACE + a + b, c) for a, b, c in product(_SYLLABLES, repeat=3))
+    merges += first + second[: vocabulary - FIRST_WORD]
+    room = vocabulary - BYTES.stop - len(merges)
+    merges += [merge for merge, _ in zip(third, range(room), strict=False)]
+    spelled = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    spelled += [a + b for a, b in merges]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(spelled)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return tokenizer
