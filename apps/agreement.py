@@ -1,0 +1,221 @@
+"""How well target, exit head and draft of a bundle agree, along the target's own answers.
+
+``python -P -m mirror_edge.apps.agreement [BUNDLE] [--prompts FILE] [--json]`` answers every prompt
+at every temperature and prints:
+
+- acceptance per token: accepted draft tokens over judged ones, where a step judges the tokens that
+  it accepts and the first that it does not;
+- tokens a step;
+- how often the draft says the target's token in the very places of the answers: with the shared
+  noise, greedily, and as an independent sample; and the most that any pairing of samples allows;
+- coverage Ω_κ: how often the target's token is among the exit head's κ candidates, ranked with the
+  shared noise, and Ω_κ without;
+- hit rate: how often the outcome of a step is among its R likeliest roots.
+
+The first token of an answer comes from the prompt alone and counts nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mirror_edge.apps import program
+from mirror_edge.apps.record import BUDGETS, DEPTHS
+from mirror_edge.errors import ContextError, DataError, OptionError
+
+if TYPE_CHECKING:
+    from mirror_edge.answer import Decoder
+    from mirror_edge.bundle import Bundle
+    from mirror_edge.protocols import DraftGraph
+
+PROMPTS = (
+    "Tell me about a gardener who talks to her roses.",
+    "Why do we have weekends?",
+    "Write a short letter to a friend who has moved away.",
+    "What should I pack for a walk in the hills?",
+    "Describe a kitchen early in the morning.",
+    "Give me three words that mean cold.",
+    "How does a kettle know when the water boils?",
+    "Write a story about a boy and a very slow train.",
+    "What is 27 + 15?",
+    "Explain to a child why the sea is salty.",
+    "Write four lines about the moon over a harbour.",
+    "Which is better for a flat, a cat or a dog?",
+    "Tell a story in which somebody finds an old map.",
+    "What do bees do in winter?",
+    "Write a dialogue between a cook and a hungry guest.",
+    "How can I learn the names of the trees?",
+    "Summarize: The shop was closed for a week. When it opened again, everybody came.",
+    "Write an advertisement for an umbrella.",
+    "What did people do in the evening before there was light at night?",
+    "Tell me something nice about Mondays.",
+)
+_TABLE = (
+    ("tokens", "tokens"),
+    ("judged draft tokens", "judged"),
+    ("acceptance per token", "acceptance_per_token"),
+    ("tokens a step", "tokens_per_step"),
+    ("draft says it, shared noise", "draft_says_it", "shared_noise"),
+    ("  greedily", "draft_says_it", "greedy"),
+    ("  as an independent sample", "draft_says_it", "independent"),
+    ("  at most, however paired", "draft_says_it", "at_most"),
+    *((f"coverage Ω_{k}", "coverage", str(k)) for k in DEPTHS),
+    (f"  Ω_{DEPTHS[-1]} without noise", "coverage_without_noise", str(DEPTHS[-1])),
+    *((f"hit rate, R={budget or 'all'}", "hit_rate", str(budget or "all")) for budget in BUDGETS),
+)
+"""The rows: what it is, and where the figures have it."""
+
+
+def agreement(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="One prompt a line; left out: twenty simple ones.")
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="Repeatable; left out: 0 and 1.")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Of an answer, at most.")] = 128,
+    window: Annotated[int, typer.Option(help="γ: draft tokens a step.")] = 7,
+    candidates: Annotated[int, typer.Option(help="κ: outcomes prepared for at each place.")] = 8,
+    seed: int = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Of target and draft, each.")] = 1,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompts, without chat template.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure how well target, exit head and draft agree."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from mirror_edge import Sampling, Speculation
+    from mirror_edge import bundle as bundles
+    from mirror_edge.apps.record import Record
+    from mirror_edge.apps.replay import Replayer
+    from mirror_edge.sampling import Sampler
+    from mirror_edge.text import Text
+
+    read = bundles.read(bundles.demo() if bundle is None else bundle)
+    asked = PROMPTS if prompts is None else _lines(prompts)
+    text = Text.read(read.folder)
+    tokens = [
+        text.encode(p) if raw else text.encode_chat([{"role": "user", "content": p}]) for p in asked
+    ]
+    context, longest = read.manifest.target.model.context, max(map(len, tokens))
+    if longest + 2 > context:
+        raise ContextError(
+            f"a prompt has {longest:,} tokens and the context {context:,}; shorten it so that "
+            "there is room for an answer."
+        )
+    speculation = Speculation("mirror", window, candidates, None)
+    grid = [(heat, ids) for heat in temperature or (0.0, 1.0) for ids in tokens]
+    records: dict[float, Record] = {}
+    with _opened(read, threads) as (on, graph):
+        replayer = Replayer(on, graph, speculation, text.eos)
+        for heat, ids in track(grid, description="Answering", console=Console(stderr=True)):
+            sampler = Sampler(Sampling(temperature=heat, seed=seed), on.target.vocabulary)
+            into = records.setdefault(heat, Record())
+            replayer.answer(ids, new_tokens, sampler, into)
+    measured = {f"{heat:g}": found.figures() for heat, found in records.items()}
+    about = _about(read, len(asked), window, candidates, seed)
+    if as_json:
+        typer.echo(json.dumps(about | {"temperatures": measured}))
+    else:
+        _show(about, measured)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        asked = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}). Give a text file.") from error
+    if not asked:
+        raise DataError(f"{file}: is empty. Write one prompt a line.")
+    return asked
+
+
+@contextmanager
+def _opened(read: Bundle, threads: int) -> Iterator[tuple[Decoder, DraftGraph]]:
+    """Target and draft of a bundle on the CPU, one working at a time."""
+    from mirror_edge.answer import Decoder
+    from mirror_edge.devices import Device, runtime_for
+    from mirror_edge.lanes import ThreadLane
+    from mirror_edge.trace import Trace
+
+    if read.manifest.draft is None:
+        raise OptionError(f"{read.folder}: has no draft. Export the bundle with --draft.")
+    trace, device = Trace(), Device("cpu")
+    runtime = runtime_for(device)
+    target = runtime.open_target(read, device, threads, trace)
+    graph = runtime.open_draft(read, device, threads, trace)
+    lane = ThreadLane("draft", trace)
+    try:
+        yield Decoder(target, lane, lane, trace), graph
+    finally:
+        lane.close()
+        graph.close()
+        target.close()
+
+
+def _about(read: Bundle, prompts: int, window: int, candidates: int, seed: int) -> dict[str, Any]:
+    """What the figures are of."""
+    target, draft = read.manifest.target, read.manifest.draft
+    assert draft is not None
+    tokenizer = json.loads(read.file("tokenizer_config.json").read_text(encoding="utf-8"))
+    return {
+        "bundle": read.manifest.name,
+        "precision": {"target": target.model.precision, "draft": draft.model.precision},
+        "exit_layer": target.exit_layer,
+        "layers": target.model.layers,
+        "planted": tokenizer.get("planted"),
+        "prompts": prompts,
+        "window": window,
+        "candidates": candidates,
+        "seed": seed,
+    }
+
+
+def _show(about: dict[str, Any], measured: dict[str, dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    precision = "/".join(dict.fromkeys(about["precision"].values()))
+    console.print(
+        f"{about['bundle']}: {precision}, exit after layer {about['exit_layer']} of "
+        f"{about['layers']}; {about['prompts']} prompts, γ={about['window']}, "
+        f"κ={about['candidates']}, seed {about['seed']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if planted := about["planted"]:
+        console.print(
+            f"[bold]A planted pair, its language is artificial[/bold]: asked for an agreement of "
+            f"{planted['agreement']:g} and a coverage of {planted['exit_coverage']:g}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    table = Table("", *(f"T={heat}" for heat in measured), box=None)
+    for label, *path in _TABLE:
+        table.add_row(label, *(_cell(found, path) for found in measured.values()))
+    console.print(table)
+
+
+def _cell(found: Any, path: list[str]) -> str:
+    for key in path:
+        found = found[key]
+    if found is None:
+        return "-"
+    return f"{found:,}" if isinstance(found, int) else f"{found:.3f}"
+
+
+if __name__ == "__main__":
+    program.run(program.single(agreement))
