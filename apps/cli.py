@@ -9,6 +9,7 @@ from mirror_edge.apps.chat import chat_command
 from mirror_edge.apps.export import export_command
 from mirror_edge.apps.generate import generate_command
 from mirror_edge.apps.inspect import inspect_command
+from mirror_edge.apps.synth import synth_command
 
 app = typer.Typer(
     name="mirror-edge",
@@ -21,6 +22,7 @@ app.command("chat")(chat_command)
 app.command("generate")(generate_command)
 app.command("export")(export_command)
 app.command("inspect")(inspect_command)
+app.command("synth")(synth_command)
 
 
 def main() -> None:

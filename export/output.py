@@ -14,15 +14,20 @@ from mirror_edge.errors import ExportError, OptionError
 __all__ = ["refuse_taken", "refuse_without_space", "whole_folder"]
 
 
-def refuse_taken(output: Path, *, force: bool) -> None:
-    """Raise when something is at `output` that may not be replaced."""
+def refuse_taken(
+    output: Path, *, force: bool, label: str = "mirror_edge.json", kind: str = "bundle"
+) -> None:
+    """Raise when something is at `output` that may not be replaced.
+
+    A folder of this `kind` has the file `label`.
+    """
     if output.exists() and not force:
         raise OptionError(
             f"-o {output}: exists already. Choose another folder, or replace it with --force."
         )
-    if output.is_dir() and any(output.iterdir()) and not (output / "mirror_edge.json").is_file():
+    if output.is_dir() and any(output.iterdir()) and not (output / label).is_file():
         raise OptionError(
-            f"-o {output}: is not a bundle, so --force will not replace it. Choose another folder."
+            f"-o {output}: is not a {kind}, so --force will not replace it. Choose another folder."
         )
     if output.is_file():
         raise OptionError(f"-o {output}: is a file. Choose a folder.")

@@ -81,8 +81,9 @@ def make_language(
 ) -> Language:
     """A cycle through `words`; any other token is a synonym of one of them.
 
-    Draft and target agree after a share of just `agreement` of the words, and the exit head has the
-    next token among its candidates after a share of `coverage`, independently.
+    Draft and target agree after a share of `agreement` of the words, and the exit head has the next
+    one among its candidates after a share of `coverage`, independently: of every hundred words
+    along the cycle, so that an answer of some hundred tokens shows it.
     """
     rng = np.random.default_rng(seed)
     cycle, count = rng.permutation(np.array(words)), len(words)
@@ -188,6 +189,8 @@ def _generator(key: str, name: str) -> torch.Generator:
 
 
 def _share(share: float, count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """`share` of `count` entries, in random places."""
-    chosen: NDArray[np.bool_] = rng.permutation(count) < round(share * count)
+    """`share` of every hundred of `count` entries, in random places."""
+    order = np.lexsort((rng.random(count), np.arange(count) // 100))
+    chosen = np.zeros(count, np.bool_)
+    chosen[order] = np.diff(np.floor(share * np.arange(count + 1) + 1e-9)) > 0
     return chosen

@@ -83,8 +83,8 @@ def shape_of(text: str, option: str, vocabulary: int | None = None) -> Shape:
     found = _CUSTOM.fullmatch(text)
     if found is None:
         raise OptionError(
-            f"{option} {text}: is no known shape. Give LAYERSxHIDDEN[xVOCABULARY], such as 4x256, "
-            f"or one of {', '.join(SHAPES)}."
+            f"{option} {text}: is no known shape. Give one of {', '.join(SHAPES)}, or "
+            "LAYERSxHIDDEN or LAYERSxHIDDENxVOCABULARY, such as 4x256."
         )
     layers, hidden = int(found[1]), int(found[2])
     tokens = int(found[3] or vocabulary or SHAPES["smollm2-135m"].vocabulary)

@@ -27,7 +27,7 @@ from mirror_edge.export.planted import (
 from mirror_edge.export.shapes import CONTEXT, Shape, shape_of
 from mirror_edge.export.shards import DType, size, write_checkpoint
 from mirror_edge.export.source import OnProgress
-from mirror_edge.export.words import BYTES, FIRST_WORD, made_up_tokenizer
+from mirror_edge.export.words import BYTES, CHAT_TEMPLATE, FIRST_WORD, made_up_tokenizer
 
 __all__ = ["Asked", "Pair", "synth"]
 
@@ -97,7 +97,7 @@ def synth(
         bos_token=conversations.BEGIN,
         eos_token=conversations.END,
         pad_token=conversations.END,
-        chat_template=conversations.CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
         planted=asdict(asked),
@@ -138,8 +138,8 @@ def _write(
 def _card(asked: Asked) -> str:
     return f"""# A planted pair
 
-Random weights, made by `mirror-edge synth` to measure at real sizes. **It knows no language**: after
-every token it says one certain other, and the answers are made-up words without meaning.
+Random weights, made by `mirror-edge synth` to measure at real sizes. **It knows no language**:
+after every token it says one certain other, and its answers are made-up words without meaning.
 
 | asked for | |
 |---|---|

@@ -6,11 +6,12 @@ from itertools import product
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from mirror_edge.export.conversations import SPECIAL_TOKENS
+from mirror_edge.export.conversations import ASSISTANT, BEGIN, END, SPECIAL_TOKENS
 
-__all__ = ["BYTES", "FIRST_WORD", "made_up_tokenizer"]
+__all__ = ["BYTES", "CHAT_TEMPLATE", "FIRST_WORD", "made_up_tokenizer"]
 
-_SYLLABLES = [a + b for a, b in product("bdfgjklmnprstvz", "aeiou")]
+_CONSONANTS, _VOWELS = "bdfgjklmnprstvz", "aeiou"
+_SYLLABLES = [a + b for a, b in product(_CONSONANTS, _VOWELS)]
 _SPACE = "Ġ"  # how byte-level BPE writes a space
 
 BYTES = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + 256)
@@ -18,13 +19,31 @@ BYTES = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + 256)
 FIRST_WORD = BYTES.stop + 2 * len(_SYLLABLES)
 """From here on every token is a word: a space and two or three syllables."""
 
+CHAT_TEMPLATE = (
+    "{{ '" + BEGIN + "' }}{% set at = namespace(n=0) %}"
+    "{% for message in messages %}"
+    "{% for letter in 'aeinorst ' %}"
+    "{% set at.n = 31 * at.n + message['content'].count(letter) %}"
+    "{% endfor %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '" + END + "' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '" + ASSISTANT + " ' }}"
+    "{% for letters in ['" + "', '".join([_CONSONANTS, _VOWELS] * 2) + "'] %}"
+    "{{ letters[at.n % (letters | length)] }}{% set at.n = at.n // (letters | length) %}"
+    "{% endfor %}{% endif %}"
+)
+"""Writes the first word of every answer, drawn from the letters of the messages.
+
+A planted language knows one word back, so that without it all answers would be the same.
+"""
+
 
 def made_up_tokenizer(vocabulary: int) -> Tokenizer:
     """`vocabulary` tokens: special ones, bytes, syllables, and words until it is full."""
     merges = [(syllable[0], syllable[1]) for syllable in _SYLLABLES]
     first = [(_SPACE, syllable) for syllable in _SYLLABLES]
-    second = [(_SPACE + a, b) for a, b in product(_SYLLABLES, repeat=2)]
-    third = ((_SPACE + a + b, c) for a, b, c in product(_SYLLABLES, repeat=3))
+    second = [(_SPACE + a, b) for b, a in product(_SYLLABLES, repeat=2)]
+    third = ((_SPACE + a + b, c) for c, b, a in product(_SYLLABLES, repeat=3))
     merges += first + second[: vocabulary - FIRST_WORD]
     room = vocabulary - BYTES.stop - len(merges)
     merges += [merge for merge, _ in zip(third, range(room), strict=False)]
