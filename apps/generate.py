@@ -32,9 +32,9 @@ def generate_command(
     seed: options.Seed = 0,
     max_new_tokens: Annotated[int, typer.Option(help="End the answer after so many tokens.")] = 256,
     stop: options.Stop = None,
-    window: options.Window = 3,
-    candidates: options.Candidates = 4,
-    branches: options.Branches = "8",
+    window: options.Window = None,
+    candidates: options.Candidates = None,
+    branches: options.Branches = None,
     drafter: options.Drafter = "model",
     strict: options.Strict = False,
     raw: Annotated[

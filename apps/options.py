@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,9 +26,11 @@ Template = Annotated[
 Stop = Annotated[
     list[str] | None, typer.Option(help="End the answer before this text; repeatable.")
 ]
-Window = Annotated[int, typer.Option(help="γ: draft tokens a step.")]
-Candidates = Annotated[int, typer.Option(help="κ: outcomes prepared for at each place.")]
-Branches = Annotated[str, typer.Option(help="R: outcomes prepared for in all, or 'all'.")]
+Window = Annotated[int | None, typer.Option(help="γ: draft tokens a step; auto chooses it.")]
+Candidates = Annotated[int | None, typer.Option(help="κ: outcomes prepared for at each place.")]
+Branches = Annotated[
+    str | None, typer.Option(help="R: outcomes prepared for in all, or 'all'; auto chooses it.")
+]
 Drafter = Annotated[str, typer.Option(help="model (the bundle's draft) or ngram (look-up).")]
 Strict = Annotated[
     bool,
@@ -61,7 +63,12 @@ def template_variables(asked: list[str] | None) -> dict[str, Any]:
 
 
 def speculation(
-    mode: str, window: int, candidates: int, branches: str, drafter: str, strict: bool
+    mode: str,
+    window: int | None,
+    candidates: int | None,
+    branches: str | None,
+    drafter: str,
+    strict: bool,
 ) -> Speculation:
     """The options as a `Speculation`.
 
@@ -71,13 +78,17 @@ def speculation(
     from mirror_edge.errors import OptionError
     from mirror_edge.policy import Speculation
 
-    if branches != "all" and not branches.isdecimal():
+    if branches is None or branches == "all":
+        roots: int | Literal["all"] | None = branches  # type: ignore[assignment]
+    elif branches.isdecimal():
+        roots = int(branches)
+    else:
         raise OptionError(f"--branches is {branches!r}; it must be a number or 'all'.")
     return Speculation(
         mode=mode,  # type: ignore[arg-type]
         window=window,
         candidates=candidates,
-        branches=None if branches == "all" else int(branches),
+        branches=roots,
         drafter=drafter,  # type: ignore[arg-type]
         strict=strict,
     )

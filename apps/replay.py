@@ -69,16 +69,14 @@ class Replayer:
 
     def _step(self, answer: Answer, into: Record) -> NDArray[np.float32]:
         """One step; the target's logits behind every token that it committed."""
-        plan, sampler = answer.strategy, answer.sampler
+        plan, sampler = answer.plan, answer.sampler
         answer.await_draft()
         drafted, position, room = answer.drafted, len(answer.tokens), answer.room
         pool = plan.pool(sampler.sampling)
         signal = answer.prefix(max(pool, DEPTHS[-1]))
         assert signal is not None
         asked = ExitSignal(signal.ids[:, :pool], signal.logprobs[:, :pool])
-        roots = choose_roots(
-            asked, drafted, position, plan.candidates, None, answer.agreement, sampler
-        )
+        roots = choose_roots(asked, drafted, position, plan.candidates, answer.agreement, sampler)
         logits = self.on.target.suffix()
         verdict = verify(logits, answer.tokens, drafted, sampler)
         answer.draft_after(verdict)

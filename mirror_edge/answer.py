@@ -9,13 +9,13 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mirror_edge.hypotheses import Branch, ExitSignal, HypothesisTree, Root, choose_roots
 from mirror_edge.policy import Strategy
-from mirror_edge.protocols import Clock, Drafter, Lane, Target
+from mirror_edge.protocols import Clock, Drafter, Lane, Planner, Target
 from mirror_edge.sampling import Sampler
 from mirror_edge.stats import Stats
 from mirror_edge.trace import Trace
@@ -53,13 +53,20 @@ class Answer:
     on: Decoder
     tokens: list[int]
     """Prompt and answer: all that is committed."""
-    strategy: Strategy
+    plan: Strategy
+    """Of the step under way."""
     sampler: Sampler
     drafter: Drafter | None
     """None in mode `ar`, and after the draft was lost."""
     eos: frozenset[int]
     limit: int
     """`tokens` never grows beyond this length."""
+    controller: Planner | None = None
+    """Plans every step in mode `auto`."""
+    choices: Sequence[Strategy] = ()
+    """What it may choose from."""
+    planned: Strategy | None = None
+    """Its last plan, made on the event loop: no step waits for the next one."""
     stats: Stats = field(default_factory=Stats)
     """Of what was handed out; the one part that belongs to the event loop."""
     drafted: tuple[int, ...] = ()
@@ -70,8 +77,12 @@ class Answer:
     """The draft reading the prompt."""
     fresh: Future[list[Branch]] | None = None
     """The serial draft of the next window, where no branch was prepared for it."""
+    dropped: Event = field(default_factory=Event)
+    """Set when nobody wants it any more."""
     waited: float = 0.0
     """How long the step under way had to wait for it, in seconds."""
+    depth: int = 0
+    """Draft tokens asked for the next window."""
     untold: list[int] = field(default_factory=list)
     """Committed tokens that the drafter has not heard of."""
     judged: int = 0
@@ -94,6 +105,15 @@ class Answer:
         """How often the target has agreed with a draft token, a half before it was asked."""
         return (self.agreed + 1) / (self.judged + 2)
 
+    def next_plan(self) -> Strategy:
+        """Plan the next step."""
+        self.waited, self.depth = 0.0, 0
+        if self.drafter is None:
+            self.plan = replace(self.plan, mode="ar")
+        elif self.planned is not None:
+            self.plan = self.planned
+        return self.plan
+
     def reuse(self) -> int:
         """Keep the rows that the target's cache shares with the prompt; how many they are.
 
@@ -101,7 +121,7 @@ class Answer:
         none, since rounding may depend on how its rows came to be.
         """
         on, kept = self.on, 0
-        most = 0 if self.strategy.width else min(len(on.cached), len(self.tokens) - 1)
+        most = 0 if self.plan.width else min(len(on.cached), len(self.tokens) - 1)
         while kept < most and on.cached[kept] == self.tokens[kept]:
             kept += 1
         del on.cached[kept:]
@@ -127,17 +147,22 @@ class Answer:
 
     def await_draft(self) -> None:
         """Take the fresh draft that is under way, if any, into the window."""
-        self.waited = 0.0
         if self.fresh is not None:
             began = self.on.clock()
             found = self.branches(self.fresh)
             self.fresh, self.drafted = None, found[0].tokens if found else ()
             self.waited = self.on.clock() - began
+        self.drafted = self.drafted[: self.plan.window]
+
+    def without_draft(self) -> None:
+        """Leave the fresh draft that is under way, if any, to itself."""
+        self.dropped.set()
+        self.fresh, self.drafted = None, ()
 
     def prefix(self, candidates: int) -> ExitSignal | None:
         """Take the window through layers 1..E and the exit head."""
         window, start = (self.tokens[-1], *self.drafted), len(self.tokens) - 1
-        return self.on.target.prefix(window, start, candidates, self.strategy.width)
+        return self.on.target.prefix(window, start, candidates, self.plan.width)
 
     def suffix(self) -> Verdict:
         """Take it through layers E+1..N: what the target says to it."""
@@ -145,33 +170,36 @@ class Answer:
 
     def rollout(self, signal: ExitSignal | None) -> Rollout:
         """Have the draft prepare for the likeliest of the outcomes that the exit head names."""
-        plan, drafter, sampler = self.strategy, self.drafter, self.sampler
+        plan, drafter, sampler = self.plan, self.drafter, self.sampler
         depth = min(plan.window, self.room - 2)
-        roots: list[Root] = []
+        ranking: list[Root] = []
         dropped = Event()
         if drafter is None or signal is None or depth < 1:
-            return Rollout(self, None, roots, dropped)
+            return Rollout(self, None, ranking, 0, dropped)
         told, self.untold = self.untold, []
         drafted, position, agreement = self.drafted, len(self.tokens), self.agreement
+        self.depth = depth
 
         def call() -> list[Branch]:
-            roots[:] = choose_roots(
-                signal, drafted, position, plan.candidates, plan.branches, agreement, sampler
+            ranking[:] = choose_roots(
+                signal, drafted, position, plan.candidates, agreement, sampler
             )
-            return drafter.rollout(told, drafted, roots, depth, sampler, dropped)
+            return drafter.rollout(told, drafted, ranking[: plan.branches], depth, sampler, dropped)
 
-        return Rollout(self, self.on.draft_lane.start("rollout", call), roots, dropped)
+        made = self.on.draft_lane.start("rollout", call)
+        return Rollout(self, made, ranking, plan.branches, dropped)
 
     def draft_after(self, verdict: Verdict) -> None:
         """Set the draft to work on the next window, before anybody has read this one's tokens."""
         said = (*self.drafted[: verdict.accepted], verdict.correction)
-        depth = min(self.strategy.window, self.room - len(said) - 1)
+        depth = min(self.plan.window, self.room - len(said) - 1)
         if self.drafter is None or depth < 1 or not self.eos.isdisjoint(said):
             return
         told, self.untold = self.untold, []
-        call, roots = self.drafter.rollout, [Root(*verdict)]
+        call, roots, self.dropped = self.drafter.rollout, [Root(*verdict)], Event()
+        self.depth = depth
         self.fresh = self.on.draft_lane.start(
-            "fresh", call, told, self.drafted, roots, depth, self.sampler
+            "fresh", call, told, self.drafted, roots, depth, self.sampler, self.dropped
         )
 
     def branches(self, made: Future[list[Branch]]) -> list[Branch]:
@@ -212,9 +240,16 @@ class Rollout(NamedTuple):
     answer: Answer
     made: Future[list[Branch]] | None
     """None where there was nothing to prepare."""
-    roots: Sequence[Root]
-    """Its roots, once they are chosen."""
+    ranking: Sequence[Root]
+    """All the roots, likeliest first, once they are ranked."""
+    branches: int | None
+    """How many of them are drafted for; None for all."""
     dropped: Event
+
+    @property
+    def roots(self) -> Sequence[Root]:
+        """Those that are drafted for."""
+        return self.ranking[: self.branches]
 
     def after(self, verdict: Verdict) -> Branch | None:
         """The branch prepared for this outcome.
@@ -224,7 +259,12 @@ class Rollout(NamedTuple):
         """
         if self.made is None:
             return None
-        if self.roots and Root(*verdict) not in self.roots:
+        if self.ranking and Root(*verdict) not in self.roots:
             self.dropped.set()
             return None
         return HypothesisTree(self.answer.branches(self.made)).lookup(*verdict)
+
+    def rank(self, verdict: Verdict) -> int | None:
+        """Where the outcome stands in the ranking, from 0; None if nowhere."""
+        root = Root(*verdict)
+        return self.ranking.index(root) if root in self.ranking else None

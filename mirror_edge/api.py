@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,16 @@ from typing import Any, Self, TypedDict, Unpack
 
 from mirror_edge import bundle as bundles
 from mirror_edge.answer import Answer, Decoder
+from mirror_edge.controller import Controller
 from mirror_edge.decode import decode
 from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
 from mirror_edge.driving import drive, run
 from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
 from mirror_edge.lanes import ThreadLane
+from mirror_edge.measuring import measure
 from mirror_edge.memory import plan_memory
 from mirror_edge.ngram import NgramDrafter
-from mirror_edge.policy import Speculation, resolve
+from mirror_edge.policy import Speculation, choices, resolve
 from mirror_edge.protocols import Drafter
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.sampling import Sampler, Sampling
@@ -135,6 +138,7 @@ class Model:
             threads = draft_threads or len(draft_device.cores) or 1
             graph = runtimes[1].open_draft(bundle, draft_device, threads, self._trace)
             self._drafters["model"] = ModelDrafter(graph)
+        self._controllers: dict[str, Controller] = {}
         self._decoder = Decoder(
             target=self._target,
             target_lane=ThreadLane("target", self._trace, target_device.cores),
@@ -192,7 +196,7 @@ class Model:
             text="".join(part.text for part in parts),
             tokens=tuple(token for part in parts for token in part.tokens),
             finish_reason=parts[-1].finish_reason or "stop",
-            mode=answer.strategy.mode,
+            mode="auto" if answer.controller else answer.plan.mode,
             stats=answer.stats,
         )
 
@@ -263,18 +267,23 @@ class Model:
         answer = Answer(
             on=self._decoder,
             tokens=tokens,
-            strategy=strategy,
+            plan=strategy,
             sampler=sampler,
             drafter=drafter if strategy.mode != "ar" else None,
             eos=self._text.eos,
             limit=limit,
+            choices=choices(asked) if asked.mode == "auto" else (),
         )
-        return answer, self._chunks(answer, StopStrings(options.get("stop") or ()))
+        return answer, self._chunks(answer, asked.drafter, StopStrings(options.get("stop") or ()))
 
-    async def _chunks(self, answer: Answer, stops: StopStrings) -> AsyncGenerator[Chunk]:
+    async def _chunks(
+        self, answer: Answer, drafter: str, stops: StopStrings
+    ) -> AsyncGenerator[Chunk]:
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving another answer; wait for it or load it twice.")
         try:
+            if answer.choices and answer.drafter is not None:
+                answer.controller = await self._controller(drafter, answer.drafter)
             text = self._text.stream()
             async for tokens, reason in decode(answer):
                 emit = ""
@@ -294,6 +303,16 @@ class Model:
                     yield Chunk(emit, tuple(tokens), None, answer.stats)
         finally:
             self._busy.release()
+
+    async def _controller(self, name: str, drafter: Drafter) -> Controller:
+        """The controller of a pair, which measures its devices once."""
+        if name not in self._controllers:
+            lane = self._decoder.target_lane
+            costs = await asyncio.wrap_future(
+                lane.start("measure", measure, self._decoder, drafter)
+            )
+            self._controllers[name] = Controller(costs)
+        return self._controllers[name]
 
 
 def _device(text: str) -> Device:

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
 
-from mirror_edge.answer import Answer, FinishReason
+from mirror_edge.answer import Answer, FinishReason, Rollout
 from mirror_edge.hypotheses import Branch
 from mirror_edge.policy import Mode
 from mirror_edge.stats import StepRecord
@@ -35,8 +35,7 @@ class Outcome(NamedTuple):
 
     verdict: Verdict
     branch: Branch | None = None
-    roots: int = 0
-    hit: bool | None = None
+    rollout: Rollout | None = None
 
 
 class Said(NamedTuple):
@@ -57,7 +56,7 @@ class Step(NamedTuple):
 
 def ar_step(answer: Answer) -> Outcome:
     """The target alone: one token."""
-    answer.drafted = ()
+    answer.without_draft()
     answer.prefix(candidates=0)
     return Outcome(answer.suffix())
 
@@ -74,13 +73,13 @@ def sd_step(answer: Answer) -> Outcome:
 def mirror_step(answer: Answer) -> Outcome:
     """Mirror speculation: while the suffix decides, the draft prepares for every outcome."""
     answer.await_draft()
-    signal = answer.prefix(answer.strategy.pool(answer.sampler.sampling))
+    signal = answer.prefix(answer.plan.pool(answer.sampler.sampling))
     rollout = answer.rollout(signal)
     verdict = answer.suffix()
     branch = rollout.after(verdict)
     if branch is None:
         answer.draft_after(verdict)
-    return Outcome(verdict, branch, len(rollout.roots), branch is not None)
+    return Outcome(verdict, branch, rollout)
 
 
 STEPS: dict[Mode, Callable[[Answer], Outcome]] = {
@@ -98,6 +97,8 @@ async def decode(answer: Answer) -> AsyncIterator[Said]:
     """
     on, lane, stats = answer.on, answer.on.target_lane, answer.stats
     began = on.clock()
+    if answer.controller is not None:
+        answer.planned = answer.controller.plan(answer.choices)
     answer.warm_up()
     kept = await asyncio.wrap_future(lane.start("prefill", answer.reuse))
     stats.prompt_tokens = len(answer.tokens)
@@ -116,6 +117,9 @@ async def decode(answer: Answer) -> AsyncIterator[Said]:
             assert taken is not None
             said, record, stats.draft_losses = taken
             stats.steps.append(record())
+            if answer.controller is not None:
+                answer.controller.learn(stats.steps[-1])
+                answer.planned = answer.controller.plan(answer.choices)
             stats.generated_tokens += len(said.tokens)
             stats.decode_seconds += stats.steps[-1].seconds
             yield said
@@ -130,7 +134,8 @@ def prefill(answer: Answer) -> Said | None:
     if token is None:
         return None
     first = Verdict(0, token)
-    answer.draft_after(first)
+    if answer.next_plan().mode != "ar":
+        answer.draft_after(first)
     said = Said(answer.commit(first, None), answer.finish_reason)
     answer.on.trace.take()
     return said
@@ -140,22 +145,24 @@ def step(answer: Answer, asked: float) -> Step | None:
     """Take the step that the event loop asked for at `asked`; None once the answer has ended."""
     if answer.finish_reason is not None:
         return None
-    on, mode = answer.on, answer.strategy.mode if answer.drafter is not None else "ar"
-    began = max(asked, answer.until)
-    outcome = STEPS[mode](answer)
-    proposed = len(answer.drafted)
-    said = Said(answer.commit(outcome.verdict, outcome.branch), answer.finish_reason)
+    on, began = answer.on, max(asked, answer.until)
+    answer.next_plan()
+    outcome = STEPS[answer.plan.mode](answer)
+    (verdict, branch, rollout), proposed = outcome, len(answer.drafted)
+    said = Said(answer.commit(verdict, branch), answer.finish_reason)
     answer.until = on.clock()
     record = partial(
         StepRecord.of,
         on.trace.take(),
         (began, answer.until),
-        mode=mode,
+        mode=answer.plan.mode,
         waited=answer.waited,
         proposed=proposed,
-        accepted=outcome.verdict.accepted,
+        accepted=verdict.accepted,
         committed=len(said.tokens),
-        roots=outcome.roots,
-        hit=outcome.hit,
+        depth=answer.depth,
+        roots=len(rollout.roots) if rollout else 0,
+        rank=rollout.rank(verdict) if rollout else None,
+        hit=branch is not None if rollout else None,
     )
     return Step(said, record, list(answer.losses))

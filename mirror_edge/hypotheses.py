@@ -65,14 +65,13 @@ def choose_roots(
     drafted: Sequence[int],
     first_position: int,
     candidates: int,
-    budget: int | None,
     agreement: float,
     sampler: Sampler,
 ) -> list[Root]:
     """The outcomes worth preparing for, likeliest first.
 
     Row j's candidates are the `candidates` best of the signal under the shared noise, less d_{j+1}
-    (that one is no correction). With a `budget`, only so many roots are kept, ranked by
+    (that one is no correction). The roots are ranked by
     ``reach(j) · leave(j) · p_j(v)``: the probability that d1..dj are accepted, that d_{j+1} is
     not, and that v comes instead. d_{j+1} is taken to be accepted as often as the exit head says
     or as draft tokens have been so far, whichever is more: a weak exit head must not hide the
@@ -83,7 +82,6 @@ def choose_roots(
         drafted: the window's draft tokens d1..dγ.
         first_position: absolute position of the token that row 0 predicts.
         candidates: κ, counted after d_{j+1} is dropped.
-        budget: R, or None for all.
         agreement: how often the target has agreed with a draft token so far, 0..1.
         sampler: ranks with the noise that target and draft use too.
     """
@@ -107,7 +105,7 @@ def choose_roots(
             found = [(v, p) for v, p in found if v != drafted[j]]
         ranked += [(share * p, Root(j, v)) for v, p in found[:candidates]]
     ranked.sort(key=lambda root: -root[0])
-    return [root for _, root in ranked[:budget]]
+    return [root for _, root in ranked]
 
 
 _TINY = 1e-9

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from mirror_edge.errors import OptionError
 from mirror_edge.sampling import Sampling
 
-__all__ = ["STRICT_WIDTH", "DrafterName", "Mode", "Speculation", "Strategy", "resolve"]
+__all__ = [
+    "STRICT_WIDTH",
+    "DrafterName",
+    "Mode",
+    "Speculation",
+    "Strategy",
+    "choices",
+    "resolve",
+]
 
 Mode = Literal["ar", "sd", "mirror"]
 """`ar`: the target alone. `sd`: draft, then verify. `mirror`: both at once."""
@@ -18,27 +26,32 @@ DrafterName = Literal["model", "ngram"]
 STRICT_WIDTH = 8
 """Rows of every target forward under `strict`."""
 
+DEFAULT_WINDOW, DEFAULT_CANDIDATES, DEFAULT_BRANCHES = 3, 4, 8
+
 _POOL = 64
+_WINDOWS = [1, 2, 3, 4, 5, 6, 7]
+_CANDIDATES = 8
+_BRANCHES: list[int | None] = [1, 2, 4, 8, 16, 32]
 
 
 @dataclass(frozen=True)
 class Speculation:
-    """What the caller asks for.
+    """What the caller asks for; None leaves it to the controller, or to a default in other modes.
 
     Attributes:
-        mode: one of the modes, or `auto`: `mirror` where there is a draft, else `ar`.
+        mode: one of the modes, or `auto`: the best of them, chosen anew for every step.
         window: γ, draft tokens a window.
         candidates: κ, outcomes prepared for a row.
-        branches: R, outcomes prepared for in all; None for κ·(γ+1).
+        branches: R, outcomes prepared for in all; `all` for κ·(γ+1).
         drafter: the bundle's draft model, or look-up of n-grams in prompt and answer.
         strict: run every step of the target at one width and read every prompt anew, so that not
             even rounding tells modes apart.
     """
 
     mode: Literal["auto", "ar", "sd", "mirror"] = "auto"
-    window: int = 3
-    candidates: int = 4
-    branches: int | None = 8
+    window: int | None = None
+    candidates: int | None = None
+    branches: int | Literal["all"] | None = None
     drafter: DrafterName = "model"
     strict: bool = False
 
@@ -50,9 +63,9 @@ class Speculation:
             raise OptionError(f"drafter is {self.drafter!r}; it must be model or ngram.")
         for name in ("window", "candidates", "branches"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and value != "all" and value < 1:
                 raise OptionError(f"{name} is {value}; it must be 1 or more.")
-        if self.strict and self.window >= STRICT_WIDTH:
+        if self.strict and (self.window or 0) >= STRICT_WIDTH:
             raise OptionError(
                 f"window is {self.window}; with strict it must be below {STRICT_WIDTH}."
             )
@@ -66,6 +79,7 @@ class Strategy:
     window: int
     candidates: int
     branches: int | None
+    """None for all."""
     width: int
     """Rows every target forward is padded to; 0 for none."""
 
@@ -75,7 +89,7 @@ class Strategy:
 
 
 def resolve(asked: Speculation, *, can_draft: bool) -> Strategy:
-    """The strategy of an answer.
+    """The strategy of an answer; in mode `auto` the one it begins with.
 
     Raises:
         OptionError: if the mode was named and there is no draft for it.
@@ -88,10 +102,28 @@ def resolve(asked: Speculation, *, can_draft: bool) -> Strategy:
             f"mode {mode} needs a draft, and this bundle has none. "
             "Use the n-gram drafter, mode ar, or export the bundle with --draft."
         )
+    branches = DEFAULT_BRANCHES if asked.branches is None else asked.branches
     return Strategy(
         mode,
-        asked.window,
-        asked.candidates,
-        asked.branches,
+        asked.window or DEFAULT_WINDOW,
+        asked.candidates or DEFAULT_CANDIDATES,
+        None if branches == "all" else branches,
         STRICT_WIDTH if asked.strict else 0,
     )
+
+
+def choices(asked: Speculation) -> list[Strategy]:
+    """Every strategy that mode `auto` may choose from under what the caller fixed."""
+    first = resolve(replace(asked, mode="ar"), can_draft=True)
+    windows = [asked.window] if asked.window else _WINDOWS
+    if asked.strict:
+        windows = [window for window in windows if window < STRICT_WIDTH]
+    candidates = asked.candidates or _CANDIDATES
+    serial = [replace(first, mode="sd", window=window) for window in windows]
+    every = [first.branches] if asked.branches else _BRANCHES
+    mirrored = [
+        replace(plan, mode="mirror", candidates=candidates, branches=branches)
+        for plan in serial
+        for branches in every
+    ]
+    return [first, *serial, *mirrored]

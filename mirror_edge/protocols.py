@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mirror_edge.hypotheses import Branch, ExitSignal, Root
+    from mirror_edge.policy import Strategy
     from mirror_edge.sampling import Sampler
+    from mirror_edge.stats import StepRecord
 
-__all__ = ["Clock", "DraftGraph", "Drafter", "Lane", "Target"]
+__all__ = ["Clock", "DraftGraph", "Drafter", "Lane", "Planner", "Target"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -119,6 +121,18 @@ class DraftGraph(Protocol):
 
     def close(self) -> None:
         """Release the device."""
+        ...
+
+
+class Planner(Protocol):
+    """Plans every step of an answer in mode `auto`."""
+
+    def plan(self, among: Sequence[Strategy]) -> Strategy:
+        """One of these, for the next step."""
+        ...
+
+    def learn(self, step: StepRecord) -> None:
+        """Take in what a step was like."""
         ...
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mirror_edge.policy import Mode
 from mirror_edge.trace import Span, covered, overlap
 
 if TYPE_CHECKING:
@@ -19,13 +20,17 @@ __all__ = ["Stats", "StepRecord"]
 class StepRecord:
     """One step: what it decided, and its times in seconds."""
 
-    mode: str
+    mode: Mode
     proposed: int
     """γ: draft tokens in the window."""
     accepted: int
     committed: int
     """Tokens that became part of the answer: A + 1, fewer at its end."""
+    depth: int
+    """Draft tokens asked for the next window."""
     roots: int
+    rank: int | None
+    """Where the outcome stood among the roots, drafted for or not, from 0; None if nowhere."""
     hit: bool | None
     """Whether the outcome had been prepared for; None where nothing was looked up."""
     seconds: float
@@ -49,12 +54,14 @@ class StepRecord:
         spans: tuple[Sequence[Span], Sequence[Span]],
         window: tuple[float, float],
         *,
-        mode: str,
+        mode: Mode,
         waited: float,
         proposed: int,
         accepted: int,
         committed: int,
+        depth: int,
         roots: int,
+        rank: int | None,
         hit: bool | None,
     ) -> StepRecord:
         """Sort the (calls, runs) that ended during the step by what they were.
@@ -73,7 +80,9 @@ class StepRecord:
             proposed=proposed,
             accepted=accepted,
             committed=committed,
+            depth=depth,
             roots=roots,
+            rank=rank,
             hit=hit,
             seconds=ended - began,
             waited=waited,

@@ -20,9 +20,12 @@ from mirror_edge.trace import Span, Trace
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Language", "ScriptedDraft", "ScriptedTarget", "blend", "random_language"]
+__all__ = ["Language", "ScriptedDraft", "ScriptedTarget", "Seconds", "blend", "random_language"]
 
 Language = Callable[[Sequence[int]], "NDArray[np.float32]"]
+
+Seconds = float | Callable[[int], float]
+"""What a call takes, or what it takes for so many rows."""
 
 
 def random_language(seed: int, vocabulary: int, order: int = 2, sharpness: float = 2.0) -> Language:
@@ -53,15 +56,16 @@ class _Sleeper:
     """Takes the stated seconds a call, and records them as the runs of a device."""
 
     def __init__(
-        self, seconds: Mapping[str, float], trace: Trace | None, virtual: VirtualClock | None
+        self, seconds: Mapping[str, Seconds], trace: Trace | None, virtual: VirtualClock | None
     ) -> None:
         self._seconds, self._trace = seconds, trace
         self._clock = virtual or time.perf_counter
         self._sleep = time.sleep if virtual is None else virtual.sleep
 
-    def __call__(self, name: str) -> None:
+    def __call__(self, name: str, rows: int) -> None:
         begin = self._clock()
-        if wait := self._seconds.get(name, 0.0):
+        wait = self._seconds.get(name, 0.0)
+        if wait := wait(rows) if callable(wait) else wait:
             self._sleep(wait)
         if self._trace is not None:
             self._trace.runs.append(Span(name, name, begin, self._clock()))
@@ -76,11 +80,11 @@ class ScriptedTarget:
         exit_language: Language,
         vocabulary: int,
         context: int = 4096,
-        seconds: Mapping[str, float] | None = None,
+        seconds: Mapping[str, Seconds] | None = None,
         trace: Trace | None = None,
         virtual: VirtualClock | None = None,
     ) -> None:
-        """`seconds` holds what `prefill`, `prefix` and `suffix` take, on the clock given."""
+        """`seconds` says what `prefill`, `prefix`, `exit` and `suffix` take, on the clock given."""
         self.context, self.vocabulary = context, vocabulary
         self._language, self._exit_language = language, exit_language
         self._sleep = _Sleeper(seconds or {}, trace, virtual)
@@ -89,7 +93,7 @@ class ScriptedTarget:
 
     def prefill(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
         """See `Target.prefill`."""
-        self._sleep("prefill")
+        self._sleep("prefill", len(tokens))
         self._feed(tokens, start)
         return self._language(self._fed)[None]
 
@@ -98,10 +102,11 @@ class ScriptedTarget:
     ) -> ExitSignal | None:
         """See `Target.prefix`; a scripted row never depends on the `width`."""
         del width
-        self._sleep("prefix")
+        self._sleep("prefix", len(window))
         self._feed(window, start)
         if candidates == 0:
             return None
+        self._sleep("exit", len(window))
         logits = np.stack([self._exit_language(self._fed[: end + 1]) for end in self._rows])
         logits = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
         ids = np.argsort(-logits, axis=-1, kind="stable")[:, :candidates]
@@ -109,7 +114,7 @@ class ScriptedTarget:
 
     def suffix(self) -> NDArray[np.float32]:
         """See `Target.suffix`."""
-        self._sleep("suffix")
+        self._sleep("suffix", len(self._rows))
         return np.stack([self._language(self._fed[: end + 1]) for end in self._rows])
 
     def close(self) -> None:
@@ -131,15 +136,16 @@ class ScriptedDraft:
         vocabulary: int,
         context: int = 4096,
         branch_rows: int = 4096,
-        seconds: float = 0.0,
+        seconds: Seconds = 0.0,
         trace: Trace | None = None,
+        virtual: VirtualClock | None = None,
     ) -> None:
-        """A forward takes `seconds`."""
+        """A forward takes `seconds`, on the clock given."""
         self.context, self.vocabulary = context, vocabulary
         self.slots = context + branch_rows
         self.forwards = 0
         self._language = language
-        self._sleep = _Sleeper({"draft": seconds}, trace, None)
+        self._sleep = _Sleeper({"draft": seconds}, trace, virtual)
         self._tokens = np.full(self.slots, -1, dtype=np.int64)
         self._positions = np.full(self.slots, -1, dtype=np.int64)
 
@@ -156,7 +162,7 @@ class ScriptedDraft:
         Raises:
             ValueError: if a row is shown anything but one token for each position up to its own.
         """
-        self._sleep("draft")
+        self._sleep("draft", len(tokens))
         self.forwards += 1
         end = start + len(tokens)
         self._tokens[start:end], self._positions[start:end] = tokens, positions

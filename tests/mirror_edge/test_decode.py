@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -16,12 +17,13 @@ from mirror_edge.answer import Answer, Decoder
 from mirror_edge.decode import decode
 from mirror_edge.lanes import ThreadLane
 from mirror_edge.ngram import NgramDrafter
-from mirror_edge.policy import Mode, Strategy
+from mirror_edge.policy import Mode, Speculation, Strategy, choices
 from mirror_edge.protocols import Drafter, Lane
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.scripted import ScriptedDraft, ScriptedTarget, blend, random_language
 from mirror_edge.runtimes.virtual import VirtualClock, VirtualLane
 from mirror_edge.sampling import Sampler, Sampling
+from mirror_edge.stats import StepRecord
 from mirror_edge.trace import Trace
 
 VOCABULARY = 24
@@ -72,7 +74,7 @@ class House:
         return Answer(
             on=decoder,
             tokens=list(PROMPT),
-            strategy=Strategy(mode, window, candidates, branches, 0),
+            plan=Strategy(mode, window, candidates, branches, 0),
             sampler=Sampler(sampling, VOCABULARY),
             drafter=self.drafter,
             eos=eos,
@@ -124,6 +126,35 @@ def test_every_mode_says_what_the_target_alone_says(
         )
         assert asyncio.run(spoken(answer)) == alone
         assert not answer.stats.draft_losses
+
+
+class Restless:
+    """A controller that plans every step by the dice."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+
+    def plan(self, among: Sequence[Strategy]) -> Strategy:
+        return self.dice.choice(among)
+
+    def learn(self, step: StepRecord) -> None:
+        pass
+
+
+@pytest.mark.parametrize("drafter", drafters())
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_plan_may_change_at_every_step(drafter: str, temperature: float) -> None:
+    sampling = Sampling(temperature=temperature, seed=2)
+    alone = asyncio.run(spoken(House(free_lane, None).answer("ar", new=80, sampling=sampling)))
+    every, tried = choices(Speculation()), set()
+    for seed in range(4):
+        # Each mode is as likely as the others.
+        among = [p for mode in ("ar", "sd", "mirror") for p in every if p.mode == mode]
+        answer = House(free_lane, drafters()[drafter]()).answer("ar", new=80, sampling=sampling)
+        answer.controller, answer.choices = Restless(seed), [*among[:8] * 4, *among[8:]]
+        assert asyncio.run(spoken(answer)) == alone
+        tried |= {step.mode for step in answer.stats.steps}
+    assert tried == {"ar", "sd", "mirror"}
 
 
 def test_a_near_draft_commits_several_tokens_a_step_and_hits() -> None:
@@ -255,7 +286,7 @@ def again(answer: Answer) -> Answer:
     return Answer(
         answer.on,
         list(PROMPT),
-        answer.strategy,
+        answer.plan,
         answer.sampler,
         answer.drafter,
         answer.eos,

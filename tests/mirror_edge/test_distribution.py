@@ -60,7 +60,7 @@ async def _sampled(seeds: Iterable[int]) -> list[Sample]:
             on=Decoder(target, lanes[0], lanes[1], trace),
             drafter=drafter,
             tokens=list(PROMPT),
-            strategy=Strategy("mirror", 2, 1, None, 0),
+            plan=Strategy("mirror", 2, 1, None, 0),
             sampler=Sampler(Sampling(temperature=1.0, seed=seed), VOCABULARY),
             eos=frozenset(),
             limit=len(PROMPT) + 4,

@@ -57,7 +57,7 @@ def test_every_mode_gives_the_tokens_of_the_target_alone(
                     mode=mode,
                     window=window,
                     candidates=candidates,
-                    branches=branches,
+                    branches=branches or "all",
                     drafter="ngram" if drafter == "ngram" else "model",
                 ),
             )

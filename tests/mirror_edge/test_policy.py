@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mirror_edge.errors import OptionError
-from mirror_edge.policy import STRICT_WIDTH, Speculation, Strategy, resolve
+from mirror_edge.policy import STRICT_WIDTH, Speculation, Strategy, choices, resolve
 from mirror_edge.sampling import Sampling
 
 
@@ -33,7 +33,7 @@ def test_a_named_mode_without_a_draft_is_refused_with_the_reason(mode: Any) -> N
 
 
 def test_the_rest_is_taken_over() -> None:
-    asked = Speculation("mirror", window=5, candidates=3, branches=None)
+    asked = Speculation("mirror", window=5, candidates=3, branches="all")
     assert resolve(asked, can_draft=True) == Strategy("mirror", 5, 3, None, 0)
 
 
@@ -74,3 +74,15 @@ def test_the_exit_head_names_one_candidate_more_than_is_needed(
     assert pool >= candidates + 1
     assert pool == candidates + 1 or temperature > 0
     assert pool >= 64 or temperature == 0
+
+
+def test_auto_may_choose_every_mode_and_keeps_what_was_fixed() -> None:
+    free = choices(Speculation())
+    assert {plan.mode for plan in free} == {"ar", "sd", "mirror"}
+    assert len({plan.window for plan in free if plan.mode == "mirror"}) > 3
+    fixed = choices(Speculation(window=2, candidates=3, branches="all", strict=True))
+    assert {(p.window, p.candidates, p.branches) for p in fixed if p.mode == "mirror"} == {
+        (2, 3, None)
+    }
+    assert {plan.width for plan in fixed} == {STRICT_WIDTH}
+    assert all(plan.window < STRICT_WIDTH for plan in choices(Speculation(strict=True)))

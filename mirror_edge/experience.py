@@ -1,0 +1,100 @@
+"""What the steps so far have taught: how often the draft is right, and how long things really take.
+
+Everything is forgotten slowly, so that a text that changes its character is noticed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mirror_edge.costs import Costs
+from mirror_edge.policy import Mode
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mirror_edge.stats import StepRecord
+
+__all__ = ["Experience", "Fading"]
+
+_MEMORY = 48.0
+_RANKS = 64
+"""Ranks of an outcome among the roots that are told apart."""
+
+
+@dataclass
+class Fading:
+    """A mean that forgets: it starts at `prior`, worth `weight` observations."""
+
+    prior: float
+    weight: float = 2.0
+    memory: float = _MEMORY
+    """Observations after which an old one counts for 1/e of a new one."""
+    _sum: float = 0.0
+    _count: float = 0.0
+
+    def add(self, value: float, count: float = 1.0) -> None:
+        """Note `count` observations of mean `value`."""
+        keep = (1.0 - 1.0 / self.memory) ** count
+        self._sum = self._sum * keep + value * count
+        self._count = self._count * keep + count
+
+    @property
+    def mean(self) -> float:
+        """What to expect."""
+        return (self._sum + self.prior * self.weight) / (self._count + self.weight)
+
+
+@dataclass
+class Experience:
+    """Of one pair on its devices, over all the answers it has given.
+
+    The times are factors on what `Costs` says; the host's share is in seconds.
+    """
+
+    acceptance: Fading = field(default_factory=lambda: Fading(0.6, 4.0))
+    """Of a draft token whose predecessors were accepted."""
+    ranks: NDArray[np.float64] = field(
+        default_factory=lambda: np.array([4.0 * 0.5 ** (rank + 1) for rank in range(_RANKS + 1)])
+    )
+    """How often the outcome stood at each rank of the roots; the last is for those nowhere."""
+    target: Fading = field(default_factory=lambda: Fading(1.0))
+    beside: Fading = field(default_factory=lambda: Fading(1.0))
+    """Of the suffix with a rollout beside it, on top of `target`."""
+    fresh: Fading = field(default_factory=lambda: Fading(1.0))
+    rollout: Fading = field(default_factory=lambda: Fading(1.0))
+    host: dict[Mode, Fading] = field(
+        default_factory=lambda: {mode: Fading(2e-4) for mode in ("ar", "sd", "mirror")}
+    )
+
+    def learn(self, step: StepRecord, costs: Costs) -> None:
+        """Take in one step."""
+        rows = step.proposed + 1
+        if step.proposed:
+            judged = min(step.accepted + 1, step.proposed)
+            self.acceptance.add(step.accepted / judged, judged)
+        self.host[step.mode].add(step.host)
+        self.target.add(_ratio(step.prefix, costs.prefix(rows)))
+        if step.mode != "mirror":
+            self.target.add(_ratio(step.suffix, costs.suffix(rows)))
+        elif step.roots:
+            expected = costs.beside * costs.suffix(rows) * self.target.mean
+            self.beside.add(_ratio(step.suffix, expected))
+            self.ranks *= 1.0 - 1.0 / _MEMORY
+            self.ranks[_RANKS if step.rank is None else min(step.rank, _RANKS)] += 1.0
+        if step.fresh and step.proposed:
+            self.fresh.add(_ratio(step.fresh, step.proposed * costs.draft(1)))
+        if step.hit and step.depth:
+            self.rollout.add(_ratio(step.rollout, step.depth * costs.draft(step.roots)))
+
+    def hit_rate(self, roots: int) -> float:
+        """How often the outcome is among the `roots` best."""
+        return float(self.ranks[: min(roots, _RANKS)].sum() / self.ranks.sum())
+
+
+def _ratio(measured: float, expected: float) -> float:
+    """How far off, within reason: a machine that slept says nothing about its devices."""
+    return min(max(measured / max(expected, 1e-9), 0.2), 5.0)

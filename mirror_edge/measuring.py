@@ -1,0 +1,92 @@
+"""Measuring what a step costs on the devices at hand: a second or two, before the first plan."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from mirror_edge.costs import Costs, Curve
+from mirror_edge.hypotheses import Root
+from mirror_edge.sampling import Sampler, Sampling
+
+if TYPE_CHECKING:
+    from mirror_edge.answer import Decoder
+    from mirror_edge.protocols import Clock, Drafter
+
+__all__ = ["measure"]
+
+_WINDOWS = (1, 2, 3, 4, 6, 8)
+_ROOTS = (1, 2, 4, 8, 16, 32)
+_CANDIDATES = 9
+_DEPTH = 3
+_MOST = 7
+_FED = 16
+"""Tokens in front of what is measured."""
+
+
+def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
+    """The costs of this pair, in about so many seconds; runs on the target's lane.
+
+    The caches of both models hold nothing of use afterwards.
+    """
+    target, lane, clock = decoder.target, decoder.draft_lane, decoder.clock
+    sampler = Sampler(Sampling(), target.vocabulary)
+    share = seconds / (2 * len(_WINDOWS) + len(_ROOTS) + 2)
+    decoder.cached.clear()
+    target.prefill([0] * _FED, 0)
+
+    def window(rows: int) -> tuple[float, float, float]:
+        times = [clock()]
+        target.prefix([0] * rows, _FED, 0)
+        times.append(clock())
+        target.suffix()
+        times.append(clock())
+        target.prefix([0] * rows, _FED, _CANDIDATES)
+        times.append(clock())
+        first, second, third = (b - a for a, b in pairwise(times))
+        return first, second, max(0.0, third - first)
+
+    def rollout(count: int) -> float:
+        roots = [Root(0, token % target.vocabulary) for token in range(count)]
+        began = clock()
+        drafter.rollout([], [], roots, _DEPTH, sampler)
+        return clock() - began
+
+    def beside() -> float:
+        target.prefix([0] * 3, _FED, 0)
+        done = lane.start("measure", rollout, 8)
+        began = clock()
+        target.suffix()
+        taken = clock() - began
+        done.result()
+        return taken
+
+    found = [_medians(window, rows, clock, 2 * share) for rows in _WINDOWS]
+    lane.start("prefill", drafter.prefill, [0] * _FED).result()
+    drafts = [
+        lane.start("measure", _medians, lambda n: (rollout(n),), count, clock, share).result()[0]
+        for count in _ROOTS
+    ]
+    slowed = _medians(lambda _: (beside(),), 0, clock, share)[0]
+    prefix, suffix, exits = zip(*found, strict=True)
+    alone = suffix[_WINDOWS.index(3)]
+    return Costs(
+        prefix=Curve(_WINDOWS, prefix),
+        exit=Curve(_WINDOWS, exits),
+        suffix=Curve(_WINDOWS, suffix),
+        draft=Curve(_ROOTS, tuple(time / _DEPTH for time in drafts)),
+        beside=max(1.0, slowed / alone),
+    )
+
+
+def _medians(
+    timed: Callable[[int], tuple[float, ...]], rows: int, clock: Clock, seconds: float
+) -> tuple[float, ...]:
+    """The medians of what `timed` measures, over a few calls; the first one only warms up."""
+    timed(rows)
+    began, taken = clock(), [timed(rows)]
+    while len(taken) < _MOST and clock() - began < seconds:
+        taken.append(timed(rows))
+    return tuple(statistics.median(times) for times in zip(*taken, strict=True))
