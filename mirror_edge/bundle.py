@@ -83,8 +83,10 @@ class DraftSpec:
 
     model: ModelSpec
     streams: int = 0
+    stream_layers: int = 0
+    """The top layers that streams go through; 0 without streams."""
     branch_rows: int = 0
-    """Rows its cache may hold beyond the context, for the branches of a rollout."""
+    """Rows its cache may hold beyond the context, for branches and their streams."""
     graph: str = "draft/draft.onnx"
 
 
@@ -237,6 +239,14 @@ def _manifest(raw: dict[str, Any], path: Path) -> Manifest:
         raise BundleError(
             f"{path}: exit layer {exit_layer} is not between 1 and {layers - 1}. Export again."
         )
+    guide = manifest.draft
+    if guide is not None:
+        least, most = (1, guide.model.layers) if guide.streams else (0, 0)
+        if guide.streams < 0 or not least <= guide.stream_layers <= most:
+            raise BundleError(
+                f"{path}: the draft cannot have {guide.streams} streams through "
+                f"{guide.stream_layers} of its {guide.model.layers} layers. Export again."
+            )
     graphs = [manifest.target.prefix, manifest.target.exit, manifest.target.suffix]
     graphs += [] if manifest.draft is None else [manifest.draft.graph]
     for name in (*graphs, "tokenizer.json"):

@@ -98,7 +98,9 @@ class DraftGraph(Protocol):
     context: int
     vocabulary: int
     slots: int
-    """How many rows the KV cache can hold."""
+    """How many rows the KV cache can hold, streams while they run among them."""
+    streams: int
+    """s, the stream rows that a main row can have; 0 for a plain draft."""
 
     def forward(
         self,
@@ -107,11 +109,17 @@ class DraftGraph(Protocol):
         start: int,
         hidden: NDArray[np.bool_] | None,
         wanted: NDArray[np.int64],
+        streamed: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
-        """Feed rows into slots `start`…; return logits [len(wanted), vocabulary] of those rows.
+        """Feed rows into slots `start`…; return logits [len(wanted) + m·s, vocabulary].
 
-        They are valid until the next call. `hidden` [rows, start + rows] marks the slots a row must
-        not see, beyond the causal rule; None hides nothing.
+        First those of the rows `wanted`, then those of all streams of the m rows `streamed`. They
+        are valid until the next call.
+
+        A row sees the slots before its own. `hidden` [rows, n] marks those of the last n slots,
+        n >= rows, that it must not see; None hides nothing. Its streams see what it sees, itself,
+        and each other up to their own; nobody else ever sees them. Into an empty cache rows are
+        fed without either.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The draft model as a drafter: all branches of a rollout advance together, one forward a token.
+"""The draft model as a drafter: all branches of a rollout advance together.
 
 The cache holds the main rows (committed and drafted tokens, in order) in its first slots and the
 rows of the last rollout's branches behind them. When a branch comes true its rows are moved up to
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from threading import Event
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mirror_edge.growth import Growing, Growth, most_rows
 from mirror_edge.hypotheses import Branch, Root
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from mirror_edge.protocols import DraftGraph
     from mirror_edge.sampling import Sampler
 
@@ -26,32 +25,29 @@ __all__ = ["ModelDrafter"]
 _CHUNK = 256
 
 
-class _Grown(NamedTuple):
-    """A branch of the last rollout as the cache has it."""
-
-    after: int
-    """Main rows it continues."""
-    tokens: tuple[int, ...]
-    """Root and all fed tokens; the last drafted token was never fed."""
-    slots: tuple[int, ...]
-
-
 class ModelDrafter:
     """A `Drafter` over one draft graph."""
 
-    def __init__(self, graph: DraftGraph) -> None:
-        """Draft with `graph`, whose cache becomes this drafter's own."""
-        self._context = graph.context
+    def __init__(self, graph: DraftGraph, streams: int | None = None) -> None:
+        """Draft with `graph`, whose cache becomes this drafter's own.
+
+        With `streams`, at most so many of the graph's streams are used.
+        """
         self._graph = graph
+        self._streams = graph.streams if streams is None else min(streams, graph.streams)
         self._committed: list[int] = []
         self._rows: list[int] = []
-        self._grown: list[_Grown] = []
+        self._sure = 0
+        """So many main rows are known to be the committed ones."""
+        self._grown: Sequence[Growing] = ()
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Take `tokens` as the committed ones, keeping the rows they share with the cache."""
-        self._committed = list(tokens)
-        self._settle(self._committed)
-        self._feed_main(self._committed)
+        self._committed, self._sure = list(tokens), 0
+        trunk = self._committed[: self._graph.context]
+        self._settle(trunk)
+        self._feed(trunk[len(self._rows) :])
+        self._sure = len(self._rows)
 
     def rollout(
         self,
@@ -64,49 +60,28 @@ class ModelDrafter:
     ) -> list[Branch]:
         """Continue every root that fits by `depth` tokens; see `Drafter.rollout`."""
         self._committed += committed
-        trunk = [*self._committed, *drafted][: self._context]
+        graph, base = self._graph, len(self._committed)
+        trunk = [*self._committed, *drafted][: graph.context]
         self._settle(trunk)
-        self._feed_main(trunk[: len(trunk) - 1])
-        base = len(self._committed)
-        depth = min(depth, self._context - base - max((r.row for r in roots), default=0) - 1)
-        roots = roots[: (self._graph.slots - len(trunk)) // max(depth, 1)] if depth > 0 else ()
-        if not roots:
+        # The last row goes along with the branches, unless nothing would stand before them.
+        self._feed(trunk[len(self._rows) : max(1, len(trunk) - 1)])
+        furthest = base + max((root.row for root in roots), default=0)
+        depth = min(depth, graph.context - furthest - 1)
+        room = graph.slots - len(trunk)
+        kept = roots[: room // depth] if depth > 0 else ()
+        if not kept:
             return []
-        parents = np.array([base + root.row for root in roots])
-        missing = trunk[len(self._rows) :]
-        hidden = _hidden(parents, len(trunk), depth)
-        tokens = np.empty((len(roots), depth + 1), dtype=np.int64)
-        tokens[:, 0] = [root.token for root in roots]
-        for step in range(depth):
-            if step > 0 and dropped is not None and dropped.is_set():
-                depth = step
-                break
-            fed, start = tokens[:, step], len(trunk) + step * len(roots)
-            positions, unseen = parents + step, hidden[:, : start + len(roots)]
-            if step == 0 and missing:
-                # Main rows that nobody fed yet go along in front, plainly causal.
-                fed, start = np.concatenate([missing, fed]), len(self._rows)
-                positions = np.concatenate([np.arange(start, len(trunk)), positions])
-                nothing = np.zeros((len(missing), unseen.shape[1]), dtype=np.bool_)
-                unseen = np.concatenate([nothing, unseen])
-            wanted = np.arange(len(fed) - len(roots), len(fed))
-            logits = self._forward(fed, positions, start, unseen, wanted)[:, : self._limit(sampler)]
-            if step == 0:
-                self._rows += missing
-            tokens[:, step + 1] = sampler.choose(
-                logits,
-                (parents + step + 1).tolist(),
-                _histories(trunk, parents, tokens[:, : step + 1])
-                if sampler.needs_history
-                else None,
-            )
-        slots = len(trunk) + np.arange(depth) * len(roots) + np.arange(len(roots))[:, None]
-        spelled = tokens[:, : depth + 1].tolist()
-        self._grown = [
-            _Grown(parent, tuple(row[:-1]), tuple(where))
-            for parent, row, where in zip(parents.tolist(), spelled, slots.tolist(), strict=True)
-        ]
-        return [Branch(root, tuple(row[1:])) for root, row in zip(roots, spelled, strict=True)]
+        fits = graph.context - furthest - depth, room // len(kept)
+        streams = _most_streams(self._streams, graph.streams, depth, *fits)
+        fed = len(self._rows)
+        branches = [Growing(root, base + root.row, [root.token]) for root in kept]
+        growth = Growth(graph, sampler, trunk, branches, depth, streams, min(fed, base))
+        growth.forward(missing=len(trunk) - fed)
+        self._rows += trunk[fed:]
+        while growth.growing and not (dropped is not None and dropped.is_set()):
+            growth.forward()
+        self._grown = branches
+        return [Branch(branch.root, tuple(branch.tokens[1:])) for branch in branches]
 
     def close(self) -> None:
         """Release the graph."""
@@ -114,56 +89,44 @@ class ModelDrafter:
 
     def _settle(self, trunk: Sequence[int]) -> None:
         """Make the main rows the longest stretch of `trunk` that the cache can spell."""
-        shared = _common(self._rows, trunk)
-        best: _Grown | None = None
+        sure = self._sure
+        shared = sure + _common(self._rows[sure:], trunk[sure:])
+        best: Growing | None = None
         length = shared
         for grown in self._grown:
             if grown.after <= shared:
-                reach = grown.after + _common(grown.tokens, trunk[grown.after :])
+                fed = grown.tokens[: len(grown.slots)]
+                reach = grown.after + _common(fed, trunk[grown.after :])
                 if reach > length:
                     best, length = grown, reach
         if best is not None:
             self._graph.move(best.slots[: length - best.after], best.after)
-        self._rows = list(trunk[:length])
-        self._grown = []
+        self._rows[shared:] = trunk[shared:length]
+        self._sure = min(length, len(self._committed))
+        self._grown = ()
 
-    def _feed_main(self, tokens: Sequence[int]) -> None:
-        """Feed what is missing of `tokens`, in chunks, as plain causal rows."""
-        while len(self._rows) < min(len(tokens), self._context):
-            start = len(self._rows)
-            chunk = list(tokens[start : min(start + _CHUNK, self._context)])
-            self._forward(
-                np.array(chunk, dtype=np.int64),
-                np.arange(start, start + len(chunk)),
-                start,
-                None,
-                np.array([len(chunk) - 1]),
-            )
+    def _feed(self, tokens: Sequence[int]) -> None:
+        """Feed `tokens` behind the main rows, in chunks, plainly causal."""
+        for at in range(0, len(tokens), _CHUNK):
+            chunk, start = tokens[at : at + _CHUNK], len(self._rows)
+            fed = np.array(chunk)
+            fed[fed >= self._graph.vocabulary] = 0
+            places = np.arange(start, start + len(chunk))
+            self._graph.forward(fed, places, start, None, np.array([len(chunk) - 1]))
             self._rows += chunk
 
-    def _forward(
-        self,
-        tokens: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        start: int,
-        hidden: NDArray[np.bool_] | None,
-        wanted: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        if tokens.max() >= self._graph.vocabulary:
-            # The target knows ids (its padding) that the draft has no embedding for.
-            tokens = np.where(tokens < self._graph.vocabulary, tokens, 0)
-        return self._graph.forward(tokens, positions, start, hidden, wanted)
 
-    def _limit(self, sampler: Sampler) -> int:
-        """Tokens that draft and target both know."""
-        return min(self._graph.vocabulary, sampler.vocabulary)
+def _most_streams(limit: int, each: int, depth: int, context: int, room: int) -> int:
+    """How many streams, up to `limit`, branches of `depth` can use in the worst case.
 
-
-def _histories(
-    trunk: Sequence[int], parents: NDArray[np.int64], tokens: NDArray[np.int64]
-) -> list[list[int]]:
-    """The tokens before each branch's next one."""
-    return [[*trunk[:parent], *row.tolist()] for parent, row in zip(parents, tokens, strict=True)]
+    A branch has `room` slots, and its streams `context` positions; a row has `each` streams.
+    """
+    if each > context:
+        return 0
+    for streams in range(limit, 0, -1):
+        if most_rows(depth, streams) + (1 + streams) * each <= room:
+            return streams
+    return 0
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -172,17 +135,3 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     if list(a[:shortest]) == list(b[:shortest]):
         return shortest
     return next(i for i in range(shortest) if a[i] != b[i])
-
-
-def _hidden(parents: NDArray[np.int64], trunk: int, depth: int) -> NDArray[np.bool_]:
-    """[roots, trunk + depth·roots]: the slots that the rows of each branch must not see.
-
-    They see the main rows that they continue and their own branch; the causal rule hides the rest.
-    """
-    count = len(parents)
-    hidden = np.ones((count, trunk + depth * count), dtype=np.bool_)
-    hidden[:, :trunk] = np.arange(trunk) >= parents[:, None]
-    own = np.arange(count)
-    for step in range(depth):
-        hidden[own, trunk + step * count + own] = False
-    return hidden

@@ -128,7 +128,10 @@ class ScriptedTarget:
 
 
 class ScriptedDraft:
-    """A `DraftGraph` that speaks `language`: each row continues exactly what it is shown."""
+    """A `DraftGraph` that speaks `language`: each row continues exactly what it is shown.
+
+    Stream k speaks the k-th of `streams`: the logits of the token k + 1 places ahead.
+    """
 
     def __init__(
         self,
@@ -139,12 +142,13 @@ class ScriptedDraft:
         seconds: Seconds = 0.0,
         trace: Trace | None = None,
         virtual: VirtualClock | None = None,
+        streams: Sequence[Language] = (),
     ) -> None:
         """A forward takes `seconds`, on the clock given."""
         self.context, self.vocabulary = context, vocabulary
-        self.slots = context + branch_rows
+        self.slots, self.streams = context + branch_rows, len(streams)
         self.forwards = 0
-        self._language = language
+        self._language, self._ahead = language, streams
         self._sleep = _Sleeper({"draft": seconds}, trace, virtual)
         self._tokens = np.full(self.slots, -1, dtype=np.int64)
         self._positions = np.full(self.slots, -1, dtype=np.int64)
@@ -156,17 +160,27 @@ class ScriptedDraft:
         start: int,
         hidden: NDArray[np.bool_] | None,
         wanted: NDArray[np.int64],
+        streamed: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
         """See `DraftGraph.forward`.
 
         Raises:
-            ValueError: if a row is shown anything but one token for each position up to its own.
+            ValueError: if a row is shown anything but one token for each position up to its own,
+                or if the streams have no slots.
         """
-        self._sleep("draft", len(tokens))
+        end, ahead = start + len(tokens), () if streamed is None else streamed
+        self._sleep("draft", len(tokens) + len(ahead) * self.streams)
         self.forwards += 1
-        end = start + len(tokens)
+        if end + len(ahead) * self.streams > self.slots:
+            raise ValueError(f"{end} rows and {len(ahead)} x {self.streams} streams do not fit")
         self._tokens[start:end], self._positions[start:end] = tokens, positions
-        return np.stack([self._language(self._shown(row, start, hidden)) for row in wanted])
+        # What stood behind is overwritten, by streams if by nothing else.
+        self._positions[end:] = -1
+        logits = [self._language(self._shown(row, start, hidden)) for row in wanted]
+        for row in ahead:
+            shown = self._shown(row, start, hidden)
+            logits += [language(shown) for language in self._ahead]
+        return np.stack(logits)
 
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""
@@ -180,7 +194,9 @@ class ScriptedDraft:
     def _shown(self, row: int, start: int, hidden: NDArray[np.bool_] | None) -> list[int]:
         slots = np.arange(start + row + 1)
         if hidden is not None:
-            slots = slots[~hidden[row, : start + row + 1]]
+            first = start + len(hidden) - hidden.shape[1]
+            seen = np.concatenate([np.ones(first, dtype=np.bool_), ~hidden[row]])
+            slots = slots[seen[: start + row + 1]]
         if self._positions[slots].tolist() != list(range(len(slots))):
             raise ValueError(f"row {row} sees positions {self._positions[slots].tolist()}")
         return [int(token) for token in self._tokens[slots]]

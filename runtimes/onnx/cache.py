@@ -49,11 +49,12 @@ class InPlaceCache:
         inputs: dict[str, NDArray[Any]],
         outputs: dict[str, NDArray[Any]],
         rows: int,
+        passing: int = 0,
     ) -> None:
-        """See `Cache.run`."""
+        """See `Cache.run`. Behind the rows the graph writes so many `passing` ones, not kept."""
         total = start + rows
-        if total > self._capacity:
-            self._grow(total)
+        if total + passing > self._capacity:
+            self._grow(total + passing)
         self._seqlens[0], self._total[()] = total - 1, total
         self._session.run(inputs, outputs)
 

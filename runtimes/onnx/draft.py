@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mirror_edge.runtimes.onnx.cache import InPlaceCache
+from mirror_edge.runtimes.onnx.mask import Mask
 from mirror_edge.runtimes.onnx.session import Scratch, Session
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle
     from mirror_edge.devices import Device
     from mirror_edge.trace import Trace
+
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 class OnnxDraft:
@@ -28,11 +31,16 @@ class OnnxDraft:
         model = spec.model
         self.context, self.vocabulary = model.context, model.vocabulary
         self.slots = model.context + spec.branch_rows
+        self.streams = spec.streams
         self._scratch = Scratch(model.vocabulary)
-        self._dtype = np.dtype(model.dtype)
-        self._unseen = self._dtype.type(np.finfo(self._dtype).min / 2)
+        self._mask = Mask(np.dtype(model.dtype), spec.streams)
         session = Session(bundle.file(spec.graph), threads, device.cores, "draft", trace)
         self._cache = InPlaceCache(session, model, range(model.layers), self.slots)
+        self._seqlens = np.zeros(1, dtype=np.int32)
+        self._total = np.zeros((), dtype=np.int32)
+        if spec.streams:
+            session.bind("stream_seqlens_k", self._seqlens)
+            session.bind("stream_total_sequence_length", self._total)
 
     def forward(
         self,
@@ -41,24 +49,24 @@ class OnnxDraft:
         start: int,
         hidden: NDArray[np.bool_] | None,
         wanted: NDArray[np.int64],
+        streamed: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
         """See `DraftGraph.forward`."""
-        if hidden is None:
-            bias: NDArray[Any] = np.zeros((len(tokens), start + len(tokens)), dtype=self._dtype)
-        else:
-            bias = np.multiply(hidden, self._unseen, dtype=self._dtype)
-        logits = self._scratch.rows(len(wanted))
-        self._cache.run(
-            start,
-            {
-                "input_ids": tokens[None],
-                "position_ids": positions[None],
-                "attention_bias": bias[None, None],
-                "rows": wanted,
-            },
-            {"logits": logits},
-            len(tokens),
-        )
+        rows, extra, end = len(tokens), 0, start + len(tokens)
+        bias = self._mask.main(rows, end, hidden)
+        inputs = {"input_ids": tokens[None], "position_ids": positions[None]}
+        inputs |= {"attention_bias": bias, "rows": wanted}
+        if self.streams:
+            if streamed is None:
+                inputs |= {"streamed": _NONE, "stream_attention_bias": bias}
+            else:
+                extra = len(streamed) * self.streams
+                inputs["rows"] = np.concatenate([wanted, np.arange(rows, rows + extra)])
+                inputs["streamed"] = streamed
+                inputs["stream_attention_bias"] = self._mask.streams(rows, end, hidden, streamed)
+            self._seqlens[0], self._total[()] = end + extra - 1, end + extra
+        logits = self._scratch.rows(len(inputs["rows"]))
+        self._cache.run(start, inputs, {"logits": logits}, rows, extra)
         return logits.reshape(logits.shape[1:])
 
     def move(self, slots: Sequence[int], start: int) -> None:

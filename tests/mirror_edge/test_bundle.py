@@ -29,7 +29,7 @@ from mirror_edge.memory import plan_memory
 MODEL = ModelSpec("llama", 6, 64, 512, 128, 2, 16, "fp32", "in_place", "float32")
 TARGET = TargetSpec(MODEL, exit_layer=3, exit_vocabulary=256)
 DRAFT = DraftSpec(
-    ModelSpec("llama", 2, 32, 512, 128, 1, 16, "int4", "concat", "float16"), 2, branch_rows=32
+    ModelSpec("llama", 2, 32, 512, 128, 1, 16, "int4", "concat", "float16"), 2, 1, branch_rows=32
 )
 CONTENTS = {
     "target/prefix.onnx": b"prefix" * 100,
@@ -272,3 +272,22 @@ def test_the_memory_plan_counts_weights_and_caches(folder: Path) -> None:
     assert plan.draft_weights == 2 * len(CONTENTS["draft/draft.onnx"])
     assert plan.draft_cache == 2 * 2 * 1 * (128 + 32) * 16 * 2
     assert plan.total == target * 2 + 10 + plan.target_cache + plan.draft_cache
+
+
+@pytest.mark.parametrize(("streams", "layers"), [(-1, 0), (2, 0), (2, 3), (0, 1), (1, -1)])
+def test_streams_that_do_not_fit_the_draft(folder: Path, streams: int, layers: int) -> None:
+    edited(folder, lambda m: m["draft"].update(streams=streams, stream_layers=layers))
+    refused(
+        folder, f"{MANIFEST}: the draft cannot have {streams} streams through {layers} of its 2"
+    )
+
+
+def test_a_manifest_from_before_there_were_streams(folder: Path) -> None:
+    def plain(manifest: dict[str, Any]) -> None:
+        manifest["draft"]["streams"] = 0
+        del manifest["draft"]["stream_layers"]
+
+    edited(folder, plain)
+    draft = read(folder).manifest.draft
+    assert draft is not None
+    assert (draft.streams, draft.stream_layers) == (0, 0)

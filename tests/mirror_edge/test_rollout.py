@@ -34,9 +34,15 @@ SAMPLERS = {
 
 
 class Counted(ScriptedDraft):
-    """Counts the rows it is fed, and stays inside its context and its slots."""
+    """Notes the rows it is fed and those with streams; stays inside its context and its slots."""
 
-    rows = 0
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.fed: list[tuple[int, int]] = []
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for rows, _ in self.fed)
 
     def forward(
         self,
@@ -45,12 +51,15 @@ class Counted(ScriptedDraft):
         start: int,
         hidden: NDArray[np.bool_] | None,
         wanted: NDArray[np.int64],
+        streamed: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
         assert positions.max() < self.context
         assert start + len(tokens) <= self.slots
         assert tokens.max() < self.vocabulary
-        self.rows += len(tokens)
-        return super().forward(tokens, positions, start, hidden, wanted)
+        if streamed is not None:
+            assert positions[streamed].max() + self.streams < self.context
+        self.fed.append((len(tokens), 0 if streamed is None else len(streamed)))
+        return super().forward(tokens, positions, start, hidden, wanted, streamed)
 
 
 def serial(
@@ -64,12 +73,36 @@ def serial(
     return tuple(tokens[len(before) :])
 
 
+def foreseen(sampler: Sampler, count: int, share: float) -> list[Language]:
+    """Streams that say what the draft will choose, in `share` of the cases, else something else."""
+
+    def stream(k: int) -> Language:
+        def logits(tokens: Sequence[int]) -> NDArray[np.float32]:
+            draw = np.random.default_rng([k, *tokens])
+            (token,) = serial(LANGUAGE, tokens, k + 1, sampler)[-1:]
+            right = draw.random() < share
+            # Far above any noise, so that the sampler takes it.
+            said = token if right else (token + 1) % VOCABULARY
+            return np.where(np.arange(VOCABULARY) == said, 1e3, 0.0).astype(np.float32)
+
+        return logits
+
+    return [stream(k) for k in range(1, count + 1)]
+
+
 class Session:
     """Drives a drafter as the step loop does, and checks each branch."""
 
-    def __init__(self, sampler: Sampler, context: int = 4096, branch_rows: int = 4096) -> None:
-        self.draft = Counted(LANGUAGE, VOCABULARY, context, branch_rows)
-        self.drafter = ModelDrafter(self.draft)
+    def __init__(
+        self,
+        sampler: Sampler,
+        context: int = 4096,
+        branch_rows: int = 4096,
+        streams: Sequence[Language] = (),
+        used: int | None = None,
+    ) -> None:
+        self.draft = Counted(LANGUAGE, VOCABULARY, context, branch_rows, streams=streams)
+        self.drafter = ModelDrafter(self.draft, used)
         self.sampler = sampler
         self.committed: list[int] = []
         self.untold: list[int] = []
@@ -121,10 +154,14 @@ TOKEN = st.integers(0, VOCABULARY - 1)
 @given(st.data(), st.sampled_from(sorted(SAMPLERS)))
 @settings(max_examples=150, deadline=None)
 def test_every_branch_is_the_drafts_own_continuation(data: st.DataObject, sampler: str) -> None:
-    """Over hits, misses, partial acceptance, foreign windows and jumps; small caches too."""
+    """Over hits, misses, partial acceptance, foreign windows and jumps, with and without streams
+    that are right or wrong; small caches too."""
     context = data.draw(st.sampled_from([16, 30, 4096]), label="context")
-    rows = data.draw(st.sampled_from([0, 5, 4096]), label="branch rows")
-    session = Session(SAMPLERS[sampler], context, rows)
+    rows = data.draw(st.sampled_from([0, 5, 40, 4096]), label="branch rows")
+    count, share = data.draw(st.integers(0, 3), label="streams"), data.draw(st.floats(0, 1))
+    streams = foreseen(SAMPLERS[sampler], count, share)
+    used = data.draw(st.sampled_from([None, 0, 1, 2]), label="used")
+    session = Session(SAMPLERS[sampler], context, rows, streams, used)
     session.prefill(data.draw(st.lists(TOKEN, min_size=1, max_size=8), label="prompt"))
     session.commit([data.draw(TOKEN)])
     drafted: tuple[int, ...] | None = None
@@ -191,6 +228,57 @@ def test_a_step_costs_one_forward_a_draft_token_and_computes_nothing_twice(
         correction = branch.root.token if hit else other
         session.commit([*drafted[:accepted], correction])
         drafted = branch.tokens if hit else None
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("roots", [1, 3])
+def test_right_streams_save_forwards_and_wrong_ones_cost_none(
+    sampler: str, count: int, roots: int
+) -> None:
+    depth = 7
+
+    def forwards(share: float, used: int | None = None) -> int:
+        streams = foreseen(SAMPLERS[sampler], count, share)
+        session = Session(SAMPLERS[sampler], streams=streams, used=used)
+        session.prefill([1, 2, 3])
+        session.draft.forwards = 0
+        session.rollout((), [Root(0, v) for v in range(roots)], depth)
+        return session.draft.forwards
+
+    # The first forward knows no guess yet; each later one gains all guesses and a token more.
+    assert forwards(1.0) == 1 + -(-(depth - 1) // (count + 1))
+    assert forwards(0.0) == forwards(1.0, used=0) == depth
+    assert forwards(1.0, used=1) == 1 + -(-(depth - 1) // 2)
+
+
+def test_a_guess_is_never_fed_beyond_the_depth_nor_a_stream_run_that_comes_too_late() -> None:
+    draft = Counted(LANGUAGE, VOCABULARY, streams=foreseen(GREEDY, 2, 1.0))
+    drafter = ModelDrafter(draft)
+    drafter.prefill([1, 2, 3])
+    drafter.rollout([], (), [Root(0, 4)], 6, GREEDY)
+    # One token, then three by two guesses, then the two that are left by one.
+    assert draft.fed == [(3, 0), (1, 1), (3, 3), (2, 0)]
+    drafter.rollout([4], (), [Root(0, 4)], 2, GREEDY)
+    assert draft.fed[4:] == [(1, 0), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("branch_rows", "forwards"), [(1, None), (2, 4), (49, 4), (50, 3), (73, 3), (74, 2)]
+)
+def test_streams_take_the_slots_that_the_branches_leave(
+    branch_rows: int, forwards: int | None
+) -> None:
+    """Six branches of four tokens; three streams a row, of which none to three can be used."""
+    streams = foreseen(GREEDY, 3, 1.0)
+    session = Session(GREEDY, context=32, branch_rows=branch_rows, streams=streams)
+    session.prefill([i % 5 for i in range(10)])
+    session.draft.forwards = 0
+    branches = session.rollout((), [Root(0, v) for v in range(6)], 4)
+    if forwards is None:
+        assert len(branches) == 5
+    else:
+        assert (len(branches), session.draft.forwards) == (6, forwards)
 
 
 def test_prefill_feeds_only_what_the_cache_does_not_share() -> None:
@@ -262,8 +350,9 @@ def test_nothing_to_do_is_nothing_done() -> None:
     assert session.draft.forwards == 1
 
 
+@pytest.mark.parametrize("streams", [0, 2])
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_dropped_rollout_ends_early_and_leaves_the_cache_usable(after: int) -> None:
+def test_a_dropped_rollout_ends_early_and_leaves_the_cache_usable(after: int, streams: int) -> None:
     sampler, dropped = SAMPLERS[sorted(SAMPLERS)[0]], Event()
 
     class Dropping(ScriptedDraft):
@@ -272,13 +361,14 @@ def test_a_dropped_rollout_ends_early_and_leaves_the_cache_usable(after: int) ->
                 dropped.set()
             return super().forward(*args)
 
-    draft = Dropping(LANGUAGE, VOCABULARY)
+    draft = Dropping(LANGUAGE, VOCABULARY, streams=foreseen(sampler, streams, 0.7))
     drafter = ModelDrafter(draft)
     drafter.prefill([1, 2, 3])
     draft.forwards = 0
     roots = [Root(0, 4), Root(0, 5)]
-    for root, tokens in drafter.rollout([], (), roots, 4, sampler, dropped):
-        assert tokens == serial(LANGUAGE, [1, 2, 3, root.token], after, sampler)
+    for root, tokens in drafter.rollout([], (), roots, 9, sampler, dropped):
+        assert len(tokens) == after if streams == 0 else after <= len(tokens) < 9
+        assert tokens == serial(LANGUAGE, [1, 2, 3, root.token], len(tokens), sampler)
     assert draft.forwards == after
 
     [branch] = drafter.rollout([4], (), [Root(0, 6)], 4, sampler)
