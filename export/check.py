@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ __all__ = [
     "check_target",
     "compare",
     "source_limit",
+    "streamed",
     "tree_after",
 ]
 
@@ -162,42 +164,94 @@ def tree_after(ids: Ids) -> Tree:
     return Tree(ids[1:7], (-1, -1, 0, 1, 2, 2))
 
 
-def check_draft(folder: Path, spec: ModelSpec, ids: Ids, tree: Tree, expected: list[Rows]) -> float:
+def streamed(ids: Ids, tree: Tree) -> list[Ids]:
+    """The texts whose last rows have streams in `check_draft`."""
+    first, prompt = _chunks(ids)
+    return [ids[: first + 1], ids[:prompt], *tree.texts(ids), ids]
+
+
+def check_draft(
+    folder: Path,
+    spec: ModelSpec,
+    ids: Ids,
+    tree: Tree,
+    expected: list[Rows],
+    ahead: list[Rows] | None = None,
+) -> float:
     """A prompt in chunks, a tree, then the text again in its place: each row as expected.
 
-    `expected` are the logits of `ids`, then of each of the tree's texts.
+    `expected` are the logits of `ids`, then of each of the tree's texts; `ahead` those of the
+    streams of each text in `streamed`, for a draft that has any.
     """
-    size = len(tree.parents)
-    draft = CachedGraph(folder / "draft.onnx", spec, len(ids) + size)
+    size, count = len(tree.parents), 0 if ahead is None else len(ahead[0])
+    draft = CachedGraph(folder / "draft.onnx", spec, len(ids) + size * (1 + count))
+    found: list[Rows] = []
+    found_ahead: list[Rows] = []
 
-    def forward(start: int, tokens: Ids, positions: Ids, bias: Rows) -> Rows:
-        logits: Rows = draft.run(
+    def forward(start: int, tokens: Ids, positions: Ids, bias: Rows, *with_streams: int) -> None:
+        rows, extra = len(tokens), len(with_streams) * count
+        feeds: dict[str, NDArray[Any]] = {"attention_bias": bias}
+        if count:
+            total = start + rows + extra
+            feeds["streamed"] = np.array(with_streams, np.int64)
+            feeds["stream_attention_bias"] = _stream_bias(bias, with_streams, count)
+            feeds["stream_seqlens_k"] = np.array([total - 1], np.int32)
+            feeds["stream_total_sequence_length"] = np.array(total, np.int32)
+        for name in feeds.keys() & {"attention_bias", "stream_attention_bias"}:
+            feeds[name] = feeds[name][None, None].astype(numpy_type(spec))
+        logits = draft.run(
             start,
-            len(tokens),
+            rows,
             input_ids=tokens[None],
             position_ids=positions[None],
-            attention_bias=bias[None, None].astype(numpy_type(spec)),
-            rows=np.arange(len(tokens)),
+            rows=np.arange(rows + extra),
+            **feeds,
         )[0]
-        return logits
+        found.append(logits[:rows])
+        found_ahead.append(logits[rows:])
 
-    def text(start: int, stop: int) -> Rows:
-        bias = np.zeros((stop - start, stop), np.float32)
-        return forward(start, ids[start:stop], np.arange(start, stop), bias)
+    def text(start: int, stop: int, *with_streams: int) -> None:
+        bias = np.triu(np.full((stop - start, stop), _REFUSED, np.float32), start + 1)
+        forward(start, ids[start:stop], np.arange(start, stop), bias, *with_streams)
 
-    prompt = len(ids) - _TAIL
-    found = [text(0, prompt // 2), text(prompt // 2, prompt), text(prompt, len(ids))]
+    first, prompt = _chunks(ids)
+    text(0, first)
+    text(first, prompt, 0, prompt - first - 1)
+    text(prompt, len(ids))
     bias = np.full((size, len(ids) + size), _REFUSED, np.float32)
     bias[:, : len(ids)] = 0
     for node in range(size):
         bias[node, [len(ids) + other for other in tree.path(node)]] = 0
     depths = np.array([len(tree.path(node)) - 1 for node in range(size)])
-    found.append(forward(len(ids), tree.tokens, len(ids) + depths, bias))
-    found += [text(at, at + 1) for at in range(len(ids) - 2, len(ids))]
+    forward(len(ids), tree.tokens, len(ids) + depths, bias, *range(size))
+    text(len(ids) - 2, len(ids) - 1)
+    text(len(ids) - 1, len(ids), 0)
     wanted = [expected[0], *(rows[-1:] for rows in expected[1:]), expected[0][-2:]]
     return compare(
-        "draft/draft.onnx", np.concatenate(found), np.concatenate(wanted), _cut_limit(spec)
+        "draft/draft.onnx",
+        np.concatenate([*found, *found_ahead]),
+        np.concatenate([*wanted, *(ahead or [])]),
+        _cut_limit(spec),
     )
+
+
+def _chunks(ids: Ids) -> tuple[int, int]:
+    """Where the first two chunks of the prompt end."""
+    prompt = len(ids) - _TAIL
+    return prompt // 2, prompt
+
+
+def _stream_bias(bias: Rows, of: Sequence[int], count: int) -> Rows:
+    """`bias` with the rows and slots of the `count` streams of each main row in `of`."""
+    (rows, slots), extra = bias.shape, len(of) * count
+    widened = np.full((rows + extra, slots + extra), _REFUSED, np.float32)
+    widened[:rows, :slots] = bias
+    for at, row in enumerate(of):
+        for k in range(count):
+            own = at * count + k
+            widened[rows + own, :slots] = bias[row]
+            widened[rows + own, slots + at * count : slots + own + 1] = 0
+    return widened
 
 
 def check_exit(folder: Path, spec: ModelSpec, size: int) -> float:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from mirror_edge.bundle import ModelSpec
 
 __all__ = [
     "ONLY_SHAPE",
     "attribute",
     "copy",
+    "element_type",
     "infer_shapes",
     "open_skip_norm",
     "part",
@@ -43,6 +46,11 @@ def copy(model: ModelProto) -> ModelProto:
     made = ModelProto()
     made.CopyFrom(model)
     return made
+
+
+def element_type(spec: ModelSpec) -> int:
+    """ONNX's number for the type of hidden rows and caches."""
+    return int(TensorProto.FLOAT if spec.dtype == "float32" else TensorProto.FLOAT16)
 
 
 def value(name: str, dtype: int, dims: Dims) -> ValueInfoProto:

@@ -18,6 +18,8 @@ from mirror_edge.export.output import refuse_taken, refuse_without_space, whole_
 from mirror_edge.export.rotary import room_for_branches
 from mirror_edge.export.source import OnProgress, Source, locate
 from mirror_edge.export.split import draft_graph, split_target
+from mirror_edge.export.stream_logits import stream_logits
+from mirror_edge.export.streams import Streams
 from mirror_edge.export.tokenizer import (
     common_tokens,
     read_tokenizer,
@@ -124,6 +126,9 @@ def _located_draft(draft: str | Path, tokenizer: Tokenizer, on_progress: OnProgr
             "Give the draft as a checkpoint or as a folder in ONNX Runtime GenAI's format."
         )
     refuse_different(tokenizer, read_tokenizer(source))
+    streams, config = Streams.read(source.folder), source.config
+    if streams is not None and "num_hidden_layers" in config and "hidden_size" in config:
+        streams.refuse_unless_for(source.folder, config["num_hidden_layers"], config["hidden_size"])
     return source
 
 
@@ -150,13 +155,21 @@ def _target(
 def _draft(model: Whole) -> tuple[DraftSpec, dict[str, float]]:
     """Write and check the draft's graph."""
     spec, folder, tree = model.spec, model.folder, check.tree_after(model.ids)
-    rows = room_for_branches(model.model, folder)
-    onnx.save(draft_graph(model.model, spec), folder / "draft.onnx")
+    streams = Streams.read(model.source.folder)
+    if streams is not None:
+        streams.refuse_unless_for(model.source.folder, spec.layers, spec.hidden)
+    count, layers = (0, 0) if streams is None else (streams.count, streams.layers)
+    rows = room_for_branches(model.model, folder, count)
+    onnx.save(draft_graph(model.model, spec, folder, streams), folder / "draft.onnx")
     texts = [model.ids, *tree.texts(model.ids)]
     expected = reference.graph_logits(folder / "full.onnx", spec, texts)
-    deviation = check.check_draft(folder, spec, model.ids, tree, expected)
+    ahead = None
+    if streams is not None:
+        ahead = stream_logits(model.model, spec, folder, streams, check.streamed(model.ids, tree))
+    deviation = check.check_draft(folder, spec, model.ids, tree, expected, ahead)
     (folder / "full.onnx").unlink()
-    return DraftSpec(spec, branch_rows=rows), {"draft, with trees": deviation}
+    name = "draft, with trees" + (" and streams" if count else "")
+    return DraftSpec(spec, count, layers, rows), {name: deviation}
 
 
 def _chosen_layer(exit_layer: int | None, layers: int) -> int:

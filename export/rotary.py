@@ -12,12 +12,13 @@ from mirror_edge.export import weights
 __all__ = ["BRANCH_ROWS", "room_for_branches"]
 
 BRANCH_ROWS = 512
-"""What κ=8 and γ=7 take at most, 64 roots of 7 tokens, and a few."""
+"""What κ=8 and γ=7 take at most, 64 roots of 7 tokens, and a few; as much again for each stream,
+whose guesses may be wrong and which has rows of its own."""
 _COS, _SIN = 7, 8
 """GroupQueryAttention's inputs."""
 
 
-def room_for_branches(model: ModelProto, folder: Path) -> int:
+def room_for_branches(model: ModelProto, folder: Path, streams: int = 0) -> int:
     """Lengthen the rotary tables of `model` in place, and return by how many rows.
 
     GroupQueryAttention wants a table row for every row of the cache. Branches stand behind the
@@ -33,8 +34,9 @@ def room_for_branches(model: ModelProto, folder: Path) -> int:
     tables = [tensor for tensor in model.graph.initializer if tensor.name in names]
     if len(tables) != len(names):
         return 0
+    rows = BRANCH_ROWS * (1 + streams)
     for table in tables:
         values = weights.load(table, folder)
-        spare = np.zeros((BRANCH_ROWS, values.shape[1]), values.dtype)
+        spare = np.zeros((rows, values.shape[1]), values.dtype)
         weights.append(table, np.concatenate([values, spare]), folder / "weights.bin")
-    return BRANCH_ROWS
+    return rows

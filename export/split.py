@@ -7,15 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from mirror_edge.bundle import ModelSpec
 from mirror_edge.errors import ExportError
-from mirror_edge.export.graph import ONLY_SHAPE, copy, infer_shapes, part, reach, rename, value
+from mirror_edge.export.graph import (
+    ONLY_SHAPE,
+    copy,
+    element_type,
+    infer_shapes,
+    part,
+    reach,
+    rename,
+    value,
+)
 from mirror_edge.export.residuals import opened, residuals, tail_residual
+from mirror_edge.export.streaming_graph import add_streams, stream_inputs
 
-__all__ = ["TargetGraphs", "draft_graph", "element_type", "split_target"]
+if TYPE_CHECKING:
+    from mirror_edge.export.streams import Streams
+
+__all__ = ["TargetGraphs", "draft_graph", "split_target"]
 
 _ATTENTION = "GroupQueryAttention"
 _SEQLENS, _TOTAL, _POSITIONS, _BIAS = 5, 6, 9, 10
@@ -23,6 +38,7 @@ _SEQLENS, _TOTAL, _POSITIONS, _BIAS = 5, 6, 9, 10
 _CONTRACT = {
     *("hidden", "rows", "position_ids", "attention_bias", "attention_mask", "seqlens_k"),
     *("total_sequence_length", "top", "exit_ids", "exit_logprobs"),
+    *("streamed", "stream_attention_bias", "stream_seqlens_k", "stream_total_sequence_length"),
 }
 """Names that no tensor inside a graph may have."""
 
@@ -34,11 +50,6 @@ class TargetGraphs:
     prefix: ModelProto
     suffix: ModelProto
     tail: ModelProto
-
-
-def element_type(spec: ModelSpec) -> int:
-    """ONNX's number for the type of hidden rows and caches."""
-    return int(TensorProto.FLOAT if spec.dtype == "float32" else TensorProto.FLOAT16)
 
 
 def split_target(model: ModelProto, spec: ModelSpec, exit_layer: int) -> TargetGraphs:
@@ -79,8 +90,13 @@ def split_target(model: ModelProto, spec: ModelSpec, exit_layer: int) -> TargetG
         ) from error
 
 
-def draft_graph(model: ModelProto, spec: ModelSpec) -> ModelProto:
-    """`model` with its positions and its attention mask handed in from outside."""
+def draft_graph(
+    model: ModelProto, spec: ModelSpec, folder: Path, streams: Streams | None = None
+) -> ModelProto:
+    """`model` with its positions and its attention mask handed in from outside.
+
+    With `streams`, whose weights join the others in `folder`, its rows can have streams.
+    """
     if spec.cache != "in_place":
         raise ExportError(
             "The draft's graph has no GroupQueryAttention, which trees of guesses need. "
@@ -93,7 +109,12 @@ def draft_graph(model: ModelProto, spec: ModelSpec) -> ModelProto:
             node.input[_POSITIONS] = "position_ids"
             node.input[_BIAS] = "attention_bias"
     end = tail_residual(whole, spec)
-    whole = opened(whole, {end})
+    if streams is None:
+        whole = opened(whole, {end})
+    else:
+        start = residuals(whole, spec, spec.layers - streams.layers)[-1]
+        whole = opened(whole, {start, end})
+        add_streams(whole, spec, start, streams, folder)
     _gather_rows(whole, end)
     layers = range(spec.layers)
     try:
@@ -104,6 +125,7 @@ def draft_graph(model: ModelProto, spec: ModelSpec) -> ModelProto:
                 value("position_ids", TensorProto.INT64, [1, "S"]),
                 value("attention_bias", element_type(spec), [1, 1, "S", "T"]),
                 value("rows", TensorProto.INT64, ["n"]),
+                *([] if streams is None else stream_inputs(spec)),
                 *_lengths(spec),
                 *_pasts(spec, layers),
             ],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from mirror_edge.errors import ExportError
+from mirror_edge.export.source import install_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,8 +105,10 @@ class Streams:
         file = folder / STREAMS_FILE
         if not file.is_file():
             return None
-        from safetensors import SafetensorError, safe_open
-
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError as error:
+            raise install_line("safetensors") from error
         try:
             with safe_open(file, framework="numpy") as stored:
                 metadata = stored.metadata() or {}

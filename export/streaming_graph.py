@@ -1,0 +1,110 @@
+"""Streams in a draft's graph: rows that join in front of the top layers and leave with the logits.
+
+Speculative Streaming (arXiv 2402.11131), section 3; docs/streaming.md has the whole picture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from mirror_edge.bundle import ModelSpec
+from mirror_edge.errors import ExportError
+from mirror_edge.export import weights
+from mirror_edge.export.graph import attribute, element_type, reach, value
+
+if TYPE_CHECKING:
+    from mirror_edge.export.streams import Streams
+
+__all__ = ["add_streams", "stream_inputs"]
+
+_PREFIX = "mirror/stream/"
+_OWN = {
+    "position_ids": _PREFIX + "positions",
+    "attention_bias": "stream_attention_bias",
+    "seqlens_k": "stream_seqlens_k",
+    "total_sequence_length": "stream_total_sequence_length",
+}
+"""What the layers above read in place of an input of the layers below."""
+
+
+def stream_inputs(spec: ModelSpec) -> list[ValueInfoProto]:
+    """The inputs that a graph has for its streams, beside the plain ones."""
+    rows, slots = "S + m*s", "T + m*s"
+    return [
+        value("streamed", TensorProto.INT64, ["m"]),
+        value("stream_attention_bias", element_type(spec), [1, 1, rows, slots]),
+        value("stream_seqlens_k", TensorProto.INT32, [1]),
+        value("stream_total_sequence_length", TensorProto.INT32, []),
+    ]
+
+
+def add_streams(
+    model: ModelProto, spec: ModelSpec, residual: str, streams: Streams, folder: Path
+) -> None:
+    """Let the streams of the rows `streamed` join `model` behind `residual`, in place.
+
+    Their weights join the others in `folder`, in the type of hidden rows.
+    """
+    above = reach(model.graph.node, [residual])
+    for node in model.graph.node:
+        if above.isdisjoint(node.output) or residual in node.output:
+            continue
+        window = attribute(node, "local_window_size")
+        if isinstance(window, int) and window > 0:
+            raise ExportError(
+                "The draft's top layers look back through a sliding window, which streams, being "
+                "the last rows, cannot keep. Remove streams.safetensors to export it without them."
+            )
+        for at, name in enumerate(node.input):
+            node.input[at] = _PREFIX + "rows" if name == residual else _OWN.get(name, name)
+    nodes = list(model.graph.node)
+    behind = 1 + next(i for i, node in enumerate(nodes) if residual in node.output)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:behind], *_joining(residual), *nodes[behind:]])
+    for name, numbers in (
+        ("numbers", np.arange(1, streams.count + 1)),
+        ("by_row", np.array([1, -1, streams.count, streams.hidden])),
+        ("in_line", np.array([1, -1, streams.hidden])),
+        ("line", np.array([1, -1])),
+        ("axis", np.array([2])),
+    ):
+        model.graph.initializer.append(numpy_helper.from_array(numbers, _PREFIX + name))
+    dtype = helper.tensor_dtype_to_np_dtype(element_type(spec))
+    # All streams' halves of the low-rank step side by side: one multiplication for all.
+    up = streams.up.transpose(1, 0, 2).reshape(streams.up.shape[1], -1)
+    for name, values in (("offset", streams.offset), ("down", streams.down), ("up", up)):
+        tensor = weights.store(_PREFIX + name, values.astype(dtype), folder / "weights.bin")
+        model.graph.initializer.append(tensor)
+
+
+def _joining(residual: str) -> list[NodeProto]:
+    """The nodes that make the rows and positions of the layers above, [1, S + m·s] of them."""
+
+    outside = {residual, "streamed", "position_ids"}
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
+        names = [name if name in outside else _PREFIX + name for name in inputs]
+        return helper.make_node(kind, names, [_PREFIX + output], _PREFIX + output, **attributes)
+
+    return [
+        # start = residual + offset + (residual @ down) @ up, row-major [m, s].
+        node("Gather", [residual, "streamed"], "residual", axis=1),
+        node("MatMul", ["residual", "down"], "low"),
+        node("MatMul", ["low", "up"], "steps"),
+        node("Reshape", ["steps", "by_row"], "step"),
+        node("Unsqueeze", ["residual", "axis"], "from"),
+        node("Add", ["step", "offset"], "moved"),
+        node("Add", ["moved", "from"], "started"),
+        node("Reshape", ["started", "in_line"], "starts"),
+        node("Concat", [residual, "starts"], "rows", axis=1),
+        # Stream k of a row stands k places behind it.
+        node("Gather", ["position_ids", "streamed"], "places", axis=1),
+        node("Unsqueeze", ["places", "axis"], "place"),
+        node("Add", ["place", "numbers"], "ahead"),
+        node("Reshape", ["ahead", "line"], "aheads"),
+        node("Concat", ["position_ids", "aheads"], "positions", axis=1),
+    ]
