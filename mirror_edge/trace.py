@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Span", "Trace", "covered", "overlap"]
+__all__ = ["Span", "Spans", "Trace", "covered", "overlap"]
 
 
 class Span(NamedTuple):
@@ -22,6 +22,15 @@ class Span(NamedTuple):
         return self.end - self.start
 
 
+class Spans(NamedTuple):
+    """What ended in some stretch of time."""
+
+    calls: list[Span]
+    """Of the lanes."""
+    runs: list[Span]
+    """Of the device sessions inside them."""
+
+
 class Trace:
     """Spans as they end: `calls` of the lanes, and the `runs` of device sessions inside them."""
 
@@ -29,12 +38,21 @@ class Trace:
         """An empty trace."""
         self.calls: list[Span] = []
         self.runs: list[Span] = []
+        self._kept: Spans | None = None
 
-    def take(self) -> tuple[list[Span], list[Span]]:
-        """(calls, runs) that ended since the last take."""
+    def keep(self) -> Spans:
+        """Remember spans from here on; what is returned grows with every `take`."""
+        self._kept = Spans([], [])
+        return self._kept
+
+    def take(self) -> Spans:
+        """What ended since the last take."""
         calls, self.calls = self.calls, []
         runs, self.runs = self.runs, []
-        return calls, runs
+        if self._kept is not None:
+            self._kept.calls.extend(calls)
+            self._kept.runs.extend(runs)
+        return Spans(calls, runs)
 
 
 def covered(spans: Iterable[Span]) -> float:
