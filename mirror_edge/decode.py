@@ -28,6 +28,8 @@ __all__ = ["Said", "decode"]
 
 _AHEAD = 2
 """Steps that are queued or under way at once."""
+_FORESIGHT = 24
+"""So many positions ahead sampling noise is made ready: further than a window and its branches."""
 
 
 class Outcome(NamedTuple):
@@ -116,6 +118,7 @@ async def decode(answer: Answer) -> AsyncIterator[Said]:
             taken = await asyncio.wrap_future(steps.popleft())
             assert taken is not None
             said, record, stats.draft_losses = taken
+            answer.sampler.prepare(len(answer.tokens) + _FORESIGHT)
             stats.steps.append(record())
             if answer.controller is not None:
                 answer.controller.learn(stats.steps[-1])

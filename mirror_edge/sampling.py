@@ -56,11 +56,11 @@ class Sampling:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be {allowed}.")
 
 
-def gumbel(seed: int, position: int, ids: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """G(seed, position, v) for every v in `ids`; any subset gives the same values."""
-    key = _splitmix(_splitmix(seed) ^ _splitmix(position ^ 0x5DEECE66D))
-    x = _mix(ids + np.uint32(key & 0xFFFFFFFF))
-    x = _mix(x ^ np.uint32(key >> 32))
+def gumbel(seed: int, positions: Sequence[int], ids: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """G(seed, p, v), [positions, ids], for every v in `ids`; any subset gives the same values."""
+    keys = [_splitmix(_splitmix(seed) ^ _splitmix(p ^ 0x5DEECE66D)) for p in positions]
+    low, high = (np.array([[key >> s & 0xFFFFFFFF] for key in keys], np.uint32) for s in (0, 32))
+    x = _mix(_mix(ids + low) ^ high)
     # 1 - w is exact in float64, so large noise (small w) keeps its precision.
     w = (x.astype(np.float64) + 0.5) * 2.0**-32
     noise: NDArray[np.float32] = -np.log(-np.log(1.0 - w).astype(np.float32))
@@ -84,15 +84,22 @@ def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return x
 
 
+_TOGETHER = 8
+"""Positions whose noise is made together."""
+
+
 class Sampler:
-    """Chooses tokens under one `Sampling`; keeps the noise of recent positions."""
+    """Chooses tokens under one `Sampling`; keeps the noise of recent positions.
+
+    It is made for some positions at a time, which takes little longer than for one.
+    """
 
     def __init__(self, sampling: Sampling, vocabulary: int) -> None:
         """A sampler for logits at most `vocabulary` wide."""
         self.sampling = sampling
         self._ids = np.arange(vocabulary, dtype=np.uint32)
         # Target and draft lane ask for the same positions, from two threads.
-        self.noise = lru_cache(maxsize=64)(self._noise)
+        self._noise = lru_cache(maxsize=16)(self._block)
 
     @property
     def vocabulary(self) -> int:
@@ -104,9 +111,18 @@ class Sampler:
         """Whether `choose` must be told the tokens before each row."""
         return self.sampling.repetition_penalty != 1.0
 
-    def _noise(self, position: int) -> NDArray[np.float32]:
+    def noise(self, position: int) -> NDArray[np.float32]:
         """G(seed, position, v) for the whole vocabulary."""
-        return gumbel(self.sampling.seed, position, self._ids)
+        return self._noise(position // _TOGETHER)[position % _TOGETHER]
+
+    def prepare(self, position: int) -> None:
+        """Have the noise at `position` ready, so that nobody waits for it there."""
+        if self.sampling.temperature > 0.0:
+            self.noise(position)
+
+    def _block(self, block: int) -> NDArray[np.float32]:
+        first = block * _TOGETHER
+        return gumbel(self.sampling.seed, range(first, first + _TOGETHER), self._ids)
 
     def choose(
         self,
@@ -129,9 +145,11 @@ class Sampler:
         if chosen.temperature == 0.0:
             return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
         width = logits.shape[1]
-        noise = np.stack([self.noise(p)[:width] for p in positions])
         scaled = _top_k(logits / np.float32(chosen.temperature), chosen.top_k)
-        contest = np.add(_min_p(scaled, chosen.min_p), noise, out=noise)
+        kept = _min_p(scaled, chosen.min_p)
+        contest = kept.copy() if chosen.top_p < 1.0 and kept is scaled else kept
+        for row, position in zip(contest, positions, strict=True):
+            row += self.noise(position)[:width]
         tokens = contest.argmax(axis=-1)
         if chosen.top_p < 1.0:
             for row in range(len(tokens)):
