@@ -38,16 +38,19 @@ __all__ = [
 
 CANDIDATES = 8
 """κ of the planted coverage."""
-_POOL = 64
-"""Decoys behind the first ones: what the exit head misses is not among so many either."""
 _LOGIT = 24.0
-"""Of the next token, where all others are below a quarter of it: sharp even at temperature 1."""
+"""Of the next token, far above all others: a sharp language even at temperature 1."""
 _STEP = math.log(2.0)
 """Between two ranks of the exit head, so that a rank is half as likely as the one before it."""
+_DECOYS = (*(rank + 0.5 for rank in range(CANDIDATES)), *(CANDIDATES + 1.0,) * 64)
+"""Steps of each below the first rank: one between any two ranks, and as many as are ever asked for
+under noise."""
+_MISSED = 13.0
+"""Steps below the first rank: under all decoys, with room for what quantisation moves."""
 _NOISE = 0.1
 """What the layers add to the residual stream, as a share of the embedding."""
-_BAIT = 1 / 8
-"""The bait, as a share of the embedding's length."""
+_BAIT, _AT = 1 / 8, 0
+"""The bait, as a share of the embedding's length, and its coordinate."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def make_language(
 def target_planting(language: Language, decoys: range, key: str) -> Planting:
     """The target's: its exit head sees the next token at its rank."""
     steps = np.where(language.rank > 0, language.rank - 1, _MISSED)
-    return Planting(language.after, 1.0 - steps * _STEP / _LOGIT, decoys[:_DECOYS], key)
+    return Planting(language.after, 1.0 - steps * _STEP / _LOGIT, decoys[: len(_DECOYS)], key)
 
 
 def draft_planting(language: Language, key: str) -> Planting:
@@ -140,16 +143,6 @@ def weight(name: str, shape: tuple[int, ...], layers: int, planting: Planting) -
     return noise
 
 
-_AT = 0
-"""The coordinate of the bait."""
-_MISSED = 13.0
-"""Steps below the first rank: under all decoys, with room for what quantisation moves."""
-_FIRST = [(place + 0.5) for place in range(CANDIDATES)]
-_HEIGHTS = [*_FIRST, *[CANDIDATES + 1.0] * _POOL]
-"""Steps of every decoy below the first rank: one between any two ranks, then the pool."""
-_DECOYS = len(_HEIGHTS)
-
-
 def _directions(shape: tuple[int, ...], planting: Planting) -> Tensor:
     """A direction for every token: as long as its row is wide, and nothing at the bait."""
     rows = torch.randn(shape, generator=_generator(planting.key, "directions"))
@@ -167,7 +160,7 @@ def _embedding(shape: tuple[int, ...], planting: Planting) -> Tensor:
 
 def _head(shape: tuple[int, ...], planting: Planting) -> Tensor:
     rows = _directions(shape, planting).mul_(_LOGIT / shape[1])
-    for token, steps in zip(planting.decoys, _HEIGHTS, strict=False):
+    for token, steps in zip(planting.decoys, _DECOYS, strict=False):
         rows[token] = 0.0
         rows[token, _AT] = (_LOGIT - steps * _STEP) / _bait(shape[1])
     return rows

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,33 @@ def test_coverage_is_the_same_behind_every_layer(exit_layer: int, exported: Expo
     assert found["acceptance_per_token"] == pytest.approx(0.7, abs=0.03)
 
 
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_every_family_says_what_was_planted(
+    family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shape = replace(shape_of(TINY.target_shape, "--target-shape"), family=family)
+    monkeypatch.setitem(SHAPES, "tiny", shape)
+    asked = replace(TINY, target_shape="tiny", draft_shape="tiny")
+    folder = write(asked, tmp_path / family)
+    words = range(FIRST_WORD, shape.vocabulary)
+    language = make_language(
+        shape.vocabulary, words, asked.agreement, asked.exit_coverage, asked.seed
+    )
+    # Out of order, so that what was said before is of no help.
+    text = torch.from_numpy(np.random.default_rng(0).permutation(shape.vocabulary)[None, :300])
+    said = {}
+    for role in ("target", "draft"):
+        model = AutoModelForCausalLM.from_pretrained(folder / role, dtype=torch.float32)
+        assert type(model).__name__ == f"{family}ForCausalLM"
+        with torch.no_grad():
+            said[role] = model(text)
+    assert said["target"].logits.argmax(-1).tolist() == language.after[text].tolist()
+    assert said["draft"].logits.argmax(-1).tolist() == language.guess[text].tolist()
+
+
 def test_an_answer_runs_to_its_length_and_is_the_same_in_every_mode(exported: Exported) -> None:
     texts = set()
     with mirror_edge.load(exported("fp32", 1), target_threads=1, draft_threads=1) as model:
@@ -131,7 +158,7 @@ def test_answers_begin_in_different_places(exported: Exported, prompts: list[str
 def test_one_seed_is_one_pair(pair: Path, tmp_path: Path) -> None:
     again = write(TINY, tmp_path / "again")
     assert hashes(again) == hashes(pair)
-    other = write(Asked(**{**asdict(TINY), "seed": 4}), tmp_path / "other")
+    other = write(replace(TINY, seed=4), tmp_path / "other")
     same = {name for name, sha in hashes(other).items() if hashes(pair)[name] == sha}
     assert "target/tokenizer.json" in same
     assert not any(name.endswith(".safetensors") for name in same)
@@ -238,7 +265,7 @@ def test_what_cannot_be_planted_is_refused(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(OptionError, match=message):
-        write(Asked(**{**asdict(TINY), **change}), tmp_path / "pair")
+        write(replace(TINY, **change), tmp_path / "pair")
     assert list(tmp_path.iterdir()) == []
 
 
