@@ -115,7 +115,7 @@ def agreement(
             f"a prompt has {longest:,} tokens and the context {context:,}; shorten it so that "
             "there is room for an answer."
         )
-    speculation = Speculation("mirror", window, candidates, None)
+    speculation = Speculation("mirror", window, candidates)
     grid = [(heat, ids) for heat in temperature or (0.0, 1.0) for ids in tokens]
     records: dict[float, Record] = {}
     with _opened(read, threads) as (on, graph):

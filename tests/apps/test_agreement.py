@@ -37,7 +37,7 @@ def scripted(sampling: Sampling, new_tokens: int = 60) -> tuple[list[int], Recor
     try:
         on = Decoder(ScriptedTarget(TRUTH, EXIT, VOCABULARY), lane, lane, trace)
         replayer = Replayer(
-            on, ScriptedDraft(DRAFT, VOCABULARY), Speculation("mirror", 4, 3, None), frozenset()
+            on, ScriptedDraft(DRAFT, VOCABULARY), Speculation("mirror", 4, 3), frozenset()
         )
         said = replayer.answer(PROMPT, new_tokens, Sampler(sampling, VOCABULARY), record)
     finally:
@@ -86,14 +86,14 @@ def test_one_replay_foretells_the_mirror_loop_under_every_budget(
     sampler, steps = Sampler(sampling, decoder.target.vocabulary), []
     asked = [[{"role": "user", "content": prompt}] for prompt in prompts[:3]]
     try:
-        replayer = Replayer(on, drafter._graph, Speculation("mirror", 4, 5, None), demo._text.eos)
+        replayer = Replayer(on, drafter._graph, Speculation("mirror", 4, 5), demo._text.eos)
         texts = [replayer.answer(demo.tokenize(p), 48, sampler, record) for p in asked]
     finally:
         lane.close()
         # Both caches hold rows that nobody was told of.
         decoder.cached.clear()
         drafter._rows, drafter._grown = [], []
-    for branches, figure in ((1, "1"), (4, "4"), (None, "all")):
+    for branches in (1, 4, "all"):
         results = [
             demo.generate(
                 prompt,
@@ -108,7 +108,7 @@ def test_one_replay_foretells_the_mirror_loop_under_every_budget(
         assert [step.proposed for step in steps] == record.proposed
         assert [step.accepted for step in steps] == record.accepted
         assert [step.committed for step in steps] == record.committed
-        rate = record.figures()["hit_rate"][figure]
+        rate = record.figures()["hit_rate"][str(branches)]
         assert sum(step.hit is True for step in steps) == round(rate * len(record.places)) > 0
 
 
