@@ -107,8 +107,8 @@ class Replayer:
         for first in range(start, len(text), _ROWS):
             places = np.arange(first, min(first + _ROWS, len(text)))
             said, rows = text[places], np.arange(len(places))
-            found = self.graph.forward(text[places - 1], places - 1, first - 1, None, rows)
-            found = found[:, :width]
+            fed = np.where(text[places - 1] < self.graph.vocabulary, text[places - 1], 0)
+            found = self.graph.forward(fed, places - 1, first - 1, None, rows)[:, :width]
             into.shared += (sampler.choose(found, places.tolist()) == said).tolist()
             into.greedy += (found.argmax(axis=-1) == said).tolist()
             if logits is not None:
