@@ -6,6 +6,7 @@ import typer
 
 from mirror_edge.apps import program
 from mirror_edge.apps.chat import chat_command
+from mirror_edge.apps.distill import distill_command
 from mirror_edge.apps.export import export_command
 from mirror_edge.apps.generate import generate_command
 from mirror_edge.apps.inspect import inspect_command
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command("chat")(chat_command)
 app.command("generate")(generate_command)
 app.command("export")(export_command)
+app.command("distill")(distill_command)
 app.command("inspect")(inspect_command)
 app.command("synth")(synth_command)
 

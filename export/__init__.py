@@ -1,7 +1,7 @@
-"""From two models, checkpoints or ONNX folders, to a bundle.
+"""From two models, checkpoints or ONNX folders, to a bundle; and from a target to its draft.
 
 Needs the ``[export]`` extra for checkpoints; ONNX folders need onnx alone. Nothing heavy is
-imported before `export` is called.
+imported before `export` or `distill` is called.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirror_edge.errors import MissingExtraError
+from mirror_edge.export.recipe import DraftShape, Recipe
 
 if TYPE_CHECKING:
     from mirror_edge.bundle import Precision
+    from mirror_edge.export.distillation import Distilled, Status
     from mirror_edge.export.exit_head import Correction
     from mirror_edge.export.pipeline import Exported
 
-__all__ = ["export"]
+__all__ = ["DraftShape", "Recipe", "distill", "export"]
 
 
 def export(
@@ -67,4 +69,47 @@ def export(
         correction=correction,
         force=force,
         on_progress=on_progress or (lambda _stage, _share: None),
+    )
+
+
+def distill(
+    target: str | Path,
+    draft: str | Path | DraftShape,
+    data: Sequence[str | Path],
+    output: str | Path,
+    *,
+    held_out: Sequence[str | Path] = (),
+    recipe: Recipe | None = None,
+    on_progress: Callable[[Status], None] | None = None,
+) -> Distilled:
+    """Train a draft for `target` and write it to the folder `output`, or nothing at all.
+
+    `target` is a checkpoint, a folder or a name on the hub; `draft` another one, with the same
+    tokenizer, to go on with, or the shape of a fresh one. `data` and `held_out` are files of JSON
+    lines or plain text; without `held_out`, some of the documents in `data` are held out.
+
+    A checkpoint of the run stands beside `output` until it is done: called again with the same
+    arguments, an interrupted run goes on. `on_progress` hears how far it is.
+
+    Raises:
+        OptionError: an argument that cannot be honoured, or a checkpoint of another run.
+        DataError: naming the file, and the line, that cannot be used.
+        ExportError: a model that cannot be trained or trained with.
+        MissingExtraError: with the line that installs what is missing.
+    """
+    try:
+        from mirror_edge.export.distillation import run
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Training needs the package {error.name}, which is not installed. "
+            "Install it with: pip install 'mirror-edge[export]'"
+        ) from error
+    return run(
+        target,
+        draft,
+        [Path(file) for file in data],
+        Path(output),
+        held_out=[Path(file) for file in held_out],
+        recipe=recipe or Recipe(),
+        on_progress=on_progress or (lambda _status: None),
     )

@@ -98,11 +98,30 @@ class StreamingDraft(torch.nn.Module):
         """Leave only `offset`, `down` and `up` to train: the draft's own predictions stay."""
         self.model.requires_grad_(False)
 
+    def streams_at_rest(self) -> Streams:
+        """The trained part, as it lies beside a checkpoint."""
+        offset, down, up = (t.detach().float().cpu() for t in (self.offset, self.down, self.up))
+        return Streams(offset.numpy(), down.numpy(), up.numpy(), self.layers)
+
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder with the streams beside the weights."""
         self.model.save_pretrained(folder)
-        offset, down, up = (t.detach().float().cpu() for t in (self.offset, self.down, self.up))
-        Streams(offset.numpy(), down.numpy(), up.numpy(), self.layers).write(folder)
+        self.streams_at_rest().write(folder)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, found: Streams, folder: Path) -> Self:
+        """`model` with the streams `found` in `folder`.
+
+        Raises:
+            ExportError: when they belong to another model, or as the constructor does.
+        """
+        config: Any = model.config
+        found.refuse_unless_for(folder, config.num_hidden_layers, config.hidden_size)
+        made = cls(model, streams=found.count, layers=found.layers, rank=found.down.shape[1])
+        with torch.no_grad():
+            for name in ("offset", "down", "up"):
+                getattr(made, name).copy_(torch.from_numpy(getattr(found, name)))
+        return made
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -117,12 +136,7 @@ class StreamingDraft(torch.nn.Module):
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         )
-        found.refuse_unless_for(folder, model.config.num_hidden_layers, model.config.hidden_size)
-        loaded = cls(model, streams=found.count, layers=found.layers, rank=found.down.shape[1])
-        with torch.no_grad():
-            for name in ("offset", "down", "up"):
-                getattr(loaded, name).copy_(torch.from_numpy(getattr(found, name)))
-        return loaded
+        return cls.of(model, found, folder)
 
 
 def streamable(config: Any, architecture: str) -> str | None:

@@ -1,34 +1,117 @@
-"""A training loop that fits a time budget, for models small enough to train at home.
+"""A training loop that fits a budget, for models small enough to train at home.
 
 Weight matrices are trained with Muon, which needs about two thirds of the text that AdamW needs;
-embeddings and vectors with AdamW. A checkpoint, written every few minutes, lets a run that was
-interrupted go on with the share of its budget that is left.
+embeddings, heads and vectors with AdamW. A checkpoint, written every few minutes, lets a run that
+was interrupted go on with the share of its budget that is left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
+from mirror_edge.errors import ExportError, OptionError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+__all__ = [
+    "Budget",
+    "Checkpoint",
+    "Loss",
+    "Progress",
+    "Run",
+    "Schedule",
+    "Source",
+    "Stage",
+    "Stream",
+    "autocast",
+    "held_out_loss",
+    "pick_device",
+    "train",
+]
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 """Token ids [batch, length + 1] to a scalar loss."""
 
 
+class Source(Protocol):
+    """Where windows of tokens come from."""
+
+    def windows(
+        self, random: np.random.Generator, batch: int, length: int
+    ) -> NDArray[np.unsignedinteger[Any]]:
+        """`batch` windows of `length` + 1 tokens."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep of it."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Random windows of one long row of tokens."""
+
+    tokens: NDArray[np.unsignedinteger[Any]]
+
+    def windows(
+        self, random: np.random.Generator, batch: int, length: int
+    ) -> NDArray[np.unsignedinteger[Any]]:
+        """`batch` windows of `length` + 1 tokens, each from anywhere."""
+        starts = random.integers(0, len(self.tokens) - length, size=batch)
+        return np.stack([self.tokens[s : s + length + 1] for s in starts])
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the tokens stay where they are."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run: what is learned, from which windows, until which share of the budget."""
+
+    name: str
+    loss: Loss
+    source: Source
+    until: float = 1.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run is: in minutes, or in tokens seen."""
+
+    minutes: float | None = None
+    tokens: int | None = None
+
+    def share(self, seconds: float, tokens: int) -> float:
+        """How much of it is used up; 1 or more at its end."""
+        if self.tokens is not None:
+            return tokens / self.tokens
+        return seconds / (60.0 * (self.minutes or 1e-9))
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train. The learning rate follows the share of `minutes` spent."""
+    """How long and how fast to train. The learning rate follows the share of the budget spent."""
 
-    minutes: float
+    budget: Budget
     learning_rate: float = 2e-3
     batch: int = 32
     length: int = 256
@@ -36,6 +119,8 @@ class Schedule:
     long_share: float = 0.12
     warmup_share: float = 0.02
     weight_decay: float = 0.1
+    rows_at_once: int = 32768
+    """Tokens that go through the model at once; a larger batch is cut into parts."""
 
     def rate_at(self, share: float) -> float:
         """Linear warm-up, then a cosine to a hundredth."""
@@ -45,8 +130,8 @@ class Schedule:
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + turn))
 
     def shape_at(self, share: float) -> tuple[int, int]:
-        """(batch, length): the last `long_share` of the time goes to long sequences."""
-        if share < 1.0 - self.long_share:
+        """(batch, length): the last `long_share` of the budget goes to long sequences."""
+        if share < 1.0 - self.long_share or self.long_length <= self.length:
             return self.batch, self.length
         return max(1, self.batch * self.length // self.long_length), self.long_length
 
@@ -55,6 +140,7 @@ class Schedule:
 class Progress:
     """One training step, for a progress bar."""
 
+    stage: str
     share: float
     tokens: int
     loss: float
@@ -66,77 +152,133 @@ class Checkpoint:
 
     file: Path
     every_seconds: float = 120.0
+    of: dict[str, str] = field(default_factory=dict)
+    """What tells the run from others: options, data and the like, by name."""
 
 
 @dataclass
-class _Run:
-    """What a checkpoint holds beside the weights."""
+class Run:
+    """How far a run has come, over all its interruptions."""
 
     steps: int = 0
     tokens: int = 0
-    spent: float = 0.0
-    """Seconds of the budget."""
+    """Seen."""
+    seconds: float = 0.0
+    stage: str = ""
+    in_stage: int = 0
+    """Steps of it."""
     loss: float = math.nan
-    """Smoothed over some fifty steps."""
+    """The mean of the stage's last fifty steps, about."""
 
 
 def train(
     model: torch.nn.Module,
-    loss: Loss,
-    stream: NDArray[np.uint16],
+    stages: Sequence[Stage],
     schedule: Schedule,
     *,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> int:
-    """Train `model` in place on random windows of `stream`; return the number of tokens seen.
+) -> Run:
+    """Train `model` in place through the `stages`.
 
     A checkpoint file that is there already is taken up, and removed by whoever keeps the model.
+
+    Raises:
+        OptionError: a checkpoint file of another run.
+        ExportError: the loss is no number any more.
     """
     device = next(model.parameters()).device
     optimizers = _optimizers(model, schedule)
-    run = _Run()
+    run = Run()
     if checkpoint is not None and checkpoint.file.exists():
-        run = _restore(checkpoint.file, model, optimizers, device)
-    budget = schedule.minutes * 60.0
+        run = _restore(checkpoint, model, optimizers, stages, device)
+    trained = [p for p in model.parameters() if p.requires_grad]
     last = saved = time.monotonic()
-    while run.spent < budget:
-        share = run.spent / budget
+    while (share := schedule.budget.share(run.seconds, run.tokens)) < 1.0:
+        stage = next((stage for stage in stages if share < stage.until), stages[-1])
         batch, length = schedule.shape_at(share)
         draw = np.random.default_rng((seed, run.steps))
-        starts = draw.integers(0, len(stream) - length - 1, size=batch)
-        windows = np.stack([stream[s : s + length + 1] for s in starts]).astype(np.int64)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            value = loss(torch.from_numpy(windows).to(device))
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        windows = torch.from_numpy(stage.source.windows(draw, batch, length).astype(np.int64))
+        current = 0.0
+        for part in windows.to(device).split(max(1, schedule.rows_at_once // length)):
+            with autocast(device):
+                value = stage.loss(part) * (len(part) / batch)
+            value.backward()
+            current += float(value.detach())
+        if not math.isfinite(current):
+            raise ExportError(
+                f"The loss is {current} after {run.steps:,} steps. Train again with a smaller "
+                "learning rate."
+            )
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate_at(share)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        current, now = float(value.detach()), time.monotonic()
-        run.loss = current if math.isnan(run.loss) else 0.98 * run.loss + 0.02 * current
+        run.in_stage = run.in_stage + 1 if run.stage == stage.name else 1
+        run.stage = stage.name
+        newest = max(1 / run.in_stage, 0.02)
+        run.loss = newest * current + (1 - newest) * (run.loss if run.in_stage > 1 else 0.0)
+        now = time.monotonic()
         run.steps, run.tokens = run.steps + 1, run.tokens + batch * length
-        run.spent, last = run.spent + now - last, now
+        run.seconds, last = run.seconds + now - last, now
         if checkpoint is not None and now - saved > checkpoint.every_seconds:
-            _save(checkpoint.file, model, optimizers, run)
+            _save(checkpoint, model, optimizers, stages, run)
             saved = now
         if on_progress is not None:
-            on_progress(Progress(min(run.spent / budget, 1.0), run.tokens, run.loss))
+            done = min(schedule.budget.share(run.seconds, run.tokens), 1.0)
+            on_progress(Progress(stage.name, done, run.tokens, run.loss))
     if checkpoint is not None:
-        _save(checkpoint.file, model, optimizers, run)
-    return run.tokens
+        _save(checkpoint, model, optimizers, stages, run)
+    return run
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; auto is the fastest there is.
+
+    Raises:
+        OptionError: when it is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
+    if not there.get(name, False):
+        raise OptionError(
+            f"--device {name}: torch finds none here. Choose another, or auto, or install the "
+            "torch package for it."
+        )
+    return torch.device(name)
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 where the device computes in it, else nothing."""
+    fast = {
+        "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "cpu": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+    }
+    if fast.get(device.type, False):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def _optimizers(model: torch.nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    embeddings = {
-        id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
-    }
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.dim() == 2 and id(p) not in embeddings]
-    others = [p for p in trained if p.dim() != 2 or id(p) in embeddings]
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    matrices = [
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and not name.endswith("lm_head")
+        and module.weight.requires_grad
+        and id(module.weight) not in embeddings
+    ]
+    by_muon = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in by_muon]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         optimizers.append(
@@ -157,42 +299,69 @@ def _optimizers(model: torch.nn.Module, schedule: Schedule) -> list[torch.optim.
 
 
 def _save(
-    file: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], run: _Run
+    checkpoint: Checkpoint,
+    model: torch.nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    stages: Sequence[Stage],
+    run: Run,
 ) -> None:
-    part = file.with_name(file.name + ".part")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Any] = {
+    state = {
+        "of": checkpoint.of,
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "sources": [stage.source.state() for stage in stages],
         "run": vars(run),
     }
-    torch.save(state, part)
-    part.replace(file)
+    part = checkpoint.file.with_name(checkpoint.file.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(checkpoint.file)
 
 
 def _restore(
-    file: Path,
+    checkpoint: Checkpoint,
     model: torch.nn.Module,
-    optimizers: list[torch.optim.Optimizer],
+    optimizers: Sequence[torch.optim.Optimizer],
+    stages: Sequence[Stage],
     device: torch.device,
-) -> _Run:
-    state = torch.load(file, map_location=device, weights_only=True)
+) -> Run:
+    try:
+        state = torch.load(checkpoint.file, map_location=device, weights_only=True)
+    except Exception as error:  # a zip archive and a pickle may fail in any way
+        raise OptionError(
+            f"{checkpoint.file}: cannot be read as a checkpoint ({error}). Delete it to begin anew."
+        ) from error
+    before = state["of"]
+    for name in sorted(before.keys() | checkpoint.of.keys()):
+        if before.get(name) != checkpoint.of.get(name):
+            raise OptionError(
+                f"{checkpoint.file}: belongs to a run with another {name} ({before.get(name)}, not "
+                f"{checkpoint.of.get(name)}). Go on with what it had, or delete it to begin anew."
+            )
     model.load_state_dict(state["model"])
     for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(kept)
-    return _Run(**state["run"])
+    for stage, kept in zip(stages, state["sources"], strict=True):
+        stage.source.restore(kept)
+    return Run(**state["run"])
 
 
 @torch.no_grad()
 def held_out_loss(
-    loss: Loss, stream: NDArray[np.uint16], *, length: int = 512, batch: int = 16
+    loss: Loss,
+    stream: NDArray[np.unsignedinteger[Any]],
+    device: torch.device,
+    *,
+    length: int = 512,
+    batch: int = 16,
 ) -> float:
     """Mean of `loss` over the whole of `stream`, cut into windows of `length`."""
+    length = min(length, len(stream) - 1)
     count = (len(stream) - 1) // length
     starts = np.arange(count) * length
     windows = np.stack([stream[s : s + length + 1] for s in starts]).astype(np.int64)
-    values = [
-        float(loss(torch.from_numpy(windows[i : i + batch]))) * len(windows[i : i + batch])
-        for i in range(0, count, batch)
-    ]
-    return sum(values) / count
+    parts = torch.from_numpy(windows).split(batch)
+    return sum(float(loss(part.to(device))) * len(part) for part in parts) / count

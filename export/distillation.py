@@ -1,0 +1,364 @@
+"""A draft for a target: trained on text, then on what the target makes of it and says itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mirror_edge.errors import ExportError, OptionError
+from mirror_edge.export import texts
+from mirror_edge.export.acceptance import Acceptance, Exam, Losses, StreamAccuracy
+from mirror_edge.export.drafts import fresh, load_model, plain, replaced_streams, save, tuned
+from mirror_edge.export.losses import distillation_loss, streaming_loss, text_loss
+from mirror_edge.export.output import whole_folder
+from mirror_edge.export.outputs import OwnOutputs
+from mirror_edge.export.recipe import DraftShape, Recipe
+from mirror_edge.export.source import Source, locate
+from mirror_edge.export.streaming import StreamingDraft
+from mirror_edge.export.tokenizer import read_tokenizer, refuse_different, write_files
+from mirror_edge.export.training import (
+    Budget,
+    Checkpoint,
+    Loss,
+    Progress,
+    Run,
+    Schedule,
+    Stage,
+    Stream,
+    autocast,
+    pick_device,
+    train,
+)
+from mirror_edge.text import Text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
+
+    from mirror_edge.export.drafts import Draft
+
+__all__ = ["REPORT_FILE", "Distilled", "Status", "Volume", "run"]
+
+REPORT_FILE = "distill.json"
+_TEXT_SHARE = 0.1
+"""Of the budget of a fresh draft: what it first learns from the text alone."""
+_FRESH_RATE, _TUNED_RATE, _STREAMS_RATE = 4e-3, 5e-4, 4e-3
+_NUMBERS_AT_ONCE = {"cpu": 2**27, "mps": 2**27, "cuda": 2**29}
+"""Logits of one forward in training; 2**27 are half a gigabyte in float32."""
+_LENGTH, _LONG = 256, 1024
+"""Tokens of a window, and of one in the last part of a run, where context and text allow."""
+_LOOKS = 20
+"""How often in a run the acceptance is measured."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is going on, for a progress bar."""
+
+    stage: str
+    share: float
+    """Of the whole budget while training, else of the stage."""
+    loss: float | None = None
+    acceptance: float | None = None
+    """At temperature 0, as measured last."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """How much text there was."""
+
+    documents: int
+    tokens: int
+    held_out: int
+    """Tokens."""
+    own_outputs: int
+    """Tokens of prompts and the target's answers to them."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A finished draft, and what it is worth on held-out text."""
+
+    folder: Path
+    parameters: int
+    run: Run
+    volume: Volume
+    losses: Losses
+    acceptance: Acceptance
+    streams: dict[str, StreamAccuracy]
+    """By temperature, "0" and "1"; empty for a plain draft."""
+    notes: tuple[str, ...]
+    """What the user should know beside."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``distill.json`` has it: everything but where the draft is."""
+        found = asdict(self)
+        del found["folder"]
+        return found
+
+
+def run(
+    target: str | Path,
+    draft: str | Path | DraftShape,
+    data: Sequence[Path],
+    output: Path,
+    *,
+    held_out: Sequence[Path],
+    recipe: Recipe,
+    on_progress: Callable[[Status], None],
+) -> Distilled:
+    """See `mirror_edge.export.distill`."""
+    if output.exists():
+        raise OptionError(f"-o {output}: exists already. Choose another folder, or delete it.")
+    if recipe.lossless and isinstance(draft, DraftShape):
+        raise OptionError("--lossless keeps a draft's own predictions, so it needs --draft.")
+    device = pick_device(recipe.device)
+
+    def downloading(stage: str, share: float) -> None:
+        on_progress(Status(stage, share))
+
+    of_target = locate(target, "--target", downloading)
+    of_draft = None if isinstance(draft, DraftShape) else locate(draft, "--draft", downloading)
+    tokenizer = read_tokenizer(of_target)
+    if of_draft is not None:
+        refuse_different(tokenizer, read_tokenizer(of_draft))
+
+    on_progress(Status("Reading text", 0.0))
+    material = _read(of_target, tokenizer, data, held_out, recipe)
+
+    on_progress(Status("Loading models", 0.0))
+    torch.manual_seed(recipe.seed)
+    fast = isinstance(autocast(device), torch.autocast)
+    teacher = load_model(of_target, "--target", torch.bfloat16 if fast else torch.float32)
+    teacher.eval().requires_grad_(False)
+    if isinstance(draft, DraftShape):
+        student = fresh(draft, teacher.config, recipe)
+    else:
+        assert of_draft is not None
+        student = tuned(of_draft, recipe)
+    for model in (teacher, student):
+        _move(model, device)
+
+    on_progress(Status("The target answers held-out prompts", 0.0))
+    exam = Exam.of(teacher, material.held_out, material.ends)
+    own = OwnOutputs(
+        teacher,
+        material.text.tokens,
+        material.text.prompts,
+        ends=material.ends,
+        part=recipe.own_outputs,
+        time_share=recipe.generation,
+        seed=recipe.seed,
+    )
+    checkpoint = Checkpoint(
+        output.with_name(output.name + ".checkpoint"),
+        recipe.checkpoint_seconds,
+        _identity(of_target, of_draft, draft, material, recipe),
+    )
+    went_on = checkpoint.file.exists()
+    student.train()
+    ran = train(
+        student,
+        _stages(student, teacher, material.text, own, recipe, tuned=of_draft is not None),
+        _schedule(student, teacher, material, recipe, tuned=of_draft is not None),
+        seed=recipe.seed,
+        checkpoint=checkpoint,
+        on_progress=_Reporter(student, exam, on_progress),
+    )
+    student.eval()
+
+    on_progress(Status("Measuring", 0.0))
+    volume = Volume(
+        material.text.documents,
+        len(material.text.tokens),
+        len(material.held_out.tokens),
+        own.count,
+    )
+    parameters = sum(p.numel() for p in student.parameters())
+    notes = _notes(volume, ran, parameters, fresh=of_draft is None)
+    if of_draft is not None:
+        notes += replaced_streams(of_draft, recipe)
+    if went_on:
+        notes.insert(0, f"The run went on from {checkpoint.file}.")
+    made = Distilled(
+        output, parameters, ran, volume, *exam.grade(student, teacher), notes=tuple(notes)
+    )
+    with whole_folder(output) as partial:
+        unchanged = of_draft if recipe.lossless else None
+        save(student, partial, of_target, tokenizer, unchanged=unchanged)
+        (partial / REPORT_FILE).write_text(json.dumps(made.as_dict(), indent=2) + "\n")
+    checkpoint.file.unlink(missing_ok=True)
+    return made
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What there is to learn from, and to be measured on."""
+
+    text: texts.Corpus
+    held_out: texts.Corpus
+    ends: list[int]
+    """The target's end tokens."""
+    length: int
+    """Of a window."""
+
+
+def _read(
+    target: Source,
+    tokenizer: Tokenizer,
+    data: Sequence[Path],
+    held_out: Sequence[Path],
+    recipe: Recipe,
+) -> _Material:
+    config = target.config.get("text_config") or target.config
+    try:
+        vocabulary, context = int(config["vocab_size"]), int(config["max_position_embeddings"])
+    except KeyError as error:
+        raise ExportError(
+            f"{target.folder / 'config.json'}: has no {error}. Such targets are not supported."
+        ) from error
+    length = recipe.length or min(_LENGTH, context // 2)
+    if length > context // 2:
+        raise OptionError(
+            f"--length {length}: must be at most {context // 2}, half of the target's context."
+        )
+    with TemporaryDirectory() as folder:
+        write_files(target, tokenizer, Path(folder), context)
+        text = Text.read(Path(folder))
+    ends = target.eos_token_ids
+
+    def read(files: Sequence[Path], at_least: int, *, out: bool) -> texts.Corpus:
+        return texts.read(
+            files,
+            text,
+            vocabulary=vocabulary,
+            end=ends[0] if ends else None,
+            every=every,
+            held_out=out,
+            at_least=at_least,
+        )
+
+    every = 0 if held_out else texts.held_out_every(data)
+    ours, theirs = read(data, 2 * length + 2, out=False), read(held_out or data, 64, out=True)
+    return _Material(ours, theirs, ends, length)
+
+
+def _stages(
+    student: Draft,
+    teacher: PreTrainedModel,
+    text: texts.Corpus,
+    own: OwnOutputs,
+    recipe: Recipe,
+    *,
+    tuned: bool,
+) -> list[Stage]:
+    def compiled(loss: Loss) -> Loss:
+        return torch.compile(loss, dynamic=False) if recipe.compiled else loss
+
+    if recipe.lossless:
+        assert isinstance(student, StreamingDraft)
+        return [Stage("streams", compiled(streaming_loss(student)), own)]
+    distillation = Stage("distillation", compiled(distillation_loss(student, teacher)), own)
+    if tuned:
+        return [distillation]
+    reading = compiled(text_loss(plain(student)))
+    return [Stage("text", reading, Stream(text.tokens), _TEXT_SHARE), distillation]
+
+
+def _schedule(
+    student: Draft,
+    teacher: PreTrainedModel,
+    material: _Material,
+    recipe: Recipe,
+    *,
+    tuned: bool,
+) -> Schedule:
+    config: Any = plain(student).config
+    rate = _STREAMS_RATE if recipe.lossless else _TUNED_RATE if tuned else _FRESH_RATE
+    context = min(config.max_position_embeddings, teacher.config.max_position_embeddings)
+    numbers = _NUMBERS_AT_ONCE[teacher.device.type]
+    return Schedule(
+        Budget(recipe.minutes, recipe.tokens),
+        learning_rate=recipe.learning_rate or rate,
+        batch=recipe.batch,
+        length=material.length,
+        long_length=max(material.length, min(_LONG, context, len(material.text.tokens) // 8)),
+        rows_at_once=numbers // config.vocab_size,
+    )
+
+
+class _Reporter:
+    """Hands the progress of training on, with the acceptance as it was measured last."""
+
+    def __init__(self, student: Draft, exam: Exam, on_progress: Callable[[Status], None]) -> None:
+        self.student, self.exam, self.on_progress = student, exam, on_progress
+        self.looks = 0
+        self.acceptance: float | None = None
+
+    def __call__(self, at: Progress) -> None:
+        if at.share * _LOOKS >= self.looks + 1:
+            self.looks = int(at.share * _LOOKS)
+            self.student.eval()
+            self.acceptance = self.exam.agreement(self.student)
+            self.student.train()
+        self.on_progress(Status(at.stage, at.share, at.loss, self.acceptance))
+
+
+def _identity(
+    target: Source,
+    tuned: Source | None,
+    draft: str | Path | DraftShape,
+    material: _Material,
+    recipe: Recipe,
+) -> dict[str, str]:
+    """What a run must have in common with a checkpoint to go on from it."""
+    options = {name: str(value) for name, value in asdict(recipe).items()}
+    for name in ("device", "compiled", "checkpoint_seconds"):
+        del options[name]
+    return {
+        **options,
+        "target": _digest(target),
+        "draft": str(draft) if tuned is None else _digest(tuned),
+        "data": hashlib.sha256(material.text.tokens.tobytes()).hexdigest()[:12],
+    }
+
+
+def _digest(source: Source) -> str:
+    """Of the weights."""
+    sha = hashlib.sha256()
+    for file in sorted(source.folder.glob("*.safetensors")) + sorted(source.folder.glob("*.bin")):
+        with file.open("rb") as opened:
+            sha.update(hashlib.file_digest(opened, "sha256").digest())
+    return sha.hexdigest()[:12]
+
+
+def _notes(volume: Volume, ran: Run, parameters: int, *, fresh: bool) -> list[str]:
+    """What the amount of text and training means for the draft."""
+    notes = []
+    passes = ran.tokens / (volume.tokens + volume.own_outputs)
+    if passes > 8:
+        notes.append(
+            f"Every token was seen {passes:.0f} times. More text would help more than more time."
+        )
+    if volume.tokens < 1_000_000:
+        notes.append(
+            f"{volume.tokens:,} tokens of text are few: expect the draft to foresee text of this "
+            "kind, and to be worse on any other than these figures say."
+        )
+    if fresh and ran.tokens < 10 * parameters:
+        notes.append(
+            f"A fresh draft of {parameters:,} parameters saw {ran.tokens:,} tokens; 10 to 20 for "
+            "each parameter are usual. It would go on learning with more time."
+        )
+    return notes
+
+
+def _move(model: torch.nn.Module, device: torch.device) -> None:
+    model.to(device)

@@ -1,0 +1,82 @@
+"""What a draft learns: the text, the target's distribution over it, and to look further ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mirror_edge.export.streaming import StreamingDraft
+from mirror_edge.export.training import Loss
+
+__all__ = ["STREAM_WEIGHT", "distillation_loss", "streaming_loss", "text_loss"]
+
+STREAM_WEIGHT = 0.1
+"""Of each stream beside the main rows' 1; Speculative Streaming, section 3."""
+_DENSITY = 0.5
+"""Share of the positions whose streams are trained in a step: neighbours teach much the same."""
+
+
+def text_loss(model: Callable[..., Any]) -> Loss:
+    """Cross-entropy with the next token."""
+
+    def loss(windows: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=windows[:, :-1], use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+
+    return loss
+
+
+def distillation_loss(
+    draft: torch.nn.Module, target: Callable[..., Any], stream_weight: float = STREAM_WEIGHT
+) -> Loss:
+    """Cross-entropy with the target's distribution, which is forward KL plus a constant.
+
+    Of a `StreamingDraft`, each stream adds its own with `stream_weight`.
+    """
+
+    def loss(windows: torch.Tensor) -> torch.Tensor:
+        ids = windows[:, :-1]
+        with torch.no_grad():
+            wanted = target(input_ids=ids, use_cache=False).logits
+        if not isinstance(draft, StreamingDraft):
+            return _cross_entropy(draft(input_ids=ids, use_cache=False).logits, wanted)
+        at = _positions(ids, draft.streams)
+        main, ahead = draft(ids, at)
+        return _cross_entropy(main, wanted) + stream_weight * _streams(ahead, wanted, at)
+
+    return loss
+
+
+def streaming_loss(draft: StreamingDraft) -> Loss:
+    """Cross-entropy of the streams alone, with what the draft itself says at the later rows."""
+
+    def loss(windows: torch.Tensor) -> torch.Tensor:
+        ids = windows[:, :-1]
+        at = _positions(ids, draft.streams)
+        main, ahead = draft(ids, at)
+        return _streams(ahead, main.detach(), at)
+
+    return loss
+
+
+def _positions(ids: torch.Tensor, streams: int) -> torch.Tensor:
+    """Some positions of the windows `ids`, in order, with `streams` rows behind each."""
+    room = ids.shape[1] - streams
+    chosen = torch.randperm(room)[: max(1, int(room * _DENSITY))].sort().values
+    return chosen.to(ids.device)
+
+
+def _streams(ahead: torch.Tensor, wanted: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """The sum over the streams: stream k of row p foretells what row p + k says."""
+    losses = [_cross_entropy(ahead[:, :, k], wanted[:, at + k + 1]) for k in range(ahead.shape[2])]
+    return torch.stack(losses).sum()
+
+
+def _cross_entropy(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Of two models' rows [..., V]; vocabularies padded to different widths are cut to one."""
+    width = min(logits.shape[-1], wanted.shape[-1])
+    ours, theirs = (rows[..., :width].flatten(0, -2).float() for rows in (logits, wanted))
+    return F.cross_entropy(ours, theirs.softmax(dim=-1))

@@ -1,0 +1,181 @@
+"""What a target says itself: continuations of prompts, and a pool of them to train on.
+
+A draft is accepted or refused on the target's own text, so that is the text to learn from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor, PreTrainedModel
+
+from mirror_edge.export.training import autocast
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Tokens = NDArray[np.unsignedinteger[Any]]
+
+__all__ = ["Noise", "OwnOutputs", "continuations"]
+
+
+class Noise(LogitsProcessor):
+    """Gumbel noise by seed and length of the text: the likeliest token then is a sample.
+
+    Two models that are given one seed choose with the same noise.
+    """
+
+    def __init__(self, temperatures: torch.Tensor, seed: int) -> None:
+        """`temperatures` [batch], 0 for greedy rows."""
+        self.temperatures, self.seed = temperatures, seed
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The `scores` [batch, V] with noise, for the token behind `input_ids`."""
+        return self.at(input_ids.shape[1], scores)
+
+    def at(self, position: int, scores: torch.Tensor) -> torch.Tensor:
+        """The `scores` [batch, V] with the noise of the token at `position`."""
+        warm = self.temperatures.nonzero()[:, 0]
+        scores = scores.float()
+        if len(warm) == 0:
+            return scores
+        random = torch.Generator().manual_seed(self.seed * 1_000_003 + position)
+        waiting = torch.empty(len(warm), scores.shape[1]).exponential_(generator=random)
+        noise = self.temperatures[warm, None] * -waiting.log()
+        return scores.index_add(0, warm.to(scores.device), noise.to(scores.device))
+
+
+@torch.no_grad()
+def continuations(
+    model: PreTrainedModel,
+    prompts: Sequence[Tokens],
+    length: int,
+    temperatures: torch.Tensor,
+    *,
+    ends: Sequence[int] = (),
+    seed: int = 0,
+) -> list[Tokens]:
+    """At most `length` tokens that `model` says to each of `prompts`, ended by one of `ends`."""
+    longest, kind = max(len(prompt) for prompt in prompts), prompts[0].dtype
+    ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+        mask[row, longest - len(prompt) :] = 1
+    pad = ends[0] if ends else 0
+    with autocast(model.device):
+        said = model.generate(  # type: ignore[operator]
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=length,
+            do_sample=False,
+            logits_processor=[Noise(temperatures, seed)],
+            eos_token_id=list(ends) or None,
+            pad_token_id=pad,
+        )
+    rows = said[:, longest:].cpu().numpy()
+    return [_until(row, ends).astype(kind) for row in rows]
+
+
+def _until(row: NDArray[np.int64], ends: Sequence[int]) -> NDArray[np.int64]:
+    at = np.flatnonzero(np.isin(row, ends))
+    return row[: at[0] + 1] if len(at) else row
+
+
+class OwnOutputs:
+    """Windows of the text given and, as far as there are any, of the target's own outputs.
+
+    The outputs grow while training goes on, within a share of its time; half of them are greedy,
+    half are samples at temperature 1.
+    """
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        text: Tokens,
+        prompts: Sequence[Tokens],
+        *,
+        ends: Sequence[int],
+        part: float = 0.5,
+        time_share: float = 0.2,
+        reuse: float = 8.0,
+        batch: int = 64,
+        length: int = 192,
+        seed: int = 0,
+    ) -> None:
+        """A pool for `target`'s answers to `prompts`, which are shortest first.
+
+        `part` of the windows are own outputs, as long as none of their tokens is seen more than
+        `reuse` times; at most `time_share` of the time is spent on making them.
+        """
+        self.target, self.text, self.prompts = target, text, prompts
+        self.ends, self.part, self.time_share, self.reuse = ends, part, time_share, reuse
+        self.batch, self.length, self.seed = batch, length, seed
+        self.own: list[Tokens] = []
+        self.count = self.drawn = self.rounds = 0
+        self.making, self.elapsed = 0.0, 0.0
+        self._last: float | None = None
+
+    def windows(self, random: np.random.Generator, batch: int, length: int) -> Tokens:
+        """`batch` windows of `length` + 1 tokens."""
+        now = time.monotonic()
+        self.elapsed += now - (self._last or now)
+        self._last = now
+        if self.making <= self.time_share * self.elapsed:
+            self._grow(random)
+            self.making += time.monotonic() - now
+        wanted = round(batch * self.part)
+        if self.count <= length or self.drawn + wanted * length > self.reuse * self.count:
+            wanted = 0
+        self.drawn += wanted * length
+        own = self._joined() if wanted else self.text
+        return np.stack(
+            [
+                self._window(random, own if row < wanted else self.text, length)
+                for row in range(batch)
+            ]
+        )
+
+    def _window(self, random: np.random.Generator, tokens: Tokens, length: int) -> Tokens:
+        start = random.integers(0, len(tokens) - length)
+        return tokens[start : start + length + 1]
+
+    def _joined(self) -> Tokens:
+        if len(self.own) > 1:
+            self.own = [np.concatenate(self.own)]
+        return self.own[0]
+
+    def _grow(self, random: np.random.Generator) -> None:
+        """Add the answers to prompts of about one length, so that little is padded."""
+        batch = min(self.batch, len(self.prompts))
+        start = random.integers(0, len(self.prompts) - batch + 1)
+        prompts = [self.prompts[start + i] for i in random.permutation(batch)]
+        said = continuations(
+            self.target,
+            prompts,
+            self.length,
+            (torch.arange(batch) % 2).float(),
+            ends=self.ends,
+            seed=self.seed + self.rounds,
+        )
+        self.rounds += 1
+        for prompt, answer in zip(prompts, said, strict=True):
+            self.own += [prompt, answer]
+            self.count += len(prompt) + len(answer)
+
+    def state(self) -> dict[str, Any]:
+        """The outputs and the counts."""
+        own = torch.from_numpy(self._joined().astype(np.int64)) if self.own else None
+        names = ("count", "drawn", "rounds", "making", "elapsed")
+        return {"own": own, **{name: getattr(self, name) for name in names}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        own = state["own"]
+        self.own = [] if own is None else [own.cpu().numpy().astype(self.text.dtype)]
+        for name in ("count", "drawn", "rounds", "making", "elapsed"):
+            setattr(self, name, state[name])
