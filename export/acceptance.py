@@ -37,6 +37,8 @@ _AT_ONCE = 16
 """Sequences that go through a model at once."""
 _PROMPTS, _ANSWER = 96, 128
 """Held-out prompts, and tokens of an answer at most."""
+_OPENING = 32
+"""Tokens of held-out text that are a prompt where there is none."""
 _NUMBERS = 2**28
 """Logits on which a draft is measured, at most: fewer prompts for a large vocabulary."""
 _TOKENS = 65536
@@ -140,6 +142,7 @@ class Exam:
         config: Any = target.config
         room = config.max_position_embeddings - _ANSWER
         fitting = [prompt for prompt in corpus.prompts if len(prompt) <= min(room, 4 * _ANSWER)]
+        fitting = fitting or [corpus.tokens[:_OPENING]]
         count = max(1, min(_PROMPTS, _NUMBERS // (config.vocab_size * _ANSWER)))
         chosen = [fitting[i] for i in np.linspace(0, len(fitting) - 1, count).astype(int)]
         answers = [

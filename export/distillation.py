@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mirror_edge.errors import ExportError, OptionError
-from mirror_edge.export import texts
+from mirror_edge.errors import OptionError
 from mirror_edge.export.acceptance import Acceptance, Exam, Losses, StreamAccuracy
 from mirror_edge.export.drafts import fresh, load_model, plain, replaced_streams, save, tuned
 from mirror_edge.export.losses import distillation_loss, streaming_loss, text_loss
+from mirror_edge.export.material import Material
 from mirror_edge.export.output import whole_folder
 from mirror_edge.export.outputs import OwnOutputs
 from mirror_edge.export.recipe import DraftShape, Recipe
 from mirror_edge.export.source import Source, locate
 from mirror_edge.export.streaming import StreamingDraft
-from mirror_edge.export.tokenizer import read_tokenizer, refuse_different, write_files
+from mirror_edge.export.texts import Corpus
+from mirror_edge.export.tokenizer import read_tokenizer, refuse_different
 from mirror_edge.export.training import (
     Budget,
     Checkpoint,
@@ -36,10 +38,8 @@ from mirror_edge.export.training import (
     pick_device,
     train,
 )
-from mirror_edge.text import Text
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
     from mirror_edge.export.drafts import Draft
@@ -52,8 +52,8 @@ _TEXT_SHARE = 0.1
 _FRESH_RATE, _TUNED_RATE, _STREAMS_RATE = 4e-3, 5e-4, 4e-3
 _NUMBERS_AT_ONCE = {"cpu": 2**27, "mps": 2**27, "cuda": 2**29}
 """Logits of one forward in training; 2**27 are half a gigabyte in float32."""
-_LENGTH, _LONG = 256, 1024
-"""Tokens of a window, and of one in the last part of a run, where context and text allow."""
+_LONG = 1024
+"""Tokens of a window in the last part of a run, where context and text allow."""
 _LOOKS = 20
 """How often in a run the acceptance is measured."""
 
@@ -120,6 +120,8 @@ def run(
     if recipe.lossless and isinstance(draft, DraftShape):
         raise OptionError("--lossless keeps a draft's own predictions, so it needs --draft.")
     device = pick_device(recipe.device)
+    if recipe.compiled and device.type == "cpu" and not _has_compiler():
+        raise OptionError("--compile needs a C++ compiler on a CPU. Install one, or leave it out.")
 
     def downloading(stage: str, share: float) -> None:
         on_progress(Status(stage, share))
@@ -131,7 +133,7 @@ def run(
         refuse_different(tokenizer, read_tokenizer(of_draft))
 
     on_progress(Status("Reading text", 0.0))
-    material = _read(of_target, tokenizer, data, held_out, recipe)
+    material = Material.read(of_target, tokenizer, data, held_out, recipe)
 
     on_progress(Status("Loading models", 0.0))
     torch.manual_seed(recipe.seed)
@@ -198,62 +200,10 @@ def run(
     return made
 
 
-@dataclass(frozen=True)
-class _Material:
-    """What there is to learn from, and to be measured on."""
-
-    text: texts.Corpus
-    held_out: texts.Corpus
-    ends: list[int]
-    """The target's end tokens."""
-    length: int
-    """Of a window."""
-
-
-def _read(
-    target: Source,
-    tokenizer: Tokenizer,
-    data: Sequence[Path],
-    held_out: Sequence[Path],
-    recipe: Recipe,
-) -> _Material:
-    config = target.config.get("text_config") or target.config
-    try:
-        vocabulary, context = int(config["vocab_size"]), int(config["max_position_embeddings"])
-    except KeyError as error:
-        raise ExportError(
-            f"{target.folder / 'config.json'}: has no {error}. Such targets are not supported."
-        ) from error
-    length = recipe.length or min(_LENGTH, context // 2)
-    if length > context // 2:
-        raise OptionError(
-            f"--length {length}: must be at most {context // 2}, half of the target's context."
-        )
-    with TemporaryDirectory() as folder:
-        write_files(target, tokenizer, Path(folder), context)
-        text = Text.read(Path(folder))
-    ends = target.eos_token_ids
-
-    def read(files: Sequence[Path], at_least: int, *, out: bool) -> texts.Corpus:
-        return texts.read(
-            files,
-            text,
-            vocabulary=vocabulary,
-            end=ends[0] if ends else None,
-            every=every,
-            held_out=out,
-            at_least=at_least,
-        )
-
-    every = 0 if held_out else texts.held_out_every(data)
-    ours, theirs = read(data, 2 * length + 2, out=False), read(held_out or data, 64, out=True)
-    return _Material(ours, theirs, ends, length)
-
-
 def _stages(
     student: Draft,
     teacher: PreTrainedModel,
-    text: texts.Corpus,
+    text: Corpus,
     own: OwnOutputs,
     recipe: Recipe,
     *,
@@ -275,7 +225,7 @@ def _stages(
 def _schedule(
     student: Draft,
     teacher: PreTrainedModel,
-    material: _Material,
+    material: Material,
     recipe: Recipe,
     *,
     tuned: bool,
@@ -315,7 +265,7 @@ def _identity(
     target: Source,
     tuned: Source | None,
     draft: str | Path | DraftShape,
-    material: _Material,
+    material: Material,
     recipe: Recipe,
 ) -> dict[str, str]:
     """What a run must have in common with a checkpoint to go on from it."""
@@ -358,6 +308,11 @@ def _notes(volume: Volume, ran: Run, parameters: int, *, fresh: bool) -> list[st
             "each parameter are usual. It would go on learning with more time."
         )
     return notes
+
+
+def _has_compiler() -> bool:
+    named = (os.environ.get("CXX"), "c++", "g++", "clang++", "cl")
+    return any(name and shutil.which(name) for name in named)
 
 
 def _move(model: torch.nn.Module, device: torch.device) -> None:

@@ -107,14 +107,18 @@ class OwnOutputs:
         length: int = 192,
         seed: int = 0,
     ) -> None:
-        """A pool for `target`'s answers to `prompts`, which are shortest first.
+        """A pool for `target`'s answers to those of `prompts`, shortest first, that are short.
 
         `part` of the windows are own outputs, as long as none of their tokens is seen more than
         `reuse` times; at most `time_share` of the time is spent on making them.
         """
-        self.target, self.text, self.prompts = target, text, prompts
-        self.ends, self.part, self.time_share, self.reuse = ends, part, time_share, reuse
-        self.batch, self.length, self.seed = batch, length, seed
+        config: Any = target.config
+        room = config.max_position_embeddings // 2
+        self.target, self.text, self.ends = target, text, ends
+        self.length = min(length, room)
+        self.prompts = [prompt for prompt in prompts if len(prompt) <= min(2 * length, room)]
+        self.part, self.time_share, self.reuse = part if self.prompts else 0.0, time_share, reuse
+        self.batch, self.seed = batch, seed
         self.own: list[Tokens] = []
         self.count = self.drawn = self.rounds = 0
         self.making, self.elapsed = 0.0, 0.0
@@ -125,7 +129,7 @@ class OwnOutputs:
         now = time.monotonic()
         self.elapsed += now - (self._last or now)
         self._last = now
-        if self.making <= self.time_share * self.elapsed:
+        if self.part and self.making <= self.time_share * self.elapsed:
             self._grow(random)
             self.making += time.monotonic() - now
         wanted = round(batch * self.part)
