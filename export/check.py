@@ -194,6 +194,7 @@ def check_draft(
         if count:
             total = start + rows + extra
             feeds["streamed"] = np.array(with_streams, np.int64)
+            feeds["streams"] = np.arange(count)
             feeds["stream_attention_bias"] = _stream_bias(bias, with_streams, count)
             feeds["stream_seqlens_k"] = np.array([total - 1], np.int32)
             feeds["stream_total_sequence_length"] = np.array(total, np.int32)

@@ -37,8 +37,8 @@ _SEQLENS, _TOTAL, _POSITIONS, _BIAS = 5, 6, 9, 10
 """GroupQueryAttention's inputs that the contract hands in from outside."""
 _CONTRACT = {
     *("hidden", "rows", "position_ids", "attention_bias", "attention_mask", "seqlens_k"),
-    *("total_sequence_length", "top", "exit_ids", "exit_logprobs"),
-    *("streamed", "stream_attention_bias", "stream_seqlens_k", "stream_total_sequence_length"),
+    *("total_sequence_length", "top", "exit_ids", "exit_logprobs", "streamed", "streams"),
+    *("stream_attention_bias", "stream_seqlens_k", "stream_total_sequence_length"),
 }
 """Names that no tensor inside a graph may have."""
 

@@ -33,9 +33,10 @@ _OWN = {
 
 def stream_inputs(spec: ModelSpec) -> list[ValueInfoProto]:
     """The inputs that a graph has for its streams, beside the plain ones."""
-    rows, slots = "S + m*s", "T + m*s"
+    rows, slots = "S + m*a", "T + m*a"
     return [
         value("streamed", TensorProto.INT64, ["m"]),
+        value("streams", TensorProto.INT64, ["a"]),
         value("stream_attention_bias", element_type(spec), [1, 1, rows, slots]),
         value("stream_seqlens_k", TensorProto.INT32, [1]),
         value("stream_total_sequence_length", TensorProto.INT32, []),
@@ -45,7 +46,7 @@ def stream_inputs(spec: ModelSpec) -> list[ValueInfoProto]:
 def add_streams(
     model: ModelProto, spec: ModelSpec, residual: str, streams: Streams, folder: Path
 ) -> None:
-    """Let the streams of the rows `streamed` join `model` behind `residual`, in place.
+    """Let the `streams` of the rows `streamed` join `model` behind `residual`, in place.
 
     Their weights join the others in `folder`, in the type of hidden rows.
     """
@@ -66,7 +67,7 @@ def add_streams(
     del model.graph.node[:]
     model.graph.node.extend([*nodes[:behind], *_joining(residual), *nodes[behind:]])
     for name, numbers in (
-        ("numbers", np.arange(1, streams.count + 1)),
+        ("one", np.array(1)),
         ("by_row", np.array([1, -1, streams.count, streams.hidden])),
         ("in_line", np.array([1, -1, streams.hidden])),
         ("line", np.array([1, -1])),
@@ -82,29 +83,31 @@ def add_streams(
 
 
 def _joining(residual: str) -> list[NodeProto]:
-    """The nodes that make the rows and positions of the layers above, [1, S + m·s] of them."""
+    """The nodes that make the rows and positions of the layers above, [1, S + m·a] of them."""
 
-    outside = {residual, "streamed", "position_ids"}
+    outside = {residual, "streamed", "streams", "position_ids"}
 
     def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
         names = [name if name in outside else _PREFIX + name for name in inputs]
         return helper.make_node(kind, names, [_PREFIX + output], _PREFIX + output, **attributes)
 
     return [
-        # start = residual + offset + (residual @ down) @ up, row-major [m, s].
+        # start = residual + offset + (residual @ down) @ up, row-major [m, a].
         node("Gather", [residual, "streamed"], "residual", axis=1),
         node("MatMul", ["residual", "down"], "low"),
         node("MatMul", ["low", "up"], "steps"),
         node("Reshape", ["steps", "by_row"], "step"),
         node("Unsqueeze", ["residual", "axis"], "from"),
-        node("Add", ["step", "offset"], "moved"),
+        node("Add", ["step", "offset"], "moves"),
+        node("Gather", ["moves", "streams"], "moved", axis=2),
         node("Add", ["moved", "from"], "started"),
         node("Reshape", ["started", "in_line"], "starts"),
         node("Concat", [residual, "starts"], "rows", axis=1),
-        # Stream k of a row stands k places behind it.
+        # The first stream of a row stands one place behind it.
         node("Gather", ["position_ids", "streamed"], "places", axis=1),
         node("Unsqueeze", ["places", "axis"], "place"),
-        node("Add", ["place", "numbers"], "ahead"),
+        node("Add", ["place", "streams"], "before"),
+        node("Add", ["before", "one"], "ahead"),
         node("Reshape", ["ahead", "line"], "aheads"),
         node("Concat", ["position_ids", "aheads"], "positions", axis=1),
     ]

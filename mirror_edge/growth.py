@@ -78,13 +78,13 @@ class Growth:
 
     def forward(self, missing: int = 0) -> None:
         """One forward. The last `missing` rows of the trunk go along, plainly causal."""
-        start, slot = self._slot - missing, self._slot
+        start, slot, ahead = self._slot - missing, self._slot, self._worth_running()
         tokens, positions = list(self._trunk[start:]) if missing else [], list(range(start, slot))
         owners: list[int] = []
         streamed: list[int] = []
         for own, branch in self.growing:
             rows, place = 1 + len(branch.guesses), branch.after + len(branch.slots)
-            if self._streams:
+            if ahead:
                 streamed += range(len(tokens), len(tokens) + self._worth_guessing(branch))
             tokens.append(branch.tokens[-1])
             tokens += branch.guesses
@@ -96,9 +96,10 @@ class Growth:
             start,
             self._unseen(owners, missing),
             np.arange(missing, len(tokens)),
-            np.array(streamed) if streamed else None,
+            np.array(streamed) if ahead else None,
+            ahead,
         )[:, : self._known]
-        self._take(logits, positions[missing:])
+        self._take(logits, positions[missing:], ahead)
 
     def _embedded(self, tokens: list[int]) -> NDArray[np.int64]:
         """`tokens` as they are fed: the target's padding ids have no embedding in the draft."""
@@ -117,13 +118,20 @@ class Growth:
             unseen = np.concatenate([np.zeros((missing, end), dtype=np.bool_), unseen])
         return unseen
 
+    def _worth_running(self) -> int:
+        """How many streams can still be right in time, in the branch that lacks most."""
+        if not self._streams:
+            return 0
+        furthest = self._depth - 1 - min(len(branch.tokens) for _, branch in self.growing)
+        return max(0, min(self._streams, furthest))
+
     def _worth_guessing(self, branch: Growing) -> int:
         """How many of a branch's rows, the first ones, leave two tokens to be found at least."""
         return max(0, min(1 + len(branch.guesses), self._depth - 1 - len(branch.tokens)))
 
-    def _take(self, logits: NDArray[np.float32], positions: list[int]) -> None:
+    def _take(self, logits: NDArray[np.float32], positions: list[int], ahead: int) -> None:
         """Keep the guesses that are the draft's own choices, and the choice behind them."""
-        rows, slot, each = len(positions), self._slot, self._graph.streams
+        rows, slot = len(positions), self._slot
         histories = None
         if self._sampler.needs_history:
             histories = [
@@ -131,8 +139,8 @@ class Growth:
                 for _, branch in self.growing
                 for right in range(1 + len(branch.guesses))
             ]
-        ahead = [position + 1 for position in positions]
-        chosen = self._sampler.choose(logits[:rows], ahead, histories).tolist()
+        places = [position + 1 for position in positions]
+        chosen = self._sampler.choose(logits[:rows], places, histories).tolist()
         guessing: list[tuple[Growing, int]] = []
         owners: list[int] = []
         wrong: list[int] = []
@@ -140,29 +148,31 @@ class Growth:
         for own, branch in self.growing:
             guesses, right, useful = branch.guesses, 0, 0
             if self._streams:
-                useful = self._worth_guessing(branch)
                 while right < len(guesses) and guesses[right] == chosen[at + right]:
                     right += 1
+                useful = self._worth_guessing(branch) if ahead else 0
                 if right < useful:
-                    guessing.append((branch, stream + right * each))
+                    guessing.append((branch, stream + right * ahead))
                 owners += [own] * (len(guesses) - right)
                 wrong += range(at + right + 1, at + len(guesses) + 1)
                 branch.guesses = []
             branch.tokens += chosen[at : at + right + 1]
             branch.slots += range(slot + at, slot + at + right + 1)
             at += 1 + len(guesses)
-            stream += useful * each
+            stream += useful * ahead
         # Wrong rows at the end are written over, those between are not seen any more.
         self._slot = self.growing[-1][1].slots[-1] + 1
         if wrong:
             self._hidden[owners, np.array(wrong) + (slot - self._first)] = True
         self.growing = [pair for pair in self.growing if len(pair[1].tokens) <= self._depth]
         if guessing:
-            self._guess(logits, guessing)
+            self._guess(logits, guessing, range(ahead))
 
-    def _guess(self, logits: NDArray[np.float32], guessing: list[tuple[Growing, int]]) -> None:
+    def _guess(
+        self, logits: NDArray[np.float32], guessing: list[tuple[Growing, int]], numbers: range
+    ) -> None:
         """Ask the streams for what comes behind each branch, given the logits row of its first."""
-        numbers, sampler = range(self._streams), self._sampler
+        sampler = self._sampler
         # With a repetition penalty a guess depends on those before it: one stream after the other.
         for some in [[k] for k in numbers] if sampler.needs_history else [numbers]:
             wanted = [

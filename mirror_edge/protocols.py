@@ -100,7 +100,7 @@ class DraftGraph(Protocol):
     slots: int
     """How many rows the KV cache can hold, streams while they run among them."""
     streams: int
-    """s, the stream rows that a main row can have; 0 for a plain draft."""
+    """s, how many streams a row can have; 0 for a plain draft."""
 
     def forward(
         self,
@@ -110,11 +110,12 @@ class DraftGraph(Protocol):
         hidden: NDArray[np.bool_] | None,
         wanted: NDArray[np.int64],
         streamed: NDArray[np.int64] | None = None,
+        ahead: int = 0,
     ) -> NDArray[np.float32]:
-        """Feed rows into slots `start`…; return logits [len(wanted) + m·s, vocabulary].
+        """Feed rows into slots `start`…; return logits [len(wanted) + m·ahead, vocabulary].
 
-        First those of the rows `wanted`, then those of all streams of the m rows `streamed`. They
-        are valid until the next call.
+        First those of the rows `wanted`, then those of the first `ahead` streams of each of the m
+        rows `streamed`. They are valid until the next call.
 
         A row sees the slots before its own. `hidden` [rows, n] marks those of the last n slots,
         n >= rows, that it must not see; None hides nothing. Its streams see what it sees, itself,

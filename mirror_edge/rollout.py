@@ -71,8 +71,8 @@ class ModelDrafter:
         kept = roots[: room // depth] if depth > 0 else ()
         if not kept:
             return []
-        fits = graph.context - furthest - depth, room // len(kept)
-        streams = _most_streams(self._streams, graph.streams, depth, *fits)
+        left = graph.context - furthest - depth
+        streams = _most_streams(min(self._streams, left), depth, room // len(kept))
         fed = len(self._rows)
         branches = [Growing(root, base + root.row, [root.token]) for root in kept]
         growth = Growth(graph, sampler, trunk, branches, depth, streams, min(fed, base))
@@ -116,15 +116,10 @@ class ModelDrafter:
             self._rows += chunk
 
 
-def _most_streams(limit: int, each: int, depth: int, context: int, room: int) -> int:
-    """How many streams, up to `limit`, branches of `depth` can use in the worst case.
-
-    A branch has `room` slots, and its streams `context` positions; a row has `each` streams.
-    """
-    if each > context:
-        return 0
+def _most_streams(limit: int, depth: int, room: int) -> int:
+    """How many streams, up to `limit`, branches of `depth` can use in `room` slots each."""
     for streams in range(limit, 0, -1):
-        if most_rows(depth, streams) + (1 + streams) * each <= room:
+        if most_rows(depth, streams) + (1 + streams) * streams <= room:
             return streams
     return 0
 

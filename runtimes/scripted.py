@@ -148,7 +148,7 @@ class ScriptedDraft:
         self.context, self.vocabulary = context, vocabulary
         self.slots, self.streams = context + branch_rows, len(streams)
         self.forwards = 0
-        self._language, self._ahead = language, streams
+        self._language, self._foresight = language, streams
         self._sleep = _Sleeper({"draft": seconds}, trace, virtual)
         self._tokens = np.full(self.slots, -1, dtype=np.int64)
         self._positions = np.full(self.slots, -1, dtype=np.int64)
@@ -161,6 +161,7 @@ class ScriptedDraft:
         hidden: NDArray[np.bool_] | None,
         wanted: NDArray[np.int64],
         streamed: NDArray[np.int64] | None = None,
+        ahead: int = 0,
     ) -> NDArray[np.float32]:
         """See `DraftGraph.forward`.
 
@@ -168,18 +169,18 @@ class ScriptedDraft:
             ValueError: if a row is shown anything but one token for each position up to its own,
                 or if the streams have no slots.
         """
-        end, ahead = start + len(tokens), () if streamed is None else streamed
-        self._sleep("draft", len(tokens) + len(ahead) * self.streams)
+        end, of = start + len(tokens), () if streamed is None else streamed
+        self._sleep("draft", len(tokens) + len(of) * ahead)
         self.forwards += 1
-        if end + len(ahead) * self.streams > self.slots:
-            raise ValueError(f"{end} rows and {len(ahead)} x {self.streams} streams do not fit")
+        if end + len(of) * ahead > self.slots:
+            raise ValueError(f"{end} rows and {len(of)} x {ahead} streams do not fit")
         self._tokens[start:end], self._positions[start:end] = tokens, positions
         # What stood behind is overwritten, by streams if by nothing else.
         self._positions[end:] = -1
         logits = [self._language(self._shown(row, start, hidden)) for row in wanted]
-        for row in ahead:
+        for row in of:
             shown = self._shown(row, start, hidden)
-            logits += [language(shown) for language in self._ahead]
+            logits += [language(shown) for language in self._foresight[:ahead]]
         return np.stack(logits)
 
     def move(self, slots: Sequence[int], start: int) -> None:

@@ -121,11 +121,12 @@ class SimulatedDraft(_Device):
         hidden: NDArray[np.bool_] | None,
         wanted: NDArray[np.int64],
         streamed: NDArray[np.int64] | None = None,
+        ahead: int = 0,
     ) -> NDArray[np.float32]:
         """See `DraftGraph.forward`."""
         del positions
-        ahead = 0 if streamed is None else len(streamed) * self.streams
-        rows = len(tokens) + self._costs.stream_share * ahead
+        extra = 0 if streamed is None else len(streamed) * ahead
+        rows = len(tokens) + self._costs.stream_share * extra
         self._forward("draft", "draft", self._costs.forward(rows))
         parents = np.arange(start - 1, start + len(tokens) - 1)
         if hidden is not None:
@@ -136,8 +137,8 @@ class SimulatedDraft(_Device):
             parents = first + np.where(seen.any(axis=1), last, -1)
         self._feed(tokens, start, parents)
         said = self._script.draft(self._states[start + wanted])
-        if streamed is not None and self.streams:
-            guesses = self._script.streams(self._states[start + streamed])[:, : self.streams]
+        if streamed is not None and ahead:
+            guesses = self._script.streams(self._states[start + streamed])[:, :ahead]
             said = np.concatenate([said, guesses.ravel()])
         return _certain(said, self.vocabulary)
 

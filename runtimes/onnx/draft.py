@@ -33,11 +33,12 @@ class OnnxDraft:
         self.slots = model.context + spec.branch_rows
         self.streams = spec.streams
         self._scratch = Scratch(model.vocabulary)
-        self._mask = Mask(np.dtype(model.dtype), spec.streams)
+        self._mask = Mask(np.dtype(model.dtype))
         session = Session(bundle.file(spec.graph), threads, device.cores, "draft", trace)
         self._cache = InPlaceCache(session, model, range(model.layers), self.slots)
         self._seqlens = np.zeros(1, dtype=np.int32)
         self._total = np.zeros((), dtype=np.int32)
+        self._numbers = np.arange(spec.streams)
         if spec.streams:
             session.bind("stream_seqlens_k", self._seqlens)
             session.bind("stream_total_sequence_length", self._total)
@@ -50,6 +51,7 @@ class OnnxDraft:
         hidden: NDArray[np.bool_] | None,
         wanted: NDArray[np.int64],
         streamed: NDArray[np.int64] | None = None,
+        ahead: int = 0,
     ) -> NDArray[np.float32]:
         """See `DraftGraph.forward`."""
         rows, extra, end = len(tokens), 0, start + len(tokens)
@@ -58,12 +60,13 @@ class OnnxDraft:
         inputs |= {"attention_bias": bias, "rows": wanted}
         if self.streams:
             if streamed is None:
-                inputs |= {"streamed": _NONE, "stream_attention_bias": bias}
+                inputs |= {"streamed": _NONE, "streams": _NONE, "stream_attention_bias": bias}
             else:
-                extra = len(streamed) * self.streams
+                extra = len(streamed) * ahead
                 inputs["rows"] = np.concatenate([wanted, np.arange(rows, rows + extra)])
-                inputs["streamed"] = streamed
-                inputs["stream_attention_bias"] = self._mask.streams(rows, end, hidden, streamed)
+                inputs |= {"streamed": streamed, "streams": self._numbers[:ahead]}
+                bias = self._mask.streams(rows, end, hidden, streamed, ahead)
+                inputs["stream_attention_bias"] = bias
             self._seqlens[0], self._total[()] = end + extra - 1, end + extra
         logits = self._scratch.rows(len(inputs["rows"]))
         self._cache.run(start, inputs, {"logits": logits}, rows, extra)

@@ -17,15 +17,13 @@ __all__ = ["Mask"]
 
 
 class Mask:
-    """Makes the biases of one draft, whose main rows can have `streams` streams."""
+    """Makes the biases of one draft."""
 
-    def __init__(self, dtype: np.dtype[Any], streams: int) -> None:
+    def __init__(self, dtype: np.dtype[Any]) -> None:
         """Biases of `dtype`."""
         self._unseen = dtype.type(np.finfo(dtype).min / 2)
-        self._streams = streams
         self._main, self._ahead = np.zeros((2, 0), dtype=dtype)
         self._later = np.zeros((0, 0), dtype=np.bool_)
-        self._apart = np.zeros((0, 0), dtype=dtype)
 
     def main(self, rows: int, end: int, hidden: NDArray[np.bool_] | None) -> NDArray[Any]:
         """[1, 1, rows, end]: the bias of `rows` main rows that are fed up to slot `end`.
@@ -41,36 +39,32 @@ class Mask:
         return bias
 
     def streams(
-        self, rows: int, end: int, hidden: NDArray[np.bool_] | None, streamed: NDArray[np.int64]
+        self,
+        rows: int,
+        end: int,
+        hidden: NDArray[np.bool_] | None,
+        streamed: NDArray[np.int64],
+        ahead: int,
     ) -> NDArray[Any]:
-        """[1, 1, rows + m·s, end + m·s]: the same with the streams of the m rows `streamed`."""
-        extra = len(streamed) * self._streams
+        """[1, 1, rows + m·ahead, end + m·ahead]: the same with streams of the m rows `streamed`."""
+        of, extra = np.repeat(streamed, ahead), len(streamed) * ahead
         width, size = end + extra, (rows + extra) * (end + extra)
         if self._ahead.size < size:
             self._ahead = np.empty(2 * size, dtype=self._ahead.dtype)
         if len(self._later) < rows:
-            self._widen(2 * rows)
+            place = np.arange(2 * rows)
+            self._later = place > place[:, None]
+            """[rows, rows]: the fed rows that stand behind a row."""
         bias: NDArray[Any] = self._ahead[:size].reshape(1, 1, rows + extra, width)
         bias.fill(0)
         later = self._later[:rows, :rows]
         if hidden is None:
-            unseen = later[streamed]
+            unseen = later[of]
         else:
             np.multiply(hidden, self._unseen, out=bias[0, 0, :rows, end - hidden.shape[1] : end])
-            unseen = hidden[streamed]
-            unseen[:, -rows:] |= later[streamed]
+            unseen = hidden[of]
+            unseen[:, -rows:] |= later[of]
         bias[0, 0, :rows, end:] = self._unseen
-        # A row's streams see what it sees, so one bias is theirs together.
-        own = bias[0, 0, rows:].reshape(len(streamed), self._streams, width)
-        own[:, :, end - unseen.shape[1] : end] = (unseen * self._unseen)[:, None]
-        bias[0, 0, rows:, end:] = self._apart[:extra, :extra]
+        np.multiply(unseen, self._unseen, out=bias[0, 0, rows:, end - unseen.shape[1] : end])
+        np.multiply(of != of[:, None], self._unseen, out=bias[0, 0, rows:, end:])
         return bias
-
-    def _widen(self, rows: int) -> None:
-        """Make the constant parts large enough for so many main rows."""
-        place = np.arange(rows)
-        self._later = place > place[:, None]
-        """[rows, rows]: the fed rows that stand behind a row."""
-        of = np.arange(rows * self._streams) // self._streams
-        self._apart = np.where(of == of[:, None], 0, self._unseen).astype(self._ahead.dtype)
-        """[rows·s, rows·s]: streams of other rows."""

@@ -62,13 +62,13 @@ def test_main_rows_and_streams_equal_torch(
 
     main, ahead = torch_logits(ids)
 
-    def check(start: int, stop: int, streamed: list[int]) -> None:
-        """Plain rows `start` to `stop`, of which those in `streamed` have streams."""
+    def check(start: int, stop: int, streamed: list[int], few: int = count) -> None:
+        """Plain rows `start` to `stop`, of which those in `streamed` have `few` streams."""
         rows = np.arange(stop - start)
         of = np.array(streamed) if streamed else None
-        found = draft.forward(ids[start:stop], rows + start, start, None, rows, of)
+        found = draft.forward(ids[start:stop], rows + start, start, None, rows, of, few)
         assert np.abs(found[: len(rows)] - main[start:stop]).max() < 5e-4
-        expected = ahead[[start + row for row in streamed]].reshape(-1, VOCABULARY)
+        expected = ahead[[start + row for row in streamed], :few].reshape(-1, VOCABULARY)
         assert np.abs(found[len(rows) :] - expected).max(initial=0.0) < 5e-4
 
     check(0, 1, [])  # an empty cache
@@ -76,7 +76,8 @@ def test_main_rows_and_streams_equal_torch(
     check(20, 21, [0])
     check(21, 30, [])
     check(15, 33, list(range(18)))  # rows that are taken back
-    check(33, 40, [1])
+    check(33, 37, [1])
+    check(37, 40, [0, 2], 1)  # the first stream alone
 
     # A tree behind the text, beside two slots of somebody else's.
     junk, start = 2, 40
@@ -89,7 +90,7 @@ def test_main_rows_and_streams_equal_torch(
     depths = np.array([len(TREE.path(node)) - 1 for node in range(size)])
     streamed = np.array([1, 3, 5])
     wanted = np.array([0, 2, 3, 6])
-    found = draft.forward(TREE.tokens, 40 + depths, start, hidden, wanted, streamed)
+    found = draft.forward(TREE.tokens, 40 + depths, start, hidden, wanted, streamed, count)
     texts = TREE.texts(ids)
     expected = [torch_logits(texts[node])[0][-1:] for node in wanted]
     expected += [torch_logits(texts[node])[1][-1] for node in streamed]
@@ -97,8 +98,8 @@ def test_main_rows_and_streams_equal_torch(
 
 
 def wrong_places(graph: Any) -> None:
-    numbers = next(t for t in graph.graph.initializer if t.name == "mirror/stream/numbers")
-    numbers.CopyFrom(numpy_helper.from_array(np.array([2, 3]), numbers.name))
+    one = next(t for t in graph.graph.initializer if t.name == "mirror/stream/one")
+    one.CopyFrom(numpy_helper.from_array(np.array(2), one.name))
 
 
 def wrong_mask(graph: Any) -> None:
@@ -109,7 +110,7 @@ def wrong_mask(graph: Any) -> None:
 
 def wrong_stream(graph: Any) -> None:
     node = next(node for node in graph.graph.node if node.name == "mirror/stream/moved")
-    node.input[1] = node.input[0]  # twice the step and no offset
+    node.input[0] = "mirror/stream/step"  # no offset
 
 
 @pytest.mark.parametrize("spoil", [wrong_places, wrong_mask, wrong_stream])

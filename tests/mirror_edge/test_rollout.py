@@ -52,14 +52,15 @@ class Counted(ScriptedDraft):
         hidden: NDArray[np.bool_] | None,
         wanted: NDArray[np.int64],
         streamed: NDArray[np.int64] | None = None,
+        ahead: int = 0,
     ) -> NDArray[np.float32]:
         assert positions.max() < self.context
         assert start + len(tokens) <= self.slots
         assert tokens.max() < self.vocabulary
         if streamed is not None:
-            assert positions[streamed].max() + self.streams < self.context
-        self.fed.append((len(tokens), 0 if streamed is None else len(streamed)))
-        return super().forward(tokens, positions, start, hidden, wanted, streamed)
+            assert positions[streamed].max() + ahead < self.context
+        self.fed.append((len(tokens), 0 if streamed is None else len(streamed) * ahead))
+        return super().forward(tokens, positions, start, hidden, wanted, streamed, ahead)
 
 
 def serial(
@@ -258,13 +259,14 @@ def test_a_guess_is_never_fed_beyond_the_depth_nor_a_stream_run_that_comes_too_l
     drafter.prefill([1, 2, 3])
     drafter.rollout([], (), [Root(0, 4)], 6, GREEDY)
     # One token, then three by two guesses, then the two that are left by one.
-    assert draft.fed == [(3, 0), (1, 1), (3, 3), (2, 0)]
+    assert draft.fed == [(3, 0), (1, 2), (3, 6), (2, 0)]
     drafter.rollout([4], (), [Root(0, 4)], 2, GREEDY)
-    assert draft.fed[4:] == [(1, 0), (1, 0)]
+    drafter.rollout([4], (), [Root(0, 4)], 3, GREEDY)
+    assert draft.fed[4:] == [(1, 0), (1, 0), (1, 1), (2, 0)]
 
 
 @pytest.mark.parametrize(
-    ("branch_rows", "forwards"), [(1, None), (2, 4), (49, 4), (50, 3), (73, 3), (74, 2)]
+    ("branch_rows", "forwards"), [(1, None), (2, 4), (25, 4), (26, 3), (55, 3), (56, 2)]
 )
 def test_streams_take_the_slots_that_the_branches_leave(
     branch_rows: int, forwards: int | None
