@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ class Model:
         if spec.draft is not None:
             threads = draft_threads or len(draft_device.cores) or 1
             graph = runtimes[1].open_draft(bundle, draft_device, threads, self._trace)
-            self._drafters["model"] = ModelDrafter(graph)
+            self._drafters["model"] = ModelDrafter(graph, clock=time.perf_counter)
         self._controllers: dict[str, Controller] = {}
         self._decoder = Decoder(
             target=self._target,

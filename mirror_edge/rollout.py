@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mirror_edge.foresight import Foresight
 from mirror_edge.growth import Growing, Growth, most_rows
 from mirror_edge.hypotheses import Branch, Root
 
 if TYPE_CHECKING:
-    from mirror_edge.protocols import DraftGraph
+    from mirror_edge.protocols import Clock, DraftGraph
     from mirror_edge.sampling import Sampler
 
 __all__ = ["ModelDrafter"]
@@ -28,13 +29,17 @@ _CHUNK = 256
 class ModelDrafter:
     """A `Drafter` over one draft graph."""
 
-    def __init__(self, graph: DraftGraph, streams: int | None = None) -> None:
+    def __init__(
+        self, graph: DraftGraph, streams: int | None = None, clock: Clock | None = None
+    ) -> None:
         """Draft with `graph`, whose cache becomes this drafter's own.
 
-        With `streams`, at most so many of the graph's streams are used.
+        Uses the first `streams` of the graph's streams, all of them by default; with a `clock`, as
+        many of these as turn out to be fastest.
         """
-        self._graph = graph
+        self._graph, self._clock = graph, clock
         self._streams = graph.streams if streams is None else min(streams, graph.streams)
+        self._foresight = Foresight(self._streams)
         self._committed: list[int] = []
         self._rows: list[int] = []
         self._sure = 0
@@ -71,21 +76,44 @@ class ModelDrafter:
         kept = roots[: room // depth] if depth > 0 else ()
         if not kept:
             return []
-        left = graph.context - furthest - depth
-        streams = _most_streams(min(self._streams, left), depth, room // len(kept))
-        fed = len(self._rows)
         branches = [Growing(root, base + root.row, [root.token]) for root in kept]
-        growth = Growth(graph, sampler, trunk, branches, depth, streams, min(fed, base))
-        growth.forward(missing=len(trunk) - fed)
-        self._rows += trunk[fed:]
-        while growth.growing and not (dropped is not None and dropped.is_set()):
-            growth.forward()
-        self._grown = branches
+        left = graph.context - furthest - depth
+        most = _most_streams(min(self._streams, left), depth, room // len(kept))
+        if most == 0 or self._clock is None:
+            self._grow(trunk, branches, depth, most, sampler, dropped)
+        else:
+            streams, began = self._foresight.choose(len(kept), most), self._clock()
+            if self._grow(trunk, branches, depth, streams, sampler, dropped):
+                self._foresight.learn(len(kept), streams, (self._clock() - began) / depth)
         return [Branch(branch.root, tuple(branch.tokens[1:])) for branch in branches]
 
     def close(self) -> None:
         """Release the graph."""
         self._graph.close()
+
+    def _grow(
+        self,
+        trunk: list[int],
+        branches: list[Growing],
+        depth: int,
+        streams: int,
+        sampler: Sampler,
+        dropped: Event | None,
+    ) -> bool:
+        """Let `branches` grow behind `trunk`, of which the cache has all but the last row at least.
+
+        Whether they all have `depth` tokens; not if they were dropped.
+        """
+        fed, base = len(self._rows), len(self._committed)
+        growth = Growth(self._graph, sampler, trunk, branches, depth, streams, min(fed, base))
+        growth.forward(missing=len(trunk) - fed)
+        self._rows += trunk[fed:]
+        self._grown = branches
+        while growth.growing:
+            if dropped is not None and dropped.is_set():
+                return False
+            growth.forward()
+        return True
 
     def _settle(self, trunk: Sequence[int]) -> None:
         """Make the main rows the longest stretch of `trunk` that the cache can spell."""
@@ -117,7 +145,12 @@ class ModelDrafter:
 
 
 def _most_streams(limit: int, depth: int, room: int) -> int:
-    """How many streams, up to `limit`, branches of `depth` can use in `room` slots each."""
+    """How many streams, up to `limit`, branches of `depth` can use in `room` slots each.
+
+    The first token has no guess before it, and the last needs none.
+    """
+    if depth < 3:
+        return 0
     for streams in range(limit, 0, -1):
         if most_rows(depth, streams) + (1 + streams) * streams <= room:
             return streams

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.scripted import Language, ScriptedDraft, random_language
+from mirror_edge.runtimes.virtual import VirtualClock
 from mirror_edge.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
@@ -251,6 +252,26 @@ def test_right_streams_save_forwards_and_wrong_ones_cost_none(
     assert forwards(1.0) == 1 + -(-(depth - 1) // (count + 1))
     assert forwards(0.0) == forwards(1.0, used=0) == depth
     assert forwards(1.0, used=1) == 1 + -(-(depth - 1) // 2)
+
+
+@pytest.mark.parametrize(("row", "fastest"), [(0.0, 2), (1.0, 0)])
+def test_with_a_clock_as_many_streams_are_used_as_pay(row: float, fastest: int) -> None:
+    """Where rows cost nothing, and where nothing else does."""
+    clock = VirtualClock()
+    draft = Counted(
+        LANGUAGE,
+        VOCABULARY,
+        seconds=lambda rows: 1.0 + 10.0 * row * rows,
+        virtual=clock,
+        streams=foreseen(GREEDY, 2, 0.8),
+    )
+    drafter = ModelDrafter(draft, clock=clock)
+    drafter.prefill([1, 2, 3])
+    for token in range(20):
+        draft.fed.clear()
+        (branch,) = drafter.rollout([token % 3], (), [Root(0, 4)], 7, GREEDY)
+        assert len(branch.tokens) == 7
+    assert any(streams for _, streams in draft.fed) == (fastest > 0)
 
 
 def test_a_guess_is_never_fed_beyond_the_depth_nor_a_stream_run_that_comes_too_late() -> None:

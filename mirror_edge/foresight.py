@@ -1,0 +1,56 @@
+"""How many of a draft's streams pay: learnt from what rollouts took.
+
+A stream saves forwards as often as it is right, and makes every forward wider. Where width costs
+nothing all of them pay; on a CPU some may pay for one branch and none for eight.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+
+__all__ = ["Foresight"]
+
+_TRIES = 3
+"""Rollouts that a choice is judged by."""
+_SOONEST, _LATEST = 24, 768
+"""Rollouts until the choices that lost are tried again, at first and at most."""
+
+
+class _Choices:
+    """What was measured of rollouts with about the same number of branches."""
+
+    def __init__(self, most: int) -> None:
+        self.times = [deque[float](maxlen=_TRIES) for _ in range(most + 1)]
+        """Seconds a token of a branch, by the streams that were used."""
+        self.wait = self.left = _SOONEST
+
+
+class Foresight:
+    """Chooses how many streams a rollout uses: the number that was fastest for its branches."""
+
+    def __init__(self, most: int) -> None:
+        """Choose from 0 to `most`."""
+        self._most = most
+        self._known: dict[int, _Choices] = {}
+
+    def choose(self, branches: int, most: int) -> int:
+        """How many streams, `most` of them at most, a rollout of so many branches should use."""
+        known = self._known.setdefault(branches.bit_length(), _Choices(self._most))
+        times = known.times[: most + 1]
+        untried = next((n for n, seconds in enumerate(times) if len(seconds) < _TRIES), None)
+        if untried is not None:
+            return untried
+        best = min(range(len(times)), key=lambda n: statistics.median(times[n]))
+        known.left -= 1
+        if known.left == 0:
+            # It may be another text by now. The longer nothing changes, the rarer the question.
+            known.wait = known.left = min(2 * known.wait, _LATEST)
+            for n, seconds in enumerate(known.times):
+                if n != best:
+                    seconds.clear()
+        return best
+
+    def learn(self, branches: int, streams: int, seconds: float) -> None:
+        """A rollout with so many streams took `seconds` a token of a branch."""
+        self._known[branches.bit_length()].times[streams].append(seconds)
