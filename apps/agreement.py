@@ -104,7 +104,7 @@ def agreement(
     from mirror_edge.text import Text
 
     read = bundles.read(bundles.demo() if bundle is None else bundle)
-    asked = PROMPTS if prompts is None else _lines(prompts)
+    asked = PROMPTS if prompts is None else lines(prompts)
     text = Text.read(read.folder)
     tokens = [
         text.encode(p) if raw else text.encode_chat([{"role": "user", "content": p}]) for p in asked
@@ -118,7 +118,7 @@ def agreement(
     speculation = Speculation("mirror", window, candidates)
     grid = [(heat, ids) for heat in temperature or (0.0, 1.0) for ids in tokens]
     records: dict[float, Record] = {}
-    with _opened(read, threads) as (on, graph):
+    with opened(read, threads) as (on, graph):
         replayer = Replayer(on, graph, speculation, text.eos)
         for heat, ids in track(grid, description="Answering", console=Console(stderr=True)):
             sampler = Sampler(Sampling(temperature=heat, seed=seed), on.target.vocabulary)
@@ -132,7 +132,8 @@ def agreement(
         _show(about, measured)
 
 
-def _lines(file: Path) -> list[str]:
+def lines(file: Path) -> list[str]:
+    """The prompts in `file`, one a line."""
     try:
         asked = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -143,7 +144,7 @@ def _lines(file: Path) -> list[str]:
 
 
 @contextmanager
-def _opened(read: Bundle, threads: int) -> Iterator[tuple[Decoder, DraftGraph]]:
+def opened(read: Bundle, threads: int) -> Iterator[tuple[Decoder, DraftGraph]]:
     """Target and draft of a bundle on the CPU, one working at a time."""
     from mirror_edge.answer import Decoder
     from mirror_edge.devices import Device, runtime_for

@@ -90,15 +90,20 @@ class Session:
 
 
 class Scratch:
-    """Output buffers that are kept between runs: bound once, their pages faulted in once."""
+    """One output buffer that is kept between runs, so that its pages are faulted in once."""
 
     def __init__(self, width: int) -> None:
         """Rows of `width` float32."""
         self._width = width
-        self._buffers: dict[int, NDArray[np.float32]] = {}
+        self._buffer = np.empty(0, dtype=np.float32)
+        self._views: dict[int, NDArray[np.float32]] = {}
 
     def rows(self, count: int) -> NDArray[np.float32]:
-        """[1, count, width], the same for the same count."""
-        if count not in self._buffers:
-            self._buffers[count] = np.empty((1, count, self._width), dtype=np.float32)
-        return self._buffers[count]
+        """[1, count, width], the same object for the same count until a larger one is needed."""
+        size = count * self._width
+        if size > self._buffer.size:
+            self._buffer = np.empty(2 * size, dtype=np.float32)
+            self._views.clear()
+        if count not in self._views:
+            self._views[count] = self._buffer[:size].reshape(1, count, self._width)
+        return self._views[count]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny import Checkpoint, random_streams
+from typer.testing import CliRunner
 
 import mirror_edge
 from mirror_edge import Sampling, Speculation
 from mirror_edge import bundle as bundles
+from mirror_edge.apps import program
+from mirror_edge.apps.rollouts import rollouts
 from mirror_edge.devices import Device
 from mirror_edge.export import export
 from mirror_edge.hypotheses import Root
@@ -180,6 +184,29 @@ def test_the_cache_holds_main_rows_only(temperature: float, folder: Path) -> Non
         told = []
         for drafter in (alone, together):
             drafter.prefill(committed)
+
+
+def test_the_program_that_measures_rollouts_finds_the_same_branches(
+    folder: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the quick brown fox\nthe old oak\n")
+    asked = [str(folder), "--prompts", str(prompts)]
+    asked += ["--new-tokens", "12", "--window", "4", "--json"]
+    ran = CliRunner().invoke(program.single(rollouts), asked)
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(ran.stdout)
+    assert (found["window"], list(found["temperatures"])) == (4, ["0", "1"])
+    for by_streams in found["temperatures"].values():
+        assert len(by_streams) == 1 + STREAMS
+        assert len({(of["rollouts"], of["branches"]) for of in by_streams}) == 1
+        assert by_streams[0]["branches"] > by_streams[0]["rollouts"] > 0
+        assert all(of["differing"] <= 1 for of in by_streams)  # a tie, on some processor
+        assert by_streams[0]["many"]["forwards"] == by_streams[0]["single"]["forwards"] == 4
+        for of in by_streams[1:]:
+            assert 1 + 3 / (1 + STREAMS) <= of["single"]["forwards"] <= of["many"]["forwards"] <= 4
+    shown = CliRunner().invoke(program.single(rollouts), asked[:-1])
+    assert "tokens a forward" in shown.stdout
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
