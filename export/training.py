@@ -107,6 +107,9 @@ class Budget:
         return seconds / (60.0 * (self.minutes or 1e-9))
 
 
+_LONG_EVERY = 4
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast to train. The learning rate follows the share of the budget spent."""
@@ -116,7 +119,6 @@ class Schedule:
     batch: int = 32
     length: int = 256
     long_length: int = 1024
-    long_share: float = 0.12
     warmup_share: float = 0.02
     weight_decay: float = 0.1
     rows_at_once: int = 32768
@@ -129,9 +131,9 @@ class Schedule:
         turn = math.cos(math.pi * min(share, 1.0))
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + turn))
 
-    def shape_at(self, share: float) -> tuple[int, int]:
-        """(batch, length): the last `long_share` of the budget goes to long sequences."""
-        if share < 1.0 - self.long_share or self.long_length <= self.length:
+    def shape_at(self, step: int) -> tuple[int, int]:
+        """(batch, length) of a step: every fourth is long, lest far places be forgotten."""
+        if step % _LONG_EVERY or self.long_length <= self.length:
             return self.batch, self.length
         return max(1, self.batch * self.length // self.long_length), self.long_length
 
@@ -197,7 +199,7 @@ def train(
     last = saved = time.monotonic()
     while (share := schedule.budget.share(run.seconds, run.tokens)) < 1.0:
         stage = next((stage for stage in stages if share < stage.until), stages[-1])
-        batch, length = schedule.shape_at(share)
+        batch, length = schedule.shape_at(run.steps)
         draw = np.random.default_rng((seed, run.steps))
         windows = torch.from_numpy(stage.source.windows(draw, batch, length).astype(np.int64))
         current = 0.0
