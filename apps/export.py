@@ -27,8 +27,8 @@ def export_command(
     draft: Annotated[
         str | None,
         typer.Option(
-            help="The small model that guesses ahead, with the same tokenizer; left out: none, "
-            "the n-gram drafter needs no model."
+            help="The small model that guesses ahead, with the same tokenizer; early-exit: the "
+            "target's own first layers; left out: none, the n-gram drafter needs no model."
         ),
     ] = None,
     exit_layer: Annotated[
@@ -101,6 +101,7 @@ _CONTENTS = {
     "target/suffix.onnx": "the layers behind the exit, and the LM head",
     "target/weights.bin": "the weights of the target's graphs",
     "target/exit.bin": "the exit head's own weights",
+    "target/draft.onnx": "the target's own layers up to the exit, as the draft",
     "draft/draft.onnx": "the draft, with positions and mask as inputs",
     "draft/weights.bin": "the draft's weights",
     "tokenizer.json": "the tokenizer that both share",

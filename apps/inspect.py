@@ -55,6 +55,12 @@ def _show(manifest: Manifest, plan: MemoryPlan) -> None:
         + (f"{draft.streams} draft streams" if draft is not None else "no draft"),
         highlight=False,
     )
+    if draft is not None and draft.shared_bytes:
+        console.print(
+            "the draft is the target's own early exit: no second model on disk, but "
+            f"{draft.shared_bytes / 1e6:.1f} MB of the target's weights are loaded once more",
+            highlight=False,
+        )
 
     files = Table("file", "MB", "SHA-256")
     for name, spec in manifest.files.items():

@@ -16,6 +16,8 @@ from mirror_edge.export.reference import numpy_type, session
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mirror_edge.export.exit_head import Correction
+
     Rows = NDArray[np.float32]
     Ids = NDArray[np.int64]
 
@@ -42,6 +44,7 @@ SHORTEST = 16
 TREE_NODES = 6
 _TAIL = 10
 """Tokens of the sample kept for a window and for single steps."""
+_UNNAMED = -1e8
 _REFUSED = -1e4
 """Added to an attention score: never seen. In float16's range."""
 
@@ -59,9 +62,15 @@ def source_limit(spec: ModelSpec) -> float:
 def compare(graph: str, found: Rows, expected: Rows, limit: float) -> float:
     """The worst row's root mean square error, in standard deviations of the expected logits.
 
+    Tokens that an exit head cannot name must have no more than that logit, and count nothing.
+
     Raises:
         ExportError: when it is over `limit`, naming `graph`.
     """
+    named = (expected > _UNNAMED).any(axis=0)
+    if (found[:, ~named] > _UNNAMED).any():
+        raise ExportError(f"{graph}: names tokens that the exit head cannot name.")
+    found, expected = found[:, named], expected[:, named]
     with np.errstate(all="ignore"):
         error = np.sqrt(np.mean((found - expected) ** 2, axis=-1)).max()
     deviation = float(error / max(float(expected.std()), 1e-9))
@@ -255,13 +264,16 @@ def _stream_bias(bias: Rows, of: Sequence[int], count: int) -> Rows:
     return widened
 
 
-def check_exit(folder: Path, spec: ModelSpec, size: int) -> float:
-    """The exit head's candidates, in order, as the full head ranks the tokens that it can name."""
+def check_exit(folder: Path, spec: ModelSpec, size: int, correction: Correction | None) -> float:
+    """The exit head's candidates, in order, as norm, correction and full head rank them."""
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((1, 3, spec.hidden)).astype(numpy_type(spec))
     feeds = {"hidden": hidden, "top": np.array([min(4, size)])}
     ids, found = session(folder / "exit.onnx").run(["exit_ids", "exit_logprobs"], feeds)
-    (logits,) = session(folder / "tail.onnx").run(["logits"], {"hidden": hidden})
+    (rows,) = session(folder / "norm.onnx").run(["normed"], {"hidden": hidden})
+    if correction is not None:
+        rows = correction.apply(rows.astype(np.float32)).astype(rows.dtype)
+    (logits,) = session(folder / "head.onnx").run(["logits"], {"normed": rows})
     expected = np.take_along_axis(logits, ids, axis=-1)
     # Log-probabilities are logits less a constant of the row.
     found = found + (expected - found).mean(axis=-1, keepdims=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -12,13 +12,20 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from mirror_edge.bundle import ModelSpec
 from mirror_edge.errors import ExportError, OptionError
 from mirror_edge.export import weights
-from mirror_edge.export.graph import copy, value
+from mirror_edge.export.graph import copy, element_type, part, value
 from mirror_edge.export.reference import numpy_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FULL_VOCABULARY", "Correction", "exit_graph"]
+__all__ = [
+    "FULL_VOCABULARY",
+    "Correction",
+    "Exit",
+    "exit_graph",
+    "exit_logits",
+    "norm_and_head",
+]
 
 FULL_VOCABULARY = 16384
 """The exit head names all tokens of a vocabulary up to this size, and so many of a larger one."""
@@ -27,49 +34,87 @@ _HEADS = {"MatMul", "MatMulNBits", "Gemm"}
 
 @dataclass(frozen=True)
 class Correction:
-    """A trained low-rank step: ``rows + (rows @ a) @ b`` before the norm or the head."""
+    """A trained low-rank step on the rows that the LM head reads: ``rows + silu(rows @ a) @ b``."""
 
     a: NDArray[np.float32]
     """[hidden, rank]"""
     b: NDArray[np.float32]
     """[rank, hidden]"""
-    before: Literal["norm", "head"] = "norm"
+
+    def apply(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The corrected `rows` [..., hidden]."""
+        low = rows @ self.a
+        corrected: NDArray[np.float32] = rows + (low / (1.0 + np.exp(-low))) @ self.b
+        return corrected
 
 
-def exit_graph(
-    tail: ModelProto,
-    spec: ModelSpec,
-    folder: Path,
-    tokens: NDArray[np.int64] | None,
-    correction: Correction | None,
-) -> ModelProto:
-    """Candidates from `hidden`; `tokens` are those it can name, in rising order (None: all).
+@dataclass(frozen=True)
+class Exit:
+    """Where a target names its candidates, and with what."""
+
+    layer: int
+    tokens: NDArray[np.int64] | None
+    """Those that the exit head can name, in rising order; None: all."""
+    correction: Correction | None
+
+
+def exit_logits(tail: ModelProto, spec: ModelSpec, folder: Path, leave: Exit) -> ModelProto:
+    """The exit head up to the `logits` of its tokens, from `hidden`.
 
     What the graph does not share with the others goes to ``exit.bin`` in `folder`.
     """
-    graph = copy(tail)
-    nodes = graph.graph.node
-    head = next((node for node in reversed(nodes) if node.op_type in _HEADS), None)
-    if head is None:
-        raise ExportError("The graph's LM head was not found. This architecture is not supported.")
-    file = folder / "exit.bin"
+    graph, tokens, correction = copy(tail), leave.tokens, leave.correction
+    head, file = _head(graph), folder / "exit.bin"
     if tokens is not None:
         _reduce(graph, spec, head, tokens, folder, file)
+        del graph.graph.output[:]
+        narrow = value("logits", TensorProto.FLOAT, [1, "S", len(tokens)])
+        graph.graph.output.append(narrow)
     if correction is not None:
         _correct(graph, spec, head, correction, file)
+    return graph
+
+
+def exit_graph(logits: ModelProto, folder: Path, tokens: NDArray[np.int64] | None) -> ModelProto:
+    """Candidates from `hidden`: the best of what `exit_logits` made."""
+    graph = copy(logits)
+    nodes = graph.graph.node
     named = "exit/at" if tokens is not None else "exit_ids"
     nodes.append(helper.make_node("LogSoftmax", ["logits"], ["exit/logprobs"], axis=-1))
     nodes.append(
         helper.make_node("TopK", ["exit/logprobs", "top"], ["exit_logprobs", named], axis=-1)
     )
     if tokens is not None:
-        graph.graph.initializer.append(weights.store("exit/tokens", tokens, file))
+        stored = weights.store("exit/tokens", tokens, folder / "exit.bin")
+        graph.graph.initializer.append(stored)
         nodes.append(helper.make_node("Gather", ["exit/tokens", named], ["exit_ids"]))
     graph.graph.input.append(value("top", TensorProto.INT64, [1]))
     del graph.graph.output[:]
     graph.graph.output.append(value("exit_ids", TensorProto.INT64, [1, "S", "k"]))
     graph.graph.output.append(value("exit_logprobs", TensorProto.FLOAT, [1, "S", "k"]))
     return graph
+
+
+def norm_and_head(tail: ModelProto, spec: ModelSpec) -> tuple[ModelProto, ModelProto]:
+    """`tail` as two graphs: from `hidden` to `normed`, what the LM head reads, and to `logits`."""
+    graph = copy(tail)
+    head = _head(graph)
+    read = head.input[0]
+    normed = value("normed", element_type(spec), [1, "S", spec.hidden])
+    graph.graph.node.append(helper.make_node("Identity", [read], ["normed"]))
+    norm = part(graph, list(tail.graph.input), [normed])
+    graph = copy(tail)
+    _head(graph).input[0] = "normed"
+    return norm, part(graph, [normed], list(tail.graph.output))
+
+
+def _head(graph: ModelProto) -> NodeProto:
+    found: NodeProto | None = next(
+        (node for node in reversed(graph.graph.node) if node.op_type in _HEADS), None
+    )
+    if found is None:
+        raise ExportError("The graph's LM head was not found. This architecture is not supported.")
+    return found
 
 
 def _correct(
@@ -81,21 +126,18 @@ def _correct(
             f"correction: a must be [{spec.hidden}, rank] and b [rank, {spec.hidden}], "
             f"not {list(correction.a.shape)} and {list(correction.b.shape)}."
         )
-    name = "hidden" if correction.before == "norm" else head.input[0]
-    for node in graph.graph.node:
-        for at, read in enumerate(node.input):
-            if read == name:
-                node.input[at] = "exit/corrected"
     for key, matrix in (("exit/a", correction.a), ("exit/b", correction.b)):
         stored = weights.store(key, matrix.astype(numpy_type(spec)), file)
         graph.graph.initializer.append(stored)
-    made = [i for i, node in enumerate(graph.graph.node) if name in node.output]
+    at, read = list(graph.graph.node).index(head), head.input[0]
     step = [
-        helper.make_node("MatMul", [name, "exit/a"], ["exit/low"]),
-        helper.make_node("MatMul", ["exit/low", "exit/b"], ["exit/step"]),
-        helper.make_node("Add", [name, "exit/step"], ["exit/corrected"]),
+        helper.make_node("MatMul", [read, "exit/a"], ["exit/low"]),
+        helper.make_node("Sigmoid", ["exit/low"], ["exit/gate"]),
+        helper.make_node("Mul", ["exit/low", "exit/gate"], ["exit/silu"]),
+        helper.make_node("MatMul", ["exit/silu", "exit/b"], ["exit/step"]),
+        helper.make_node("Add", [read, "exit/step"], ["exit/corrected"]),
     ]
-    at = made[0] + 1 if made else 0
+    head.input[0] = "exit/corrected"
     nodes = list(graph.graph.node)
     del graph.graph.node[:]
     graph.graph.node.extend([*nodes[:at], *step, *nodes[at:]])

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from onnx import ModelProto
 
-from mirror_edge.bundle import DraftSpec, Manifest, Precision, TargetSpec, write_manifest
+from mirror_edge.bundle import (
+    DraftSpec,
+    Manifest,
+    Precision,
+    TargetSpec,
+    write_manifest,
+)
 from mirror_edge.errors import ExportError, OptionError
 from mirror_edge.export import check, reference
-from mirror_edge.export.exit_head import FULL_VOCABULARY, Correction, exit_graph
+from mirror_edge.export.early_exit import EARLY_EXIT, early_exit, shared_bytes
+from mirror_edge.export.exit_head import (
+    FULL_VOCABULARY,
+    Correction,
+    Exit,
+    exit_graph,
+    exit_logits,
+    norm_and_head,
+)
 from mirror_edge.export.facts import graph_precision
 from mirror_edge.export.output import refuse_taken, refuse_without_space, whole_folder
 from mirror_edge.export.rotary import room_for_branches
@@ -42,6 +57,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["Exported", "run"]
+
+_NO_TREES = (
+    "was written by optimum, whose graphs cannot take trees of guesses. "
+    "Give it as a checkpoint or as a folder in ONNX Runtime GenAI's format."
+)
 
 
 @dataclass(frozen=True)
@@ -80,39 +100,48 @@ def run(
     if known := source.config.get("num_hidden_layers"):
         _chosen_layer(exit_layer, known)
     needed = disk_needed(source, precision or DEFAULT_PRECISION)
-    guide = None if draft is None else _located_draft(draft, tokenizer, on_progress)
+    early = str(draft) == EARLY_EXIT and not Path(EARLY_EXIT).exists()
+    if early and source.kind == "optimum":
+        raise OptionError(f"--draft {EARLY_EXIT}: TARGET {_NO_TREES}")
+    guide = None if draft is None or early else _located_draft(draft, tokenizer, on_progress)
     if guide is not None:
         _refuse_other_precision(guide, draft_precision, "--draft-precision")
         draft_precision = draft_precision or precision
         needed += disk_needed(guide, draft_precision or DEFAULT_PRECISION)
     elif draft_precision is not None:
-        raise OptionError(f"--draft-precision {draft_precision}: there is no --draft to apply to.")
+        there_is = "the draft is the target's own" if early else "there is no --draft to apply to"
+        raise OptionError(f"--draft-precision {draft_precision}: {there_is}.")
     with whole_folder(output) as folder:
         refuse_without_space(output, needed)
 
         one = whole("target", source, tokenizer, folder / "target", precision, on_progress)
+        write_files(source, tokenizer, folder, one.spec.context)
         on_progress("Checking the target", 0.0)
-        deviations = against_checkpoint(one)
-        on_progress("Checking the target", 0.5)
-        tokens = _exit_tokens(one, exit_tokens, tokenizer)
-        layer = _chosen_layer(exit_layer, one.spec.layers)
-        target_spec, found = _target(one, layer, tokens, correction)
-        deviations |= found
-        notes, draft_spec = one.notes, None
+        deviations, notes = against_checkpoint(one), one.notes
         on_progress("Checking the target", 1.0)
-
+        two = None
         if guide is not None:
             two = whole("draft", guide, tokenizer, folder / "draft", draft_precision, on_progress)
             on_progress("Checking the draft", 0.0)
             deviations |= against_checkpoint(two)
-            on_progress("Checking the draft", 0.5)
-            draft_spec, found = _draft(two)
-            deviations |= found
-            notes += two.notes
             on_progress("Checking the draft", 1.0)
+            notes += two.notes
+
+        layer = _chosen_layer(exit_layer, one.spec.layers)
+        leave = Exit(layer, _exit_tokens(one, exit_tokens, tokenizer), correction)
+        on_progress("Cutting the graphs", 0.0)
+        target_spec, logits, off = _target(one, leave)
+        deviations |= off
+        on_progress("Cutting the graphs", 0.5)
+        draft_spec = None
+        if two is not None:
+            draft_spec, off = _draft(two, Streams.read(two.source.folder))
+        elif early:
+            draft_spec, off = _own_draft(one, leave, logits)
+        deviations |= off
+        on_progress("Cutting the graphs", 1.0)
 
         on_progress("Writing the bundle", 0.0)
-        write_files(source, tokenizer, folder, target_spec.model.context)
         manifest = write_manifest(folder, output.name, target_spec, draft_spec)
     on_progress("Writing the bundle", 1.0)
     return Exported(output, manifest, deviations, notes)
@@ -121,10 +150,7 @@ def run(
 def _located_draft(draft: str | Path, tokenizer: Tokenizer, on_progress: OnProgress) -> Source:
     source = locate(draft, "--draft", on_progress)
     if source.kind == "optimum":
-        raise OptionError(
-            f"--draft {draft}: was written by optimum, whose graphs cannot take trees of guesses. "
-            "Give the draft as a checkpoint or as a folder in ONNX Runtime GenAI's format."
-        )
+        raise OptionError(f"--draft {draft}: {_NO_TREES}")
     refuse_different(tokenizer, read_tokenizer(source))
     streams, config = Streams.read(source.folder), source.config
     if streams is not None and "num_hidden_layers" in config and "hidden_size" in config:
@@ -132,30 +158,30 @@ def _located_draft(draft: str | Path, tokenizer: Tokenizer, on_progress: OnProgr
     return source
 
 
-def _target(
-    model: Whole, layer: int, tokens: NDArray[np.int64] | None, correction: Correction | None
-) -> tuple[TargetSpec, dict[str, float]]:
-    """Write and check the three graphs of the target."""
+def _target(model: Whole, leave: Exit) -> tuple[TargetSpec, ModelProto, dict[str, float]]:
+    """Write and check the three graphs of the target; the exit head's logits beside."""
     spec, folder = model.spec, model.folder
-    graphs = split_target(model.model, spec, layer)
-    exits = exit_graph(graphs.tail, spec, folder, tokens, correction)
-    pieces = {"prefix": graphs.prefix, "suffix": graphs.suffix, "exit": exits, "tail": graphs.tail}
+    graphs = split_target(model.model, spec, leave.layer)
+    logits = exit_logits(graphs.tail, spec, folder, leave)
+    norm, head = norm_and_head(graphs.tail, spec)
+    pieces = {"prefix": graphs.prefix, "suffix": graphs.suffix, "norm": norm, "head": head}
+    pieces["exit"] = exit_graph(logits, folder, leave.tokens)
     for name, graph in pieces.items():
         onnx.save(graph, folder / f"{name}.onnx")
     expected = reference.graph_logits(folder / "full.onnx", spec, [model.ids])
-    deviations = {"target, cut": check.check_target(folder, spec, model.ids, expected[0])}
-    size = spec.vocabulary if tokens is None else len(tokens)
-    if correction is None:  # a correction is there to differ
-        deviations["exit head"] = check.check_exit(folder, spec, size)
-    for scaffold in ("full", "tail"):
+    size = spec.vocabulary if leave.tokens is None else len(leave.tokens)
+    deviations = {
+        "target, cut": check.check_target(folder, spec, model.ids, expected[0]),
+        "exit head": check.check_exit(folder, spec, size, leave.correction),
+    }
+    for scaffold in ("full", "norm", "head"):
         (folder / f"{scaffold}.onnx").unlink()
-    return TargetSpec(spec, layer, size), deviations
+    return TargetSpec(spec, leave.layer, size), logits, deviations
 
 
-def _draft(model: Whole) -> tuple[DraftSpec, dict[str, float]]:
+def _draft(model: Whole, streams: Streams | None) -> tuple[DraftSpec, dict[str, float]]:
     """Write and check the draft's graph."""
     spec, folder, tree = model.spec, model.folder, check.tree_after(model.ids)
-    streams = Streams.read(model.source.folder)
     if streams is not None:
         streams.refuse_unless_for(model.source.folder, spec.layers, spec.hidden)
     count, layers = (0, 0) if streams is None else (streams.count, streams.layers)
@@ -170,6 +196,15 @@ def _draft(model: Whole) -> tuple[DraftSpec, dict[str, float]]:
     (folder / "full.onnx").unlink()
     name = "draft, with trees" + (" and streams" if count else "")
     return DraftSpec(spec, count, layers, rows), {name: deviation}
+
+
+def _own_draft(
+    target: Whole, leave: Exit, logits: ModelProto
+) -> tuple[DraftSpec, dict[str, float]]:
+    """Write and check a draft out of the target's own layers, beside its weights."""
+    spec, off = _draft(early_exit(target, leave, logits), None)
+    shared = shared_bytes(load(target.folder / "draft.onnx"))
+    return replace(spec, graph="target/draft.onnx", shared_bytes=shared), off
 
 
 def _chosen_layer(exit_layer: int | None, layers: int) -> int:
@@ -197,12 +232,15 @@ def _refuse_other_precision(source: Source, precision: Precision | None, option:
 
 
 def _exit_tokens(
-    model: Whole, asked: Sequence[int] | None, tokenizer: Tokenizer
+    model: Whole,
+    asked: Sequence[int] | None,
+    tokenizer: Tokenizer,
 ) -> NDArray[np.int64] | None:
     """The ids that the exit head can name, in rising order; None for all."""
     vocabulary = model.spec.vocabulary
     if asked is None:
-        return common_tokens(tokenizer, model.source.eos_token_ids, vocabulary, FULL_VOCABULARY)
+        eos = model.source.eos_token_ids
+        return common_tokens(tokenizer, eos, vocabulary, FULL_VOCABULARY)
     named = np.unique(np.asarray(asked, np.int64))
     if not named.size or named[0] < 0 or named[-1] >= vocabulary:
         raise OptionError(f"exit_tokens: must be ids from 0 to {vocabulary - 1}, at least one.")

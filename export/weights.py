@@ -14,7 +14,7 @@ from mirror_edge.errors import ExportError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["append", "gather", "load", "store"]
+__all__ = ["append", "gather", "load", "size", "store"]
 
 _INLINE = 1024
 """Tensors up to this many bytes stay inside the graph."""
@@ -81,10 +81,10 @@ def gather(model: ModelProto, folder: Path, file: Path, *, move: bool) -> None:
                     "Copy the whole model folder again."
                 )
             starts[name] = _take(source, file, move=move)
-        length = int(where.get("length", 0)) or _size(tensor)
+        length = int(where.get("length", 0)) or size(tensor)
         _refer(tensor, file.name, starts[name] + int(where.get("offset", 0)), length)
     for tensor in model.graph.initializer:
-        if tensor.data_location != TensorProto.EXTERNAL and _size(tensor) > _INLINE:
+        if tensor.data_location != TensorProto.EXTERNAL and size(tensor) > _INLINE:
             append(tensor, load(tensor, folder), file)
 
 
@@ -112,6 +112,7 @@ def _refer(tensor: TensorProto, name: str, offset: int, length: int) -> None:
         tensor.external_data.add(key=key, value=str(entry))
 
 
-def _size(tensor: TensorProto) -> int:
+def size(tensor: TensorProto) -> int:
+    """Bytes of a tensor's values."""
     width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     return int(np.prod(tensor.dims, dtype=np.int64)) * width

@@ -87,6 +87,8 @@ class DraftSpec:
     """The top layers that streams go through; 0 without streams."""
     branch_rows: int = 0
     """Rows its cache may hold beyond the context, for branches and their streams."""
+    shared_bytes: int = 0
+    """Of the target's weights, which a draft out of the target's own layers uses too."""
     graph: str = "draft/draft.onnx"
 
 

@@ -32,9 +32,9 @@ class MemoryPlan:
 def plan_memory(manifest: Manifest) -> MemoryPlan:
     """The plan of a bundle: weights from its files, caches from its shapes."""
 
-    def weights(folder: str) -> int:
+    def weights(folder: str, shared: int = 0) -> int:
         files = [spec.bytes for name, spec in manifest.files.items() if name.startswith(folder)]
-        return int(_PACKED * sum(files))
+        return int(_PACKED * (sum(files) + shared))
 
     target, draft = manifest.target.model, manifest.draft
     draft_cache = 0
@@ -44,6 +44,7 @@ def plan_memory(manifest: Manifest) -> MemoryPlan:
     return MemoryPlan(
         target_weights=weights("target/"),
         target_cache=target.cache_bytes(target.layers, target.context),
-        draft_weights=weights("draft/"),
+        # What a draft shares on disk it loads for itself.
+        draft_weights=weights("draft/", 0 if draft is None else draft.shared_bytes),
         draft_cache=draft_cache,
     )

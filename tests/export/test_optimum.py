@@ -89,6 +89,8 @@ def test_optimum_folders_are_no_drafts(checkpoint: Checkpoint, tmp_path: Path) -
     folder = optimum(checkpoint("OPT", **OPT), tmp_path / "onnx")
     with pytest.raises(OptionError, match=r"--draft .*: was written by optimum"):
         export(folder, folder, tmp_path / "bundle")
+    with pytest.raises(OptionError, match=r"--draft early-exit: TARGET was written by optimum"):
+        export(folder, "early-exit", tmp_path / "bundle")
 
 
 def test_a_graph_without_a_cache_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
