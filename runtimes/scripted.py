@@ -167,13 +167,15 @@ class ScriptedDraft:
 
         Raises:
             ValueError: if a row is shown anything but one token for each position up to its own,
-                or if the streams have no slots.
+                if the streams have no slots, or if a tree is the first thing it is fed.
         """
         end, of = start + len(tokens), () if streamed is None else streamed
         self._sleep("draft", len(tokens) + len(of) * ahead)
         self.forwards += 1
         if end + len(of) * ahead > self.slots:
             raise ValueError(f"{end} rows and {len(of)} x {ahead} streams do not fit")
+        if start == 0 and (hidden is not None or ahead):
+            raise ValueError("a tree needs a row before it")
         self._tokens[start:end], self._positions[start:end] = tokens, positions
         # What stood behind is overwritten, by streams if by nothing else.
         self._positions[end:] = -1

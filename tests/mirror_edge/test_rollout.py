@@ -40,6 +40,7 @@ class Counted(ScriptedDraft):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.fed: list[tuple[int, int]] = []
+        self.starts: list[int] = []
 
     @property
     def rows(self) -> int:
@@ -60,6 +61,7 @@ class Counted(ScriptedDraft):
         assert tokens.max() < self.vocabulary
         if streamed is not None:
             assert positions[streamed].max() + ahead < self.context
+        self.starts.append(start)
         self.fed.append((len(tokens), 0 if streamed is None else len(streamed) * ahead))
         return super().forward(tokens, positions, start, hidden, wanted, streamed, ahead)
 
@@ -80,12 +82,12 @@ def foreseen(sampler: Sampler, count: int, share: float) -> list[Language]:
 
     def stream(k: int) -> Language:
         def logits(tokens: Sequence[int]) -> NDArray[np.float32]:
-            draw = np.random.default_rng([k, *tokens])
-            (token,) = serial(LANGUAGE, tokens, k + 1, sampler)[-1:]
-            right = draw.random() < share
-            # Far above any noise, so that the sampler takes it.
-            said = token if right else (token + 1) % VOCABULARY
-            return np.where(np.arange(VOCABULARY) == said, 1e3, 0.0).astype(np.float32)
+            *before, token = serial(LANGUAGE, tokens, k + 1, sampler)
+            if np.random.default_rng([k, *tokens]).random() < share:
+                # Right if it is chosen as the draft would: same noise, same tokens before it.
+                return LANGUAGE([*tokens, *before])
+            other = (token + 1) % VOCABULARY
+            return np.where(np.arange(VOCABULARY) == other, 1e3, 0.0).astype(np.float32)
 
         return logits
 
@@ -240,18 +242,19 @@ def test_right_streams_save_forwards_and_wrong_ones_cost_none(
 ) -> None:
     depth = 7
 
-    def forwards(share: float, used: int | None = None) -> int:
+    def forwards(first: int, share: float, used: int | None = None) -> int:
         streams = foreseen(SAMPLERS[sampler], count, share)
         session = Session(SAMPLERS[sampler], streams=streams, used=used)
-        session.prefill([1, 2, 3])
+        session.prefill([first] * 3)
         session.draft.forwards = 0
         session.rollout((), [Root(0, v) for v in range(roots)], depth)
         return session.draft.forwards
 
-    # The first forward knows no guess yet; each later one gains all guesses and a token more.
-    assert forwards(1.0) == 1 + -(-(depth - 1) // (count + 1))
-    assert forwards(0.0) == forwards(1.0, used=0) == depth
-    assert forwards(1.0, used=1) == 1 + -(-(depth - 1) // 2)
+    for first in range(VOCABULARY):
+        # The first forward knows no guess yet; each later one gains all guesses and a token more.
+        assert forwards(first, 1.0) == 1 + -(-(depth - 1) // (count + 1))
+        assert forwards(first, 0.0) == forwards(first, 1.0, used=0) == depth
+        assert forwards(first, 1.0, used=1) == 1 + -(-(depth - 1) // 2)
 
 
 @pytest.mark.parametrize(("row", "fastest"), [(0.0, 2), (1.0, 0)])
@@ -284,6 +287,26 @@ def test_a_guess_is_never_fed_beyond_the_depth_nor_a_stream_run_that_comes_too_l
     drafter.rollout([4], (), [Root(0, 4)], 2, GREEDY)
     drafter.rollout([4], (), [Root(0, 4)], 3, GREEDY)
     assert draft.fed[4:] == [(1, 0), (1, 0), (1, 1), (2, 0)]
+    draft.fed.clear()
+    drafter.rollout([4], (), [Root(0, 4)], 5, GREEDY)
+    # Of the three rows the last one says the last token but one: nothing is left to guess.
+    assert draft.fed == [(1, 2), (3, 4), (1, 0)]
+
+
+def test_wrong_guesses_of_a_single_branch_take_no_slots() -> None:
+    draft = Counted(LANGUAGE, VOCABULARY, streams=foreseen(GREEDY, 2, 0.0))
+    drafter = ModelDrafter(draft)
+    drafter.prefill([1, 2, 3])
+    drafter.rollout([], (), [Root(0, 4)], 6, GREEDY)
+    # One forward a token: each begins right behind the token before.
+    assert draft.starts == [0, 3, 4, 5, 6, 7, 8]
+
+
+def test_the_first_row_of_all_is_fed_before_any_branch() -> None:
+    draft = Counted(LANGUAGE, VOCABULARY, streams=foreseen(GREEDY, 2, 1.0))
+    (branch,) = ModelDrafter(draft).rollout([3], (), [Root(0, 4)], 5, GREEDY)
+    assert branch.tokens == serial(LANGUAGE, [3, 4], 5, GREEDY)
+    assert draft.fed[0] == (1, 0)
 
 
 @pytest.mark.parametrize(
