@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mirror_edge.bundle import Manifest, ModelSpec
+    from mirror_edge.bundle import DraftSpec, Manifest, ModelSpec
     from mirror_edge.memory import MemoryPlan
 
 
@@ -52,7 +52,7 @@ def _show(manifest: Manifest, plan: MemoryPlan) -> None:
     console.print(
         f"exit after layer {target.exit_layer} of {target.model.layers}, "
         f"its head names {target.exit_vocabulary:,} of {target.model.vocabulary:,} tokens; "
-        + (f"{draft.streams} draft streams" if draft is not None else "no draft"),
+        + ("no draft" if draft is None else _streams(draft)),
         highlight=False,
     )
     if draft is not None and draft.shared_bytes:
@@ -72,6 +72,12 @@ def _show(manifest: Manifest, plan: MemoryPlan) -> None:
         memory.add_row(part.replace("_", " "), f"{size / 1e6:.1f}")
     memory.add_row("total", f"{plan.total / 1e6:.1f}")
     console.print(memory)
+
+
+def _streams(draft: DraftSpec) -> str:
+    if not draft.streams:
+        return "no draft streams"
+    return f"{draft.streams} draft streams through the top {draft.stream_layers} layers"
 
 
 def _row(model: ModelSpec) -> tuple[str, ...]:
