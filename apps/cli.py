@@ -6,6 +6,7 @@ import typer
 
 from mirror_edge.apps import program
 from mirror_edge.apps.chat import chat_command
+from mirror_edge.apps.coverage import coverage_command
 from mirror_edge.apps.distill import distill_command
 from mirror_edge.apps.export import export_command
 from mirror_edge.apps.generate import generate_command
@@ -24,6 +25,7 @@ app.command("generate")(generate_command)
 app.command("export")(export_command)
 app.command("distill")(distill_command)
 app.command("inspect")(inspect_command)
+app.command("coverage")(coverage_command)
 app.command("synth")(synth_command)
 
 

@@ -33,8 +33,21 @@ def export_command(
     ] = None,
     exit_layer: Annotated[
         str,
-        typer.Option(help="After how many layers the target names its candidates; auto is half."),
+        typer.Option(
+            help="After how many layers the target names its candidates; auto is half, or what "
+            "--calibrate finds best."
+        ),
     ] = "auto",
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A file of text (JSON lines, or plain *.txt) that the exit head is fitted to; "
+            "repeatable."
+        ),
+    ] = None,
+    exit_rank: Annotated[
+        int | None, typer.Option(help="Of the fitted correction, 8 to 128.  [default: 64]")
+    ] = None,
     precision: Annotated[
         PrecisionOption | None,
         typer.Option(help="Of the weights; int4 unless TARGET is an ONNX folder."),
@@ -59,6 +72,8 @@ def export_command(
             exit_layer=None if exit_layer == "auto" else int(exit_layer),
             precision=precision,
             draft_precision=draft_precision,
+            calibrate=calibrate or (),
+            exit_rank=exit_rank,
             force=force,
             on_progress=show,
         )
@@ -69,6 +84,8 @@ def _print(made: Exported) -> None:
     """Say what was written."""
     from rich.console import Console
     from rich.table import Table
+
+    from mirror_edge.apps.coverage import coverage_table
 
     console, manifest = Console(), made.manifest
     target, draft = manifest.target, manifest.draft
@@ -82,6 +99,16 @@ def _print(made: Exported) -> None:
         f"\nExit after layer {target.exit_layer} of {target.model.layers}; the exit head names "
         f"{target.exit_vocabulary:,} of {target.model.vocabulary:,} tokens.\n"
     )
+    if made.calibration is not None:
+        found = made.calibration.content()
+        console.print(
+            f"Coverage on {found['held_out_rows']:,} held-out tokens (how often the next token is "
+            f"among κ candidates; rank {found['rank']}), and what a step is expected to take, in "
+            "passes of the target:",
+            soft_wrap=True,
+        )
+        console.print(coverage_table(found["coverage"], found["expected_step"]))
+        console.print()
     files = Table("file", "size", "what it is", box=None)
     for file, entry in manifest.files.items():
         files.add_row(file, _size(entry.bytes), _CONTENTS.get(file, ""))
@@ -107,6 +134,7 @@ _CONTENTS = {
     "tokenizer.json": "the tokenizer that both share",
     "tokenizer_config.json": "its settings",
     "generation_config.json": "which tokens end an answer",
+    "coverage.json": "how well exit heads foresee, as measured here",
     "chat_template.jinja": "how a conversation becomes a prompt",
 }
 

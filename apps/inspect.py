@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,17 +26,23 @@ def inspect_command(
 
     read = bundles.read(bundles.demo() if bundle is None else bundle)
     plan = plan_memory(read.manifest)
+    coverage = None
+    if bundles.COVERAGE in read.manifest.files:
+        coverage = json.loads(read.file(bundles.COVERAGE).read_text(encoding="utf-8"))
     if as_json:
         memory = {**dataclasses.asdict(plan), "total": plan.total}
         manifest = dataclasses.asdict(read.manifest)
-        typer.echo(json.dumps({"folder": str(read.folder), **manifest, "memory": memory}))
+        found = {"folder": str(read.folder), **manifest, "memory": memory, "coverage": coverage}
+        typer.echo(json.dumps(found))
     else:
-        _show(read.manifest, plan)
+        _show(read.manifest, plan, coverage)
 
 
-def _show(manifest: Manifest, plan: MemoryPlan) -> None:
+def _show(manifest: Manifest, plan: MemoryPlan, coverage: dict[str, Any] | None) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from mirror_edge.apps.coverage import coverage_table
 
     target, draft = manifest.target, manifest.draft
     console = Console()
@@ -61,6 +67,9 @@ def _show(manifest: Manifest, plan: MemoryPlan) -> None:
             f"{draft.shared_bytes / 1e6:.1f} MB of the target's weights are loaded once more",
             highlight=False,
         )
+
+    if coverage is not None:
+        console.print(coverage_table(coverage["coverage"], coverage["expected_step"]))
 
     files = Table("file", "MB", "SHA-256")
     for name, spec in manifest.files.items():

@@ -32,6 +32,8 @@ def export(
     draft_precision: Precision | None = None,
     exit_tokens: Sequence[int] | None = None,
     correction: Correction | None = None,
+    calibrate: Sequence[str | Path] = (),
+    exit_rank: int | None = None,
     force: bool = False,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Exported:
@@ -46,8 +48,14 @@ def export(
     (otherwise all of a small vocabulary, the commonest of a large one); `correction` is its trained
     low-rank step. `on_progress` hears the name of each stage and its share done, 0 to 1.
 
+    With text files to `calibrate` on, a correction of rank `exit_rank` (64 unless given) is fitted
+    behind several layers, the exit layer is the best of them unless given, and the exit head names
+    the tokens that are commonest there. The draft may be ``early-exit``, the target's own layers up
+    to the exit, if no folder has that name.
+
     Raises:
         OptionError: an argument that cannot be honoured.
+        DataError: text to calibrate on that cannot be used, by file and line.
         ExportError: a model that cannot be exported, or whose graphs differ from it.
         MissingExtraError: with the line that installs what is missing.
     """
@@ -67,6 +75,8 @@ def export(
         draft_precision=draft_precision,
         exit_tokens=exit_tokens,
         correction=correction,
+        calibrate=calibrate,
+        exit_rank=exit_rank,
         force=force,
         on_progress=on_progress or (lambda _stage, _share: None),
     )

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "DEFAULT_RANK",
     "FULL_VOCABULARY",
+    "RANKS",
     "Correction",
     "Exit",
     "exit_graph",
@@ -29,6 +31,8 @@ __all__ = [
 
 FULL_VOCABULARY = 16384
 """The exit head names all tokens of a vocabulary up to this size, and so many of a larger one."""
+RANKS, DEFAULT_RANK = range(8, 129), 64
+"""Of a correction that is fitted."""
 _HEADS = {"MatMul", "MatMulNBits", "Gemm"}
 
 

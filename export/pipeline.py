@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,23 +13,27 @@ import onnx
 from onnx import ModelProto
 
 from mirror_edge.bundle import (
+    COVERAGE,
     DraftSpec,
     Manifest,
     Precision,
     TargetSpec,
     write_manifest,
 )
-from mirror_edge.errors import ExportError, OptionError
-from mirror_edge.export import check, reference
+from mirror_edge.errors import ExportError, MissingExtraError, OptionError
+from mirror_edge.export import check, reference, sample
 from mirror_edge.export.early_exit import EARLY_EXIT, early_exit, shared_bytes
 from mirror_edge.export.exit_head import (
+    DEFAULT_RANK,
     FULL_VOCABULARY,
+    RANKS,
     Correction,
     Exit,
     exit_graph,
     exit_logits,
     norm_and_head,
 )
+from mirror_edge.export.exit_layer import rollout_bytes
 from mirror_edge.export.facts import graph_precision
 from mirror_edge.export.output import refuse_taken, refuse_without_space, whole_folder
 from mirror_edge.export.rotary import room_for_branches
@@ -49,12 +55,16 @@ from mirror_edge.export.whole import (
     load,
     whole,
 )
+from mirror_edge.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
+
+    from mirror_edge.export.calibration import Calibration
+    from mirror_edge.export.texts import Document
 
 __all__ = ["Exported", "run"]
 
@@ -76,6 +86,8 @@ class Exported:
     deviations: dict[str, float]
     notes: tuple[str, ...]
     """What the user should know beside."""
+    calibration: Calibration | None
+    """What was found on the calibration text, if any was given."""
 
 
 def run(
@@ -88,12 +100,15 @@ def run(
     draft_precision: Precision | None,
     exit_tokens: Sequence[int] | None,
     correction: Correction | None,
+    calibrate: Sequence[str | Path],
+    exit_rank: int | None,
     force: bool,
     on_progress: OnProgress,
 ) -> Exported:
     """See `mirror_edge.export.export`."""
     output = Path(output).expanduser()
     refuse_taken(output, force=force)
+    documents = _calibration_texts(calibrate, exit_rank, correction)
     source = locate(target, "TARGET", on_progress)
     tokenizer = read_tokenizer(source)
     _refuse_other_precision(source, precision, "--precision")
@@ -127,8 +142,28 @@ def run(
             on_progress("Checking the draft", 1.0)
             notes += two.notes
 
-        layer = _chosen_layer(exit_layer, one.spec.layers)
-        leave = Exit(layer, _exit_tokens(one, exit_tokens, tokenizer), correction)
+        def tokens(counts: NDArray[np.float64] | None) -> NDArray[np.int64] | None:
+            return _exit_tokens(one, exit_tokens, tokenizer, counts)
+
+        layer, found = _chosen_layer(exit_layer, one.spec.layers), None
+        if documents:
+            from mirror_edge.export.calibration import calibrate as calibrated
+
+            found = calibrated(
+                one,
+                Text.read(folder),
+                documents,
+                rank=exit_rank or DEFAULT_RANK,
+                layer=exit_layer,
+                tokens=tokens,
+                rollout=None if early else _rollout(two),
+                on_progress=on_progress,
+            )
+            (folder / COVERAGE).write_text(json.dumps(found.content(), indent=2) + "\n")
+            leave = found.exit
+        else:
+            leave = Exit(layer, tokens(None), correction)
+
         on_progress("Cutting the graphs", 0.0)
         target_spec, logits, off = _target(one, leave)
         deviations |= off
@@ -144,7 +179,7 @@ def run(
         on_progress("Writing the bundle", 0.0)
         manifest = write_manifest(folder, output.name, target_spec, draft_spec)
     on_progress("Writing the bundle", 1.0)
-    return Exported(output, manifest, deviations, notes)
+    return Exported(output, manifest, deviations, notes, found)
 
 
 def _located_draft(draft: str | Path, tokenizer: Tokenizer, on_progress: OnProgress) -> Source:
@@ -198,6 +233,13 @@ def _draft(model: Whole, streams: Streams | None) -> tuple[DraftSpec, dict[str, 
     return DraftSpec(spec, count, layers, rows), {name: deviation}
 
 
+def _rollout(draft: Whole | None) -> float:
+    if draft is None:
+        return 0.0
+    streams = Streams.read(draft.source.folder)
+    return rollout_bytes(draft.model, 0 if streams is None else streams.count)
+
+
 def _own_draft(
     target: Whole, leave: Exit, logits: ModelProto
 ) -> tuple[DraftSpec, dict[str, float]]:
@@ -231,16 +273,37 @@ def _refuse_other_precision(source: Source, precision: Precision | None, option:
         )
 
 
+def _calibration_texts(
+    files: Sequence[str | Path], rank: int | None, correction: Correction | None
+) -> list[Document]:
+    """Some documents of the calibration files; none where there are no files."""
+    if not files:
+        if rank is not None:
+            raise OptionError(f"--exit-rank {rank}: there is no --calibrate text to fit it on.")
+        return []
+    if rank is not None and rank not in RANKS:
+        raise OptionError(f"--exit-rank {rank}: must be from {RANKS[0]} to {RANKS[-1]}.")
+    if correction is not None:
+        raise OptionError("correction: is fitted by --calibrate. Give one of the two.")
+    if find_spec("torch") is None:
+        raise MissingExtraError(
+            "--calibrate: needs the package torch, which is not installed. "
+            "Install it with: pip install 'mirror-edge[export]'"
+        )
+    return sample.draw([Path(file).expanduser() for file in files])
+
+
 def _exit_tokens(
     model: Whole,
     asked: Sequence[int] | None,
     tokenizer: Tokenizer,
+    counts: NDArray[np.float64] | None,
 ) -> NDArray[np.int64] | None:
     """The ids that the exit head can name, in rising order; None for all."""
     vocabulary = model.spec.vocabulary
     if asked is None:
         eos = model.source.eos_token_ids
-        return common_tokens(tokenizer, eos, vocabulary, FULL_VOCABULARY)
+        return common_tokens(tokenizer, eos, vocabulary, FULL_VOCABULARY, counts)
     named = np.unique(np.asarray(asked, np.int64))
     if not named.size or named[0] < 0 or named[-1] >= vocabulary:
         raise OptionError(f"exit_tokens: must be ids from 0 to {vocabulary - 1}, at least one.")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Rows = NDArray[np.float32]
     Ids = NDArray[np.int64]
 
-__all__ = ["checkpoint_logits", "graph_logits", "numpy_type", "session"]
+__all__ = ["checkpoint_logits", "graph_logits", "numpy_type", "session", "uncached"]
 
 
 def numpy_type(spec: ModelSpec) -> type[np.float32] | type[np.float16]:
@@ -47,27 +47,34 @@ def session(path: Path) -> ort.InferenceSession:
 def graph_logits(path: Path, spec: ModelSpec, texts: Sequence[Ids]) -> list[Rows]:
     """The logits of every row of `texts` by an uncut graph."""
     graph = session(path)
+    try:
+        return [uncached(graph, spec, text)[0][0].astype(np.float32) for text in texts]
+    except Exception as error:
+        raise ExportError(
+            f"the uncut graph of the {path.parent.name} does not run on the CPU, so it cannot "
+            f"be checked, and this model is not supported: {error}"
+        ) from error
+
+
+def uncached(
+    graph: ort.InferenceSession,
+    spec: ModelSpec,
+    text: Ids,
+    outputs: Sequence[str] = ("logits",),
+) -> list[NDArray[Any]]:
+    """What an uncut graph makes of a whole text, with nothing in its cache."""
     wanted = {entry.name for entry in graph.get_inputs()}
     cache = np.zeros((1, spec.kv_heads, 0, spec.head_size), numpy_type(spec))
-    logits = []
-    for text in texts:
-        feeds: dict[str, NDArray[Any]] = {
-            "input_ids": text[None],
-            "attention_mask": np.ones((1, len(text)), np.int64),
-            "position_ids": np.arange(len(text))[None],
-        }
-        feeds |= {name: cache for name in wanted if name.startswith("past_key_values.")}
-        try:
-            (rows,) = graph.run(
-                ["logits"], {name: array for name, array in feeds.items() if name in wanted}
-            )
-        except Exception as error:
-            raise ExportError(
-                f"the uncut graph of the {path.parent.name} does not run on the CPU, so it cannot "
-                f"be checked, and this model is not supported: {error}"
-            ) from error
-        logits.append(rows[0].astype(np.float32))
-    return logits
+    feeds: dict[str, NDArray[Any]] = {
+        "input_ids": text[None],
+        "attention_mask": np.ones((1, len(text)), np.int64),
+        "position_ids": np.arange(len(text))[None],
+    }
+    feeds |= {name: cache for name in wanted if name.startswith("past_key_values.")}
+    found: list[NDArray[Any]] = graph.run(
+        list(outputs), {name: array for name, array in feeds.items() if name in wanted}
+    )
+    return found
 
 
 def checkpoint_logits(

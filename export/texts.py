@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Tokens = NDArray[np.unsignedinteger[Any]]
 
-__all__ = ["Corpus", "Document", "documents", "held_out_every", "read"]
+__all__ = ["Corpus", "Document", "documents", "held_out_every", "read", "rendered"]
 
 _PLAIN = {".txt", ".md"}
 _BLOCK = 4096
@@ -237,14 +237,14 @@ def _encode(batch: list[Document], text: Text, end: int | None, kind: type) -> l
         id(document): np.array(encoded.ids, kind)
         for document, encoded in zip(
             chats,
-            cut([_rendered(document, text) for document in chats], add_special_tokens=False),
+            cut([rendered(document, text) for document in chats], add_special_tokens=False),
             strict=True,
         )
     }
     return [found[id(document)] for document in batch]
 
 
-def _rendered(document: Document, text: Text, turns: int | None = None) -> str:
+def rendered(document: Document, text: Text, turns: int | None = None) -> str:
     """The conversation as the chat template writes it; with `turns`, up to an answer's start."""
     try:
         return text.render_chat(
@@ -268,5 +268,5 @@ def _prompt(document: Document, tokens: Tokens, text: Text) -> Tokens:
         return tokens[:0]
     # Not always the first: the length decides, which is as good as chance and repeats itself.
     turn = answers[len(tokens) % len(answers)]
-    prompt = text.encode(_rendered(document, text, turn), add_special_tokens=False)
+    prompt = text.encode(rendered(document, text, turn), add_special_tokens=False)
     return np.array(prompt, tokens.dtype)

@@ -98,16 +98,24 @@ def sample_ids(tokenizer: Tokenizer, length: int, vocabulary: int) -> NDArray[np
 
 
 def common_tokens(
-    tokenizer: Tokenizer, eos: list[int], vocabulary: int, size: int
+    tokenizer: Tokenizer,
+    eos: list[int],
+    vocabulary: int,
+    size: int,
+    counts: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64] | None:
     """The `size` commonest tokens with all special ones, in rising order; None for all.
 
-    A byte-pair vocabulary lists its merges by frequency, so low ids are common tokens.
+    A byte-pair vocabulary lists its merges by frequency, so low ids are common tokens: they come
+    after those that `counts` [vocabulary] has seen more often.
     """
     if vocabulary <= size:
         return None
     special = {i for i in [*tokenizer.get_added_tokens_decoder(), *eos] if i < vocabulary}
-    return np.array(sorted({*range(size), *special}), np.int64)
+    common = np.arange(size)
+    if counts is not None:
+        common = np.argsort(-counts, kind="stable")[:size]
+    return np.array(sorted({*common.tolist(), *special}), np.int64)
 
 
 def write_files(source: Source, tokenizer: Tokenizer, folder: Path, context: int) -> None:

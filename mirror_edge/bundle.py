@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 from mirror_edge.errors import BundleError
 
 __all__ = [
+    "COVERAGE",
     "MANIFEST",
     "SCHEMA",
     "Bundle",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 MANIFEST = "mirror_edge.json"
+COVERAGE = "coverage.json"
+"""How well exit heads foresee the target's tokens, where export measured it."""
 SCHEMA = 1
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]

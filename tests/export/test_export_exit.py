@@ -165,6 +165,12 @@ def test_special_tokens_are_kept_wherever_they_stand(target: Path, tmp_path: Pat
     assert tokens is not None
     assert tokens.tolist() == [*range(50), found.token_to_id("<|turn|>"), 310]
     assert tokenizer.common_tokens(found, [310], 50, 50) is None
+    counts = np.zeros(VOCABULARY)
+    counts[[305, 7, 200]] = 3, 2, 0.5
+    tokens = common_tokens(found, [310], VOCABULARY, 5, counts)
+    assert tokens is not None
+    # Those that were seen, then the lowest ids, then the special ones.
+    assert tokens.tolist() == sorted({305, 7, 200, 0, 1, found.token_to_id("<|turn|>"), 310})
 
 
 @pytest.mark.parametrize("tokens", [[], [-1], [VOCABULARY]])

@@ -1,0 +1,74 @@
+"""Fitting the exit head: a low-rank step that makes a layer's rows foresee the final distribution.
+
+The loss is the divergence of the exit head's distribution from the target's own, over the tokens
+that the exit head can name. Rows are counted in units of the final rows' size, so that one learning
+rate serves every target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from mirror_edge.export.exit_head import Correction
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["fit"]
+
+_BATCH = 256
+_RATE, _WARM_UP = 3e-3, 20
+_WORK = 6.5e12
+"""Multiplications and additions to spend: a minute or so of a CPU core."""
+_FEWEST, _MOST = 200, 3000
+"""Steps."""
+
+
+def fit(
+    rows: NDArray[Any],
+    final: NDArray[Any],
+    matrix: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    rank: int,
+    on_share: Callable[[float], None],
+) -> Correction:
+    """The step for `rows` [rows, hidden] of a layer, given the `final` rows of the same tokens.
+
+    `matrix` [hidden, tokens] and `bias` [tokens] are the LM head over the exit head's tokens. The
+    same arguments give the same step.
+    """
+    hidden, size = rows.shape[1], float(np.sqrt(np.mean(np.square(final, dtype=np.float32))))
+    random = torch.Generator().manual_seed(0)
+    a = torch.randn(hidden, rank, generator=random) / math.sqrt(hidden)
+    b = torch.zeros(rank, hidden)
+    head, offset = torch.from_numpy(matrix) * size, torch.from_numpy(bias)
+    optimizer = torch.optim.Adam([a.requires_grad_(), b.requires_grad_()], betas=(0.9, 0.98))
+    steps = _steps(hidden, matrix.shape[1])
+    for step in range(steps):
+        at = torch.randint(len(rows), (_BATCH,), generator=random).numpy()
+        row, last = (torch.from_numpy(part[at]).float() / size for part in (rows, final))
+        wanted = (last @ head + offset).softmax(dim=-1)
+        found = (row + F.silu(row @ a) @ b) @ head + offset
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(step, steps)
+        optimizer.zero_grad()
+        F.cross_entropy(found, wanted).backward()
+        optimizer.step()
+        on_share((step + 1) / steps)
+    return Correction((a.detach() / size).numpy(), (b.detach() * size).numpy())
+
+
+def _steps(hidden: int, tokens: int) -> int:
+    """As many as the work allows; a step is four products of the batch with the head."""
+    return round(min(max(_WORK / (8 * _BATCH * hidden * tokens), _FEWEST), _MOST))
+
+
+def _rate(step: int, steps: int) -> float:
+    """A short warm-up, then a cosine to nothing."""
+    return _RATE * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
