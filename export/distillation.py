@@ -132,6 +132,13 @@ def run(
     if of_draft is not None:
         refuse_different(tokenizer, read_tokenizer(of_draft))
 
+    checkpoint = Checkpoint(
+        output.with_name(output.name + ".checkpoint"),
+        recipe.checkpoint_seconds,
+        _identity(of_target, of_draft or draft, data, recipe),
+    )
+    went_on = checkpoint.load(torch.device("cpu")) is not None
+
     on_progress(Status("Reading text", 0.0))
     material = Material.read(of_target, tokenizer, data, held_out, recipe)
 
@@ -159,12 +166,6 @@ def run(
         time_share=recipe.generation,
         seed=recipe.seed,
     )
-    checkpoint = Checkpoint(
-        output.with_name(output.name + ".checkpoint"),
-        recipe.checkpoint_seconds,
-        _identity(of_target, of_draft, draft, material, recipe),
-    )
-    went_on = checkpoint.file.exists()
     student.train()
     ran = train(
         student,
@@ -262,11 +263,7 @@ class _Reporter:
 
 
 def _identity(
-    target: Source,
-    tuned: Source | None,
-    draft: str | Path | DraftShape,
-    material: Material,
-    recipe: Recipe,
+    target: Source, draft: Source | str | Path | DraftShape, data: Sequence[Path], recipe: Recipe
 ) -> dict[str, str]:
     """What a run must have in common with a checkpoint to go on from it."""
     options = {name: str(value) for name, value in asdict(recipe).items()}
@@ -274,16 +271,20 @@ def _identity(
         del options[name]
     return {
         **options,
-        "target": _digest(target),
-        "draft": str(draft) if tuned is None else _digest(tuned),
-        "data": hashlib.sha256(material.text.tokens.tobytes()).hexdigest()[:12],
+        "target": _digest(_model_files(target)),
+        "draft": _digest(_model_files(draft)) if isinstance(draft, Source) else str(draft),
+        "data": _digest([file for file in data if file.is_file()]),
     }
 
 
-def _digest(source: Source) -> str:
-    """Of the weights."""
+def _model_files(source: Source) -> list[Path]:
+    wanted = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
+    return sorted(file for pattern in wanted for file in source.folder.glob(pattern))
+
+
+def _digest(files: Sequence[Path]) -> str:
     sha = hashlib.sha256()
-    for file in sorted(source.folder.glob("*.safetensors")) + sorted(source.folder.glob("*.bin")):
+    for file in files:
         with file.open("rb") as opened:
             sha.update(hashlib.file_digest(opened, "sha256").digest())
     return sha.hexdigest()[:12]

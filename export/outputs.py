@@ -44,8 +44,8 @@ class Noise(LogitsProcessor):
         if len(warm) == 0:
             return scores
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + position)
-        waiting = torch.empty(len(warm), scores.shape[1]).exponential_(generator=random)
-        noise = self.temperatures[warm, None] * -waiting.log()
+        uniform = torch.rand(len(warm), scores.shape[1], generator=random).clamp_(1e-9, 1 - 1e-7)
+        noise = self.temperatures[warm, None] * -(-uniform.log()).log()
         return scores.index_add(0, warm.to(scores.device), noise.to(scores.device))
 
 

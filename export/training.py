@@ -157,6 +157,39 @@ class Checkpoint:
     of: dict[str, str] = field(default_factory=dict)
     """What tells the run from others: options, data and the like, by name."""
 
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """What was written last; None when nothing was.
+
+        Raises:
+            OptionError: when it is damaged, or another run's.
+        """
+        if not self.file.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.file, map_location=device, weights_only=True)
+        except Exception as error:  # a zip archive and a pickle may fail in any way
+            raise OptionError(
+                f"{self.file}: cannot be read as a checkpoint ({error}). Delete it to begin anew."
+            ) from error
+        before = state["of"]
+        for name in sorted(before.keys() | self.of.keys()):
+            if before.get(name) != self.of.get(name):
+                raise OptionError(
+                    f"{self.file}: belongs to a run with another {name} ({before.get(name)}, not "
+                    f"{self.of.get(name)}). Go on with what it had, or delete it to begin anew."
+                )
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write `state` whole or not at all."""
+        part = self.file.with_name(self.file.name + ".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save({"of": self.of, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.file)
+
 
 @dataclass
 class Run:
@@ -193,8 +226,8 @@ def train(
     device = next(model.parameters()).device
     optimizers = _optimizers(model, schedule)
     run = Run()
-    if checkpoint is not None and checkpoint.file.exists():
-        run = _restore(checkpoint, model, optimizers, stages, device)
+    if checkpoint is not None and (state := checkpoint.load(device)) is not None:
+        run = _restore(state, model, optimizers, stages)
     trained = [p for p in model.parameters() if p.requires_grad]
     last = saved = time.monotonic()
     while (share := schedule.budget.share(run.seconds, run.tokens)) < 1.0:
@@ -227,13 +260,13 @@ def train(
         run.steps, run.tokens = run.steps + 1, run.tokens + batch * length
         run.seconds, last = run.seconds + now - last, now
         if checkpoint is not None and now - saved > checkpoint.every_seconds:
-            _save(checkpoint, model, optimizers, stages, run)
+            checkpoint.save(_state(model, optimizers, stages, run))
             saved = now
         if on_progress is not None:
             done = min(schedule.budget.share(run.seconds, run.tokens), 1.0)
             on_progress(Progress(stage.name, done, run.tokens, run.loss))
     if checkpoint is not None:
-        _save(checkpoint, model, optimizers, stages, run)
+        checkpoint.save(_state(model, optimizers, stages, run))
     return run
 
 
@@ -300,49 +333,26 @@ def _optimizers(model: torch.nn.Module, schedule: Schedule) -> list[torch.optim.
     return optimizers
 
 
-def _save(
-    checkpoint: Checkpoint,
+def _state(
     model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     stages: Sequence[Stage],
     run: Run,
-) -> None:
-    state = {
-        "of": checkpoint.of,
+) -> dict[str, Any]:
+    return {
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "sources": [stage.source.state() for stage in stages],
         "run": vars(run),
     }
-    part = checkpoint.file.with_name(checkpoint.file.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(checkpoint.file)
 
 
 def _restore(
-    checkpoint: Checkpoint,
+    state: dict[str, Any],
     model: torch.nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     stages: Sequence[Stage],
-    device: torch.device,
 ) -> Run:
-    try:
-        state = torch.load(checkpoint.file, map_location=device, weights_only=True)
-    except Exception as error:  # a zip archive and a pickle may fail in any way
-        raise OptionError(
-            f"{checkpoint.file}: cannot be read as a checkpoint ({error}). Delete it to begin anew."
-        ) from error
-    before = state["of"]
-    for name in sorted(before.keys() | checkpoint.of.keys()):
-        if before.get(name) != checkpoint.of.get(name):
-            raise OptionError(
-                f"{checkpoint.file}: belongs to a run with another {name} ({before.get(name)}, not "
-                f"{checkpoint.of.get(name)}). Go on with what it had, or delete it to begin anew."
-            )
     model.load_state_dict(state["model"])
     for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(kept)
