@@ -53,7 +53,7 @@ _FRESH_RATE, _TUNED_RATE, _STREAMS_RATE = 4e-3, 5e-4, 4e-3
 _NUMBERS_AT_ONCE = {"cpu": 2**27, "mps": 2**27, "cuda": 2**29}
 """Logits of one forward in training; 2**27 are half a gigabyte in float32."""
 _LONG = 1024
-"""Tokens of a window in the last part of a run, where context and text allow."""
+"""Tokens of a window in every fourth step, where context and text allow."""
 _LOOKS = 20
 """How often in a run the acceptance is measured."""
 
