@@ -113,7 +113,8 @@ class Sampler:
 
     def noise(self, position: int) -> NDArray[np.float32]:
         """G(seed, position, v) for the whole vocabulary."""
-        return self._noise(position // _TOGETHER)[position % _TOGETHER]
+        noise: NDArray[np.float32] = self._noise(position // _TOGETHER)[position % _TOGETHER]
+        return noise
 
     def prepare(self, position: int) -> None:
         """Have the noise at `position` ready, so that nobody waits for it there."""

@@ -123,6 +123,7 @@ class Stats:
             "prefilled_tokens": self.prefilled_tokens,
             "generated_tokens": self.generated_tokens,
             "steps": len(steps),
+            "steps_by_mode": dict(Counter(s.mode for s in steps)),
             "tokens_per_step": _ratio(sum(s.committed for s in steps), len(steps)),
             "draft_tokens_proposed": proposed,
             "draft_tokens_accepted": accepted,

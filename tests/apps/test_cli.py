@@ -41,7 +41,7 @@ def test_json_is_one_object_and_the_same_text_in_every_mode() -> None:
             "--temperature", "0.8", "--seed", "7", "--max-new-tokens", "24",
         )  # fmt: skip
         answers.append(json.loads(done.stdout))
-    assert {answer["mode"] for answer in answers} == {"ar", "sd", "mirror"}
+    assert {answer["mode"] for answer in answers} == {"ar", "sd", "mirror", "auto"}
     assert len({tuple(answer["tokens"]) for answer in answers}) == 1
     assert len({answer["text"] for answer in answers}) == 1
     assert set(answers[0]) == {"text", "tokens", "finish_reason", "mode", "stats"}

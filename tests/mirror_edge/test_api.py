@@ -136,8 +136,12 @@ def test_stats_hold_what_a_caller_counts_on(demo: Model) -> None:
     assert 0.0 <= figures["overlap_ratio"] <= 1.0
 
 
-def test_auto_is_mirror_with_a_draft(demo: Model) -> None:
-    assert demo.generate(STORY, max_new_tokens=4).mode == "mirror"
+def test_auto_plans_every_step_and_says_the_same(demo: Model) -> None:
+    result = demo.generate(STORY, max_new_tokens=64)
+    alone = demo.generate(STORY, max_new_tokens=64, speculation=Speculation(mode="ar"))
+    assert (result.mode, alone.mode) == ("auto", "ar")
+    assert result.tokens == alone.tokens
+    assert sum(result.stats.as_dict()["steps_by_mode"].values()) == len(result.stats.steps)
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def stubborn(
 @pytest.mark.parametrize("broken", [generous, stubborn])
 def test_broken_acceptance_is_noticed(broken: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test of the test, with half the samples."""
-    monkeypatch.setattr("mirror_edge.decode.verify", broken)
+    monkeypatch.setattr("mirror_edge.answer.verify", broken)
     wrong = sampled(range(10_000))
     assert third_tokens(wrong).p < 0.01
     for path, found in by_path(wrong).items():
