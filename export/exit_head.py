@@ -104,7 +104,8 @@ def norm_and_head(tail: ModelProto, spec: ModelSpec) -> tuple[ModelProto, ModelP
     graph = copy(tail)
     head = _head(graph)
     read = head.input[0]
-    normed = value("normed", element_type(spec), [1, "S", spec.hidden])
+    # Some models narrow the rows behind their norm.
+    normed = value("normed", element_type(spec), [1, "S", "W"])
     graph.graph.node.append(helper.make_node("Identity", [read], ["normed"]))
     norm = part(graph, list(tail.graph.input), [normed])
     graph = copy(tail)
