@@ -148,7 +148,8 @@ def test_the_command_prints_a_table_or_one_object(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["planted"] is None
     assert found["temperatures"].keys() == {"0", "1"}
-    assert found["temperatures"]["1"]["tokens"] == 22
+    # Without the first token of each; an answer may end by itself.
+    assert 2 <= found["temperatures"]["1"]["tokens"] <= 22
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, demo_copy: Path) -> None:

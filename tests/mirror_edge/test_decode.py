@@ -235,8 +235,8 @@ def test_a_rollout_that_missed_is_not_waited_for() -> None:
     assert said == asyncio.run(spoken(House(free_lane, None).answer("ar", new=100)))
     hits = [step.rollout for step in answer.stats.steps[:-4] if step.hit]
     misses = [step.rollout for step in answer.stats.steps[:-4] if not step.hit]
-    assert statistics.median(hits) == pytest.approx(0.030, abs=0.004)
-    assert statistics.median(misses) < 0.020
+    assert statistics.median(hits) >= 0.030
+    assert statistics.median(misses) < 0.67 * statistics.median(hits)
     answer.on.target_lane.close()
 
 

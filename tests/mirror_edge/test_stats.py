@@ -133,6 +133,7 @@ def test_the_figures_add_up() -> None:
         "prefilled_tokens": 5,
         "generated_tokens": 11,
         "steps": 4,
+        "steps_by_mode": {"mirror": 4},
         "tokens_per_step": 10 / 4,
         "draft_tokens_proposed": 11,
         "draft_tokens_accepted": 8,
