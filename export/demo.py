@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from mirror_edge.errors import MirrorEdgeError, OptionError
 from mirror_edge.export import DraftShape, Recipe, conversations, distill, texts
 from mirror_edge.export.drafts import decoder, load_model
-from mirror_edge.export.losses import text_loss
+from mirror_edge.export.losses import early_exit_loss
 from mirror_edge.export.output import whole_folder
 from mirror_edge.export.source import locate, read_json
 from mirror_edge.export.training import (
@@ -46,10 +46,10 @@ RUN_FILE = "training.json"
 VOCABULARY = 4096
 CONTEXT = 1024
 SIZES = {
-    # 4.6M and 0.8M parameters: a few hours on a CPU.
+    # 4.6M and 1.4M parameters: a few hours on a CPU.
     "small": (
         DraftShape(layers=6, hidden=256, heads=4, kv_heads=2, intermediate=512),
-        DraftShape(layers=2, hidden=128, heads=4, kv_heads=2, intermediate=256),
+        DraftShape(layers=2, hidden=192, heads=6, kv_heads=2, intermediate=384),
     ),
     # 21M and 1.6M parameters: for a GPU.
     "large": (
@@ -127,7 +127,12 @@ def train_target(
         output.with_name(output.name + ".checkpoint"),
         of={"minutes": str(minutes), "seed": str(seed), "tokens": str(len(corpus.tokens))},
     )
-    loss = text_loss(torch.compile(model, dynamic=False) if compiled else model)
+    layers = model.config.num_hidden_layers
+    loss = early_exit_loss(
+        model,
+        torch.compile(model, dynamic=False) if compiled else model,
+        exits=(layers // 2, round(layers * 2 / 3)),
+    )
     run = train(
         model.train(),
         [Stage("target", loss, Stream(corpus.tokens))],

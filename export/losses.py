@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,24 @@ import torch.nn.functional as F
 from mirror_edge.export.streaming import StreamingDraft
 from mirror_edge.export.training import Loss
 
-__all__ = ["STREAM_WEIGHT", "distillation_loss", "streaming_loss", "text_loss"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "EXIT_WEIGHT",
+    "STREAM_WEIGHT",
+    "distillation_loss",
+    "early_exit_loss",
+    "streaming_loss",
+    "text_loss",
+]
 
 STREAM_WEIGHT = 0.1
 """Of each stream beside the main rows' 1; Speculative Streaming, section 3."""
+EXIT_WEIGHT = 0.2
+"""Of each exit layer beside the last one's 1; LayerSkip (arXiv 2404.16710) trains all of them."""
+_EXIT_DENSITY = 0.125
+"""Share of the positions whose exits are trained in a step."""
 _DENSITY = 0.5
 """Share of the positions whose streams are trained in a step: neighbours teach much the same."""
 
@@ -25,6 +39,30 @@ def text_loss(model: Callable[..., Any]) -> Loss:
     def loss(windows: torch.Tensor) -> torch.Tensor:
         logits = model(input_ids=windows[:, :-1], use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+
+    return loss
+
+
+def early_exit_loss(
+    model: PreTrainedModel, call: Callable[..., Any], exits: Sequence[int]
+) -> Loss:
+    """`text_loss`, and at each exit layer cross-entropy with what the model itself ends up saying.
+
+    An exit is read as the exit head reads it: through the final norm and the output embeddings.
+    `call` is the model, compiled or not.
+    """
+    norm, head = model.base_model.norm, model.get_output_embeddings()
+
+    def loss(windows: torch.Tensor) -> torch.Tensor:
+        out = call(input_ids=windows[:, :-1], use_cache=False, output_hidden_states=True)
+        logits = out.logits.float()
+        total = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        rows = torch.randperm(logits.shape[1])[: max(1, int(logits.shape[1] * _EXIT_DENSITY))]
+        wanted = logits[:, rows.to(logits.device)].detach()
+        for layer in exits:
+            early = head(norm(out.hidden_states[layer][:, rows.to(logits.device)]))
+            total = total + EXIT_WEIGHT * _cross_entropy(early, wanted)
+        return total
 
     return loss
 

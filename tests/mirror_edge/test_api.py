@@ -11,6 +11,8 @@ import mirror_edge
 from mirror_edge import Message, Model, Sampling, Speculation
 from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
 
+OPENING = "Once upon a time"
+"""Its answer goes on for hundreds of tokens."""
 STORY: list[Message] = [{"role": "user", "content": "Tell me a story about a fox."}]
 
 
@@ -41,21 +43,23 @@ def test_the_plain_calls_work_beside_a_running_loop(demo: Model) -> None:
 
 
 def test_an_abandoned_stream_leaves_the_model_usable(demo: Model) -> None:
-    whole = demo.generate(STORY, max_new_tokens=40)
+    whole = demo.generate(OPENING, max_new_tokens=40)
     for many in range(1, 6):
-        stream = demo.stream(STORY, max_new_tokens=40)
+        stream = demo.stream(OPENING, max_new_tokens=40)
         for _ in range(many):
             next(stream)
         stream.close()
-        assert demo.generate(STORY, max_new_tokens=40).tokens == whole.tokens
+        assert demo.generate(OPENING, max_new_tokens=40).tokens == whole.tokens
 
 
 def test_a_cancelled_answer_leaves_the_model_usable(demo: Model) -> None:
-    whole = demo.generate(STORY, max_new_tokens=40)
+    whole = demo.generate(OPENING, max_new_tokens=40)
+
+    assert len(demo.generate(OPENING, max_new_tokens=400).tokens) == 400
 
     async def cancelled(seconds: float) -> None:
         async def consume() -> None:
-            async for _ in demo.astream(STORY, max_new_tokens=400):
+            async for _ in demo.astream(OPENING, max_new_tokens=400):
                 pass
 
         task = asyncio.create_task(consume())
@@ -66,7 +70,7 @@ def test_a_cancelled_answer_leaves_the_model_usable(demo: Model) -> None:
 
     for moment in range(8):
         asyncio.run(cancelled(0.0007 * moment))
-        assert demo.generate(STORY, max_new_tokens=40).tokens == whole.tokens
+        assert demo.generate(OPENING, max_new_tokens=40).tokens == whole.tokens
 
 
 def test_a_second_answer_meanwhile_is_refused(demo: Model) -> None:
