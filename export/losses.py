@@ -43,9 +43,7 @@ def text_loss(model: Callable[..., Any]) -> Loss:
     return loss
 
 
-def early_exit_loss(
-    model: PreTrainedModel, call: Callable[..., Any], exits: Sequence[int]
-) -> Loss:
+def early_exit_loss(model: PreTrainedModel, call: Callable[..., Any], exits: Sequence[int]) -> Loss:
     """`text_loss`, and at each exit layer cross-entropy with what the model itself ends up saying.
 
     An exit is read as the exit head reads it: through the final norm and the output embeddings.
