@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +32,11 @@ def refuse_taken(
         )
     if output.is_file():
         raise OptionError(f"-o {output}: is a file. Choose a folder.")
+    above = next(path for path in output.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise OptionError(
+            f"-o {output}: cannot be written, {above} is not writable. Choose another folder."
+        )
 
 
 @contextlib.contextmanager
