@@ -14,51 +14,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from mirror_edge.costs import Costs, Curve
 from mirror_edge.errors import DataError, OptionError
 
-__all__ = ["Curve", "DraftCosts", "Profile", "Source", "StatedText", "read", "shipped"]
+__all__ = [
+    "Profile",
+    "Source",
+    "StatedText",
+    "coverage_law",
+    "read",
+    "roofline",
+    "shipped",
+]
 
 KINDS = ("measured", "published", "estimated", "fitted", "assumed")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The time of a forward by its rows: a straight line from point to point.
-
-    It is flat before the first point, and goes on as steeply as it ended after the last.
-    """
-
-    rows: tuple[float, ...]
-    seconds: tuple[float, ...]
-
-    def __call__(self, rows: float) -> float:
-        """Seconds for so many rows."""
-        if len(self.rows) > 1 and rows > self.rows[-1]:
-            (r0, r1), (s0, s1) = self.rows[-2:], self.seconds[-2:]
-            return s1 + (rows - r1) * (s1 - s0) / (r1 - r0)
-        return float(np.interp(rows, self.rows, self.seconds))
-
-    @classmethod
-    def roofline(cls, floor: float, row: float) -> Curve:
-        """Reading the weights takes `floor`, each row's arithmetic `row`; the longer one counts."""
-        if row == 0.0:
-            return cls((1.0,), (floor,))
-        ridge = max(1.0, floor / row)
-        top = max(floor, row)
-        return cls((ridge, 2.0 * ridge), (top, top + ridge * row))
-
-
-@dataclass(frozen=True)
-class DraftCosts:
-    """The draft's device."""
-
-    forward: Curve
-    branch_rows: int
-    """Cache rows that a rollout may fill."""
-    stream_share: float = 0.0
-    """A stream row's time as a share of a whole row's: it runs through the top layers alone."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +58,12 @@ class Profile:
     """A machine and a pair of models on it. Times are seconds."""
 
     name: str
-    prefix: Curve
-    exit: Curve
-    suffix: Curve
-    draft: DraftCosts
+    costs: Costs
+    """Of the draft by the rows of a forward; `beside` is a factor on both devices' times."""
+    branch_rows: int
+    """Cache rows of the draft that a rollout may fill."""
+    stream_share: float
+    """A stream row's time as a share of a whole row's: it runs through the top layers alone."""
     hand_over: float
     """Between the lanes, one way."""
     host: float
@@ -134,6 +105,15 @@ def read(profile: str) -> Profile:
     return _profile(_Table(str(path), "", fields))
 
 
+def roofline(floor: float, row: float) -> Curve:
+    """Reading the weights takes `floor`, each row's arithmetic `row`; the longer one counts."""
+    if row == 0.0:
+        return Curve((1,), (floor,))
+    ridge = max(1, int(floor / row))
+    rows = (ridge, ridge + 1, ridge + 2)
+    return Curve(rows, tuple(max(floor, row * n) for n in rows))
+
+
 def coverage_law(best_of_eight: float) -> tuple[float, ...]:
     """Ω_κ from Ω_8: misses become fewer with the square root of κ."""
     return tuple(
@@ -147,14 +127,15 @@ def _profile(top: _Table) -> Profile:
     text, settings = top.table("text"), top.table("settings")
     profile = Profile(
         name=top.text("name"),
-        prefix=_curve(target.table("prefix")),
-        exit=_curve(target.table("exit")),
-        suffix=_curve(target.table("suffix")),
-        draft=DraftCosts(
-            forward=_curve(draft.table("forward")),
-            branch_rows=draft.whole("branch_rows", default=512),
-            stream_share=draft.number("stream_share", default=0.0, at_most=1.0),
+        costs=Costs(
+            prefix=_curve(target.table("prefix")),
+            exit=_curve(target.table("exit")),
+            suffix=_curve(target.table("suffix")),
+            draft=_curve(draft.table("forward")),
+            beside=1.0 + top.number("slow_down", default=0.0),
         ),
+        branch_rows=draft.whole("branch_rows", default=512),
+        stream_share=draft.number("stream_share", default=0.0, at_most=1.0),
         hand_over=top.number("hand_over_ms") / 1e3,
         host=top.number("host_ms", default=0.0) / 1e3,
         text=StatedText(
@@ -174,9 +155,9 @@ def _profile(top: _Table) -> Profile:
 
 def _curve(table: _Table) -> Curve:
     if "floor_ms" in table:
-        curve = Curve.roofline(table.number("floor_ms") / 1e3, table.number("row_ms") / 1e3)
+        curve = roofline(table.number("floor_ms") / 1e3, table.number("row_ms") / 1e3)
     else:
-        rows, ms = table.numbers("rows"), table.numbers("ms")
+        rows, ms = table.wholes("rows"), table.numbers("ms")
         if len(rows) != len(ms):
             raise table.error("ms", f"has {len(ms)} values and rows {len(rows)}; pair them up")
         if any(a >= b for a, b in pairwise(rows)):
@@ -257,6 +238,12 @@ class _Table:
         if not values or not all(type(value) in (int, float) for value in values):
             raise self.error(field, "must be a list of numbers")
         return tuple(self._in_range(field, value, at_most) for value in values)
+
+    def wholes(self, field: str) -> tuple[int, ...]:
+        values: Sequence[Any] = self._take(field, list, "a list of whole numbers")
+        if not values or not all(type(value) is int and value > 0 for value in values):
+            raise self.error(field, "must be a list of whole numbers from 1 up")
+        return tuple(values)
 
     def either_number_or_numbers(self, field: str, at_most: float) -> float | tuple[float, ...]:
         if isinstance(self._fields.get(field), list):

@@ -5,11 +5,13 @@ says and models that say what a script says.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mirror_edge.answer import Answer, Decoder
+from mirror_edge.controller import Controller
 from mirror_edge.decode import decode
 from mirror_edge.driving import run
 from mirror_edge.hypotheses import ExitSignal
@@ -26,20 +28,41 @@ if TYPE_CHECKING:
     from mirror_edge.runtimes.scripts import Script
     from mirror_edge.stats import Stats
 
-__all__ = ["SimulatedDraft", "SimulatedTarget", "simulate"]
+__all__ = ["Machine", "SimulatedDraft", "SimulatedTarget", "simulate"]
+
+
+_PARTS = 8
+"""Of a forward: after each one, it is looked who else runs."""
+
+
+@dataclass
+class Machine:
+    """The clock, the record and the memory that both devices share."""
+
+    profile: Profile
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    trace: Trace = field(default_factory=Trace)
+    running: int = 0
+    """Devices at work."""
+
+    def forward(self, lane: str, name: str, seconds: float) -> None:
+        """A forward that takes `seconds` by itself, and longer while the other device runs too."""
+        beside = self.profile.costs.beside
+        parts = 1 if beside == 1.0 else _PARTS
+        begin = self.clock()
+        self.running += 1
+        for _ in range(parts):
+            self.clock.sleep(seconds / parts * (beside if self.running > 1 else 1.0))
+        self.running -= 1
+        self.trace.runs.append(Span(lane, name, begin, self.clock()))
 
 
 class _Device:
-    """Forwards that take their time on the clock, and the states of the rows they have fed."""
+    """The states of the rows that were fed."""
 
-    def __init__(self, script: Script, clock: VirtualClock, trace: Trace, slots: int) -> None:
-        self._script, self._clock, self._trace = script, clock, trace
+    def __init__(self, machine: Machine, script: Script, slots: int) -> None:
+        self._machine, self._script = machine, script
         self._states = np.zeros(slots, dtype=np.uint64)
-
-    def _forward(self, lane: str, name: str, seconds: float) -> None:
-        begin = self._clock()
-        self._clock.sleep(seconds)
-        self._trace.runs.append(Span(lane, name, begin, self._clock()))
 
     def _feed(self, tokens: NDArray[np.int64], start: int, parents: NDArray[np.int64]) -> None:
         """Put rows into slots `start`…, each after the row in its parent's slot (-1: the first)."""
@@ -60,20 +83,18 @@ class _Device:
 class SimulatedTarget(_Device):
     """A `Target` that takes the profile's time and says what the script's target says."""
 
-    def __init__(
-        self, profile: Profile, script: Script, clock: VirtualClock, trace: Trace, context: int
-    ) -> None:
-        """A target on `clock`; its forwards are recorded in `trace`."""
-        super().__init__(script, clock, trace, context)
+    def __init__(self, machine: Machine, script: Script, context: int) -> None:
+        """A target of `machine` that speaks `script`."""
+        super().__init__(machine, script, context)
         self.context, self.vocabulary = context, script.vocabulary
-        self._profile = profile
+        self._costs = machine.profile.costs
         self._rows = range(0)
         self._width = 0
 
     def prefill(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
         """See `Target.prefill`."""
         self.prefix(tokens, start, 0)
-        self._forward("target", "suffix", self._profile.suffix(len(tokens)))
+        self._machine.forward("target", "suffix", self._costs.suffix(len(tokens)))
         return _certain(self._script.target(self._states[self._rows[-1:]]), self.vocabulary)
 
     def prefix(
@@ -81,37 +102,28 @@ class SimulatedTarget(_Device):
     ) -> ExitSignal | None:
         """See `Target.prefix`."""
         self._rows, self._width = range(start, start + len(window)), max(len(window), width)
-        self._forward("target", "prefix", self._profile.prefix(self._width))
+        self._machine.forward("target", "prefix", self._costs.prefix(self._width))
         self._feed(np.asarray(window), start, np.arange(start - 1, start + len(window) - 1))
         if candidates == 0:
             return None
-        self._forward("target", "exit", self._profile.exit(self._width))
+        self._machine.forward("target", "exit", self._costs.exit(self._width))
         return ExitSignal(*self._script.exit(self._states[self._rows], candidates))
 
     def suffix(self) -> NDArray[np.float32]:
         """See `Target.suffix`; the step's time in no device comes after it."""
-        self._forward("target", "suffix", self._profile.suffix(self._width))
-        self._clock.sleep(self._profile.host)
+        self._machine.forward("target", "suffix", self._costs.suffix(self._width))
+        self._machine.clock.sleep(self._machine.profile.host)
         return _certain(self._script.target(self._states[self._rows]), self.vocabulary)
 
 
 class SimulatedDraft(_Device):
     """A `DraftGraph` that takes the profile's time and says what the script's draft says."""
 
-    def __init__(
-        self,
-        profile: Profile,
-        script: Script,
-        clock: VirtualClock,
-        trace: Trace,
-        context: int,
-        streams: int,
-    ) -> None:
-        """A draft on `clock`; its forwards are recorded in `trace`."""
-        self.slots = context + profile.draft.branch_rows
-        super().__init__(script, clock, trace, self.slots)
+    def __init__(self, machine: Machine, script: Script, context: int, streams: int) -> None:
+        """A draft of `machine` that speaks `script`."""
+        self.slots = context + machine.profile.branch_rows
+        super().__init__(machine, script, self.slots)
         self.context, self.vocabulary, self.streams = context, script.vocabulary, streams
-        self._costs = profile.draft
 
     def forward(
         self,
@@ -126,8 +138,9 @@ class SimulatedDraft(_Device):
         """See `DraftGraph.forward`."""
         del positions
         extra = 0 if streamed is None else len(streamed) * ahead
-        rows = len(tokens) + self._costs.stream_share * extra
-        self._forward("draft", "draft", self._costs.forward(rows))
+        profile = self._machine.profile
+        rows = len(tokens) + profile.stream_share * extra
+        self._machine.forward("draft", "draft", profile.costs.draft(rows))
         parents = np.arange(start - 1, start + len(tokens) - 1)
         if hidden is not None:
             # A row stands after the last row before it that it sees; those in front are all seen.
@@ -172,27 +185,38 @@ def simulate(
     prompt_tokens: int = 64,
     new_tokens: int = 512,
     streams: int = 0,
+    choices: Sequence[Strategy] = (),
     trace: Trace | None = None,
 ) -> Stats:
     """What an answer of `new_tokens` would cost; a function of its arguments alone.
 
     The prompt is the beginning of the script's text. The draft uses the first so many `streams`
-    of the script.
+    of the script. With `choices` the controller of mode `auto` plans every step; it knows the
+    profile's costs, as if it had measured them.
     """
-    clock, trace = VirtualClock(), trace or Trace()
-    context = prompt_tokens + new_tokens
+    machine, context = Machine(profile, trace=trace or Trace()), prompt_tokens + new_tokens
     drafter = None
-    if strategy.mode != "ar":
-        drafter = ModelDrafter(SimulatedDraft(profile, script, clock, trace, context, streams))
+    if strategy.mode != "ar" or choices:
+        graph = SimulatedDraft(machine, script, context, streams)
+        drafter = ModelDrafter(graph, clock=machine.clock if choices else None)
     decoder = Decoder(
-        SimulatedTarget(profile, script, clock, trace, context + strategy.width),
-        VirtualLane("target", trace, clock),
-        VirtualLane("draft", trace, clock, hand_over=profile.hand_over),
-        trace,
-        clock,
+        SimulatedTarget(machine, script, context + strategy.width),
+        VirtualLane("target", machine.trace, machine.clock),
+        VirtualLane("draft", machine.trace, machine.clock, hand_over=profile.hand_over),
+        machine.trace,
+        machine.clock,
     )
-    prompt, sampler = _beginning(script, prompt_tokens), Sampler(Sampling(), script.vocabulary)
-    answer = Answer(decoder, prompt, strategy, sampler, drafter, frozenset(), context)
+    answer = Answer(
+        on=decoder,
+        tokens=_beginning(script, prompt_tokens),
+        plan=strategy,
+        sampler=Sampler(Sampling(), script.vocabulary),
+        drafter=drafter,
+        eos=frozenset(),
+        limit=context,
+        controller=Controller(profile.costs) if choices else None,
+        choices=choices,
+    )
 
     async def speak() -> None:
         async for _ in decode(answer):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror_edge.errors import DataError, OptionError
-from mirror_edge.runtimes.profile import Curve, coverage_law, read, shipped
+from mirror_edge.runtimes.profile import coverage_law, read, roofline, shipped
 
 TEXT = """
 name = "made up"
@@ -38,10 +38,12 @@ def test_a_profile_is_read_in_seconds(tmp_path: Path) -> None:
     (path := tmp_path / "mine.toml").write_text(TEXT)
     profile = read(str(path))
     assert profile.hand_over == pytest.approx(50e-6)
-    assert [profile.prefix(n) for n in (1, 8, 9, 20)] == pytest.approx([8e-3, 8e-3, 9e-3, 20e-3])
-    assert [profile.suffix(n) for n in (1, 2.5, 6)] == pytest.approx([5e-3, 5.25e-3, 7.25e-3])
-    assert profile.suffix(12) == pytest.approx(12.5e-3)
-    assert profile.draft.forward(64) == pytest.approx(1.2e-3)
+    assert [profile.costs.prefix(n) for n in (1, 8, 9, 20)] == pytest.approx(
+        [8e-3, 8e-3, 9e-3, 20e-3]
+    )
+    assert [profile.costs.suffix(n) for n in (1, 2.5, 6)] == pytest.approx([5e-3, 5.25e-3, 7.25e-3])
+    assert profile.costs.suffix(12) == pytest.approx(12.5e-3)
+    assert profile.costs.draft(64) == pytest.approx(1.2e-3)
     assert (profile.window, profile.candidates, profile.branches) == (7, 8, None)
     assert profile.text.coverage[7] == pytest.approx(0.9)
     assert profile.sources[0].figures == ("target.prefix", "target.suffix")
@@ -61,7 +63,8 @@ def test_a_profile_is_read_in_seconds(tmp_path: Path) -> None:
         (", row_ms = 1.0", "", "target.prefix.row_ms is missing"),
         ("[1, 4, 8]", "[1, 4, 4]", "target.suffix.rows must grow"),
         ("[1, 4, 8]", "[1, 4]", "target.suffix.ms has 3 values and rows 2"),
-        ("[1, 4, 8]", "[]", "target.suffix.rows must be a list of numbers"),
+        ("[1, 4, 8]", "[]", "target.suffix.rows must be a list of whole numbers"),
+        ("[1, 4, 8]", "[1, 4.5, 8]", "target.suffix.rows must be a list of whole numbers"),
         ("[5, 5.5, 9]", '[5, "6", 9]', "target.suffix.ms must be a list of numbers"),
         ("[draft]", "[drafts]", "draft is missing"),
         ("forward = { rows", "forward = { row", "draft.forward.rows is missing"),
@@ -123,7 +126,7 @@ def test_every_figure_of_a_shipped_profile_says_where_it_is_from(name: str) -> N
 def test_the_roofline_is_the_longer_of_reading_the_weights_and_the_arithmetic(
     floor: float, row: float, rows: int
 ) -> None:
-    assert Curve.roofline(floor, row)(rows) == pytest.approx(max(floor, row * rows))
+    assert roofline(floor, row)(rows) == pytest.approx(max(floor, row * rows))
 
 
 @given(st.floats(0.0, 1.0))

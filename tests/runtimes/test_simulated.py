@@ -8,19 +8,25 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from mirror_edge.costs import Costs, Curve
 from mirror_edge.policy import Mode, Strategy
-from mirror_edge.runtimes.profile import Curve, DraftCosts, Profile, Source, StatedText
+from mirror_edge.runtimes.profile import Profile, Source, StatedText
 from mirror_edge.runtimes.scripts import StatedScript
 from mirror_edge.runtimes.simulated import simulate
 from mirror_edge.stats import Stats
 from mirror_edge.trace import Trace
 
+COSTS = Costs(
+    prefix=Curve((1, 17), (0.010, 0.012)),
+    exit=Curve((1,), (0.001,)),
+    suffix=Curve((1,), (0.010,)),
+    draft=Curve((1,), (0.002,)),
+)
 PROFILE = Profile(
     name="made up",
-    prefix=Curve((1.0, 17.0), (0.010, 0.012)),
-    exit=Curve((1.0,), (0.001,)),
-    suffix=Curve((1.0,), (0.010,)),
-    draft=DraftCosts(Curve((1.0, 64.0), (0.002, 0.002)), 4096),
+    costs=COSTS,
+    branch_rows=4096,
+    stream_share=0.0,
     hand_over=0.0005,
     host=0.0002,
     text=StatedText(0.8, (0.5, 0.6, 0.7, 0.8)),
@@ -58,7 +64,8 @@ def test_a_strict_window_costs_its_padded_width() -> None:
 
 @pytest.mark.parametrize("window", [1, 2, 4, 5, 8, 11])
 def test_a_hit_is_flat_in_the_window_until_the_rollout_outgrows_the_suffix(window: int) -> None:
-    steps = run(window=window, profile=replace(PROFILE, prefix=PROFILE.suffix)).steps[:-3]
+    flat = replace(PROFILE, costs=replace(COSTS, prefix=COSTS.suffix))
+    steps = run(window=window, profile=flat).steps[:-3]
     hits = [(before, now) for before, now in pairwise(steps) if before.hit and now.hit]
     assert len(hits) > 10
     # The roots reach the draft, and its branches come back, a hand-over later.
@@ -80,12 +87,12 @@ def test_a_miss_costs_a_fresh_draft_after_the_forward_under_way() -> None:
 
 def test_a_serial_step_takes_draft_plus_target() -> None:
     for step in run("sd", window=4).steps[:-3]:
-        target = PROFILE.prefix(5) + 0.010 + 0.0002
+        target = COSTS.prefix(5) + 0.010 + 0.0002
         assert step.seconds == pytest.approx(target + 4 * 0.002 + 2 * 0.0005, abs=1e-12)
 
 
 def test_wider_forwards_of_the_draft_cost_what_the_profile_says() -> None:
-    steep = replace(PROFILE, draft=DraftCosts(Curve((1.0, 2.0), (0.002, 0.003)), 4096))
+    steep = replace(PROFILE, costs=replace(COSTS, draft=Curve((1, 2), (0.002, 0.003))))
     narrow, wide = run(branches=1).steps[:-6], run(profile=steep).steps[:-6]
     assert narrow[5].rollout == pytest.approx(4 * 0.002)
     # 4 candidates at 5 rows, a millisecond more for each row beyond the first; the first forward
