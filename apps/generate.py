@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from mirror_edge.apps import options
 
 if TYPE_CHECKING:
-    from mirror_edge.api import Chunk, Result
+    from mirror_edge.api import Chunk, Prompt, Result
+    from mirror_edge.text import Message
+
+
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[BUNDLE] PROMPT",
+        help="A bundle's folder (left out: the demo pair) and the prompt; - reads it from "
+        "standard input.",
+    ),
+]
+MaxNewTokens = Annotated[int, typer.Option(help="End the answer after so many tokens.")]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")
+]
+System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
+
+
+class Question(NamedTuple):
+    """What the words and the options about them ask."""
+
+    bundle: str | None
+    prompt: Prompt
+    variables: dict[str, Any]
+    """Of the chat template."""
 
 
 def generate_command(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[BUNDLE] PROMPT",
-            help="A bundle's folder (left out: the demo pair) and the prompt; - reads it from "
-            "standard input.",
-        ),
-    ],
+    words: Words,
     mode: options.Mode = "auto",
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
@@ -30,17 +48,15 @@ def generate_command(
     min_p: options.MinP = 0.0,
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="End the answer after so many tokens.")] = 256,
+    max_new_tokens: MaxNewTokens = 256,
     stop: options.Stop = None,
     window: options.Window = None,
     candidates: options.Candidates = None,
     branches: options.Branches = None,
     drafter: options.Drafter = "model",
     strict: options.Strict = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")
-    ] = False,
-    system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
+    raw: Raw = False,
+    system: System = None,
     template: options.Template = None,
     target_device: options.Device = "auto",
     draft_device: options.Device = "auto",
@@ -52,6 +68,42 @@ def generate_command(
 ) -> None:
     """Answer one prompt."""
     from mirror_edge import Sampling, load
+
+    asked = question(words, raw=raw, system=system, template=template)
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    speculation = options.speculation(mode, window, candidates, branches, drafter, strict)
+
+    with load(
+        asked.bundle,
+        target_device=target_device,
+        draft_device=draft_device,
+        target_threads=target_threads,
+        draft_threads=draft_threads,
+    ) as model:
+        result = model.generate(
+            asked.prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            speculation=speculation,
+            stop=stop or (),
+            template=asked.variables,
+            on_chunk=None if as_json else _show,
+        )
+    if as_json:
+        typer.echo(json.dumps(as_object(result)))
+    else:
+        typer.echo()
+        typer.echo(summary(result), err=True)
+
+
+def question(
+    words: list[str], *, raw: bool, system: str | None, template: list[str] | None
+) -> Question:
+    """The arguments put together.
+
+    Raises:
+        OptionError: for arguments that do not go together.
+    """
     from mirror_edge.errors import OptionError
 
     if len(words) > 2:
@@ -63,34 +115,14 @@ def generate_command(
     if raw and (system is not None or template):
         option = "--template" if system is None else "--system"
         raise OptionError(f"{option} needs the chat template, which --raw leaves out.")
-    variables = options.template_variables(template)
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    speculation = options.speculation(mode, window, candidates, branches, drafter, strict)
-    messages: list[Any] = [{"role": "user", "content": prompt}]
+    messages: list[Message] = [{"role": "user", "content": prompt}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-
-    with load(
+    return Question(
         words[0] if len(words) == 2 else None,
-        target_device=target_device,
-        draft_device=draft_device,
-        target_threads=target_threads,
-        draft_threads=draft_threads,
-    ) as model:
-        result = model.generate(
-            prompt if raw or not prompt else messages,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            speculation=speculation,
-            stop=stop or (),
-            template=variables,
-            on_chunk=None if as_json else _show,
-        )
-    if as_json:
-        typer.echo(json.dumps(as_object(result)))
-    else:
-        typer.echo()
-        typer.echo(summary(result), err=True)
+        prompt if raw or not prompt else messages,
+        options.template_variables(template),
+    )
 
 
 def _standard_input() -> str:

@@ -157,6 +157,11 @@ class Model:
         """Whether the bundle came with a draft model."""
         return "model" in self._drafters
 
+    @property
+    def trace(self) -> Trace:
+        """What runs when; `keep` has it remember."""
+        return self._trace
+
     def tokenize(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
         """The tokens that a prompt becomes; see `generate`."""
         if isinstance(prompt, str):

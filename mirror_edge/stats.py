@@ -33,6 +33,8 @@ class StepRecord:
     """Where the outcome stood among the roots, drafted for or not, from 0; None if nowhere."""
     hit: bool | None
     """Whether the outcome had been prepared for; None where nothing was looked up."""
+    began: float
+    """On the trace's clock."""
     seconds: float
     waited: float
     """At its start, for a fresh draft that was still under way."""
@@ -84,6 +86,7 @@ class StepRecord:
             roots=roots,
             rank=rank,
             hit=hit,
+            began=began,
             seconds=ended - began,
             waited=waited,
             prefix=covered(run for run in runs if run.name == "prefix"),
