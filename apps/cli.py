@@ -11,7 +11,9 @@ from mirror_edge.apps.distill import distill_command
 from mirror_edge.apps.export import export_command
 from mirror_edge.apps.generate import generate_command
 from mirror_edge.apps.inspect import inspect_command
+from mirror_edge.apps.simulate import simulate_command
 from mirror_edge.apps.synth import synth_command
+from mirror_edge.apps.trace import trace_command
 
 app = typer.Typer(
     name="mirror-edge",
@@ -27,6 +29,8 @@ app.command("distill")(distill_command)
 app.command("inspect")(inspect_command)
 app.command("coverage")(coverage_command)
 app.command("synth")(synth_command)
+app.command("trace")(trace_command)
+app.command("simulate")(simulate_command)
 
 
 def main() -> None:
