@@ -6,16 +6,17 @@ here.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from mirror_edge.costs import Costs, Curve
 from mirror_edge.errors import DataError, OptionError
+from mirror_edge.runtimes.fields import Fields
 
 __all__ = [
     "Profile",
@@ -25,6 +26,7 @@ __all__ = [
     "read",
     "roofline",
     "shipped",
+    "write",
 ]
 
 KINDS = ("measured", "published", "estimated", "fitted", "assumed")
@@ -102,7 +104,7 @@ def read(profile: str) -> Profile:
         fields = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{path}: is not TOML ({error}).") from error
-    return _profile(_Table(str(path), "", fields))
+    return _profile(Fields(str(path), "", fields))
 
 
 def roofline(floor: float, row: float) -> Curve:
@@ -114,6 +116,54 @@ def roofline(floor: float, row: float) -> Curve:
     return Curve(rows, tuple(max(floor, row * n) for n in rows))
 
 
+def write(profile: Profile, path: Path) -> None:
+    """Write a profile as a file that `read` reads."""
+    costs, text = profile.costs, profile.text
+    lines = [
+        f"name = {json.dumps(profile.name, ensure_ascii=False)}",
+        f"hand_over_ms = {profile.hand_over * 1e3:.6g}",
+        f"host_ms = {profile.host * 1e3:.6g}",
+        f"slow_down = {costs.beside - 1.0:.6g}",
+        "",
+        "[target]",
+        *(f"{name} = {_points(getattr(costs, name))}" for name in ("prefix", "exit", "suffix")),
+        "",
+        "[draft]",
+        f"forward = {_points(costs.draft)}",
+        f"stream_share = {profile.stream_share:.6g}",
+        f"branch_rows = {profile.branch_rows}",
+        "",
+        "[text]",
+        f"agreement = {text.agreement:.6g}",
+        f"coverage = {_list(text.coverage)}",
+        *([f"streams = {_list(text.streams)}"] if text.streams else []),
+        "",
+        "[settings]",
+        f"window = {profile.window}",
+        f"candidates = {profile.candidates}",
+        f"branches = {json.dumps(profile.branches or 'all')}",
+    ]
+    for source in profile.sources:
+        lines += [
+            "",
+            "[[sources]]",
+            f"figures = {json.dumps(', '.join(source.figures))}",
+            f"kind = {json.dumps(source.kind)}",
+            f"how = {json.dumps(source.how, ensure_ascii=False)}",
+            *([f"url = {json.dumps(source.url)}"] if source.url else []),
+        ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _points(curve: Curve) -> str:
+    ms = _list([seconds * 1e3 for seconds in curve.seconds])
+    return f"{{ rows = {list(curve.rows)}, ms = {ms} }}"
+
+
+def _list(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:.6g}' for value in values)}]"
+
+
 def coverage_law(best_of_eight: float) -> tuple[float, ...]:
     """Ω_κ from Ω_8: misses become fewer with the square root of κ."""
     return tuple(
@@ -122,7 +172,7 @@ def coverage_law(best_of_eight: float) -> tuple[float, ...]:
     )
 
 
-def _profile(top: _Table) -> Profile:
+def _profile(top: Fields) -> Profile:
     target, draft = top.table("target"), top.table("draft")
     text, settings = top.table("text"), top.table("settings")
     profile = Profile(
@@ -153,7 +203,7 @@ def _profile(top: _Table) -> Profile:
     return profile
 
 
-def _curve(table: _Table) -> Curve:
+def _curve(table: Fields) -> Curve:
     if "floor_ms" in table:
         curve = roofline(table.number("floor_ms") / 1e3, table.number("row_ms") / 1e3)
     else:
@@ -167,7 +217,7 @@ def _curve(table: _Table) -> Curve:
     return curve
 
 
-def _coverage(text: _Table) -> tuple[float, ...]:
+def _coverage(text: Fields) -> tuple[float, ...]:
     given = text.either_number_or_numbers("coverage", at_most=1.0)
     if isinstance(given, float):
         return coverage_law(given)
@@ -176,7 +226,7 @@ def _coverage(text: _Table) -> tuple[float, ...]:
     return given
 
 
-def _source(table: _Table) -> Source:
+def _source(table: Fields) -> Source:
     kind = table.text("kind")
     if kind not in KINDS:
         raise table.error("kind", f"is {kind!r}; it must be one of {', '.join(KINDS)}")
@@ -188,91 +238,3 @@ def _source(table: _Table) -> Source:
     )
     table.nothing_else()
     return source
-
-
-class _Table:
-    """A table of the file, read field by field; every refusal names the field."""
-
-    def __init__(self, file: str, name: str, fields: dict[str, Any]) -> None:
-        self._file, self._name, self._fields = file, name, fields
-        self._known: set[str] = set()
-
-    def __contains__(self, field: str) -> bool:
-        self._known.add(field)
-        return field in self._fields
-
-    def error(self, field: str, problem: str) -> DataError:
-        where = f"{self._name}.{field}" if self._name else field
-        return DataError(f"{self._file}: {where} {problem}.")
-
-    def nothing_else(self) -> None:
-        """Refuse fields that nobody asked for."""
-        for field in self._fields:
-            if field not in self._known:
-                known = ", ".join(sorted(self._known))
-                raise self.error(field, f"is not a field of a profile; here it may have {known}")
-
-    def table(self, field: str) -> _Table:
-        value = self._take(field, dict, "a table")
-        return _Table(self._file, f"{self._name}.{field}" if self._name else field, value)
-
-    def tables(self, field: str) -> list[_Table]:
-        values = self._take(field, list, "a list of tables, [[" + field + "]]")
-        if not values or not all(isinstance(value, dict) for value in values):
-            raise self.error(field, f"must be a list of tables, [[{field}]]")
-        return [_Table(self._file, f"{field}[{i}]", value) for i, value in enumerate(values)]
-
-    def text(self, field: str) -> str:
-        value: str = self._take(field, str, "a text")
-        return value
-
-    def number(
-        self, field: str, default: float | None = None, at_most: float = float("inf")
-    ) -> float:
-        if default is not None and field not in self:
-            return default
-        return self._in_range(field, self._take(field, (int, float), "a number"), at_most)
-
-    def numbers(self, field: str, at_most: float = float("inf")) -> tuple[float, ...]:
-        values: Sequence[Any] = self._take(field, list, "a list of numbers")
-        if not values or not all(type(value) in (int, float) for value in values):
-            raise self.error(field, "must be a list of numbers")
-        return tuple(self._in_range(field, value, at_most) for value in values)
-
-    def wholes(self, field: str) -> tuple[int, ...]:
-        values: Sequence[Any] = self._take(field, list, "a list of whole numbers")
-        if not values or not all(type(value) is int and value > 0 for value in values):
-            raise self.error(field, "must be a list of whole numbers from 1 up")
-        return tuple(values)
-
-    def either_number_or_numbers(self, field: str, at_most: float) -> float | tuple[float, ...]:
-        if isinstance(self._fields.get(field), list):
-            return self.numbers(field, at_most)
-        return self.number(field, at_most=at_most)
-
-    def whole(self, field: str, default: int | None = None, *, or_all: bool = False) -> Any:
-        """A whole number from 1 up; with `or_all` None for `"all"`."""
-        if default is not None and field not in self:
-            return default
-        wanted = "a whole number from 1 up" + (' or "all"' if or_all else "")
-        value = self._take(field, (int, str) if or_all else int, wanted)
-        if or_all and value == "all":
-            return None
-        if isinstance(value, str) or value < 1:
-            raise self.error(field, f"is {value!r}; it must be {wanted}")
-        return value
-
-    def _in_range(self, field: str, value: float, at_most: float) -> float:
-        if not 0.0 <= value <= at_most or value == float("inf"):
-            allowed = "0 or more" if at_most == float("inf") else f"from 0 to {at_most:g}"
-            raise self.error(field, f"is {value}; it must be {allowed}")
-        return float(value)
-
-    def _take(self, field: str, kinds: type | tuple[type, ...], wanted: str) -> Any:
-        self._known.add(field)
-        if field not in self:
-            raise self.error(field, f"is missing; it must be {wanted}")
-        value = self._fields[field]
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            raise self.error(field, f"is {value!r}; it must be {wanted}")
-        return value

@@ -45,7 +45,7 @@ def test_a_profile_becomes_a_table_of_modes_and_sweeps_and_a_timeline(tmp_path: 
     assert first.stdout == run(*words, "--json").stdout
     assert found["simulated"] is True
     assert found["settings"]["coverage"] == 0.9
-    assert list(found["modes"])[0] == "ar"
+    assert next(iter(found["modes"])) == "ar"
     assert {name: len(rows) for name, rows in found["sweeps"].items()} == {
         "window": 11,
         "candidates": 6,
