@@ -148,7 +148,7 @@ def run(
     teacher = load_model(of_target, "--target", torch.bfloat16 if fast else torch.float32)
     teacher.eval().requires_grad_(False)
     if isinstance(draft, DraftShape):
-        student = fresh(draft, teacher.config, recipe)
+        student = fresh(draft, teacher, recipe)
     else:
         assert of_draft is not None
         student = tuned(of_draft, recipe)

@@ -80,11 +80,22 @@ def decoder(
     return LlamaForCausalLM(config)
 
 
-def fresh(shape: DraftShape, target: Any, recipe: Recipe) -> Draft:
-    """An untrained draft for a model with the configuration `target`."""
-    named = {name: getattr(target, name, None) for name in _NAMED}
-    model = decoder(shape, target.vocab_size, target.max_position_embeddings, named)
+def fresh(shape: DraftShape, target: PreTrainedModel, recipe: Recipe) -> Draft:
+    """An untrained draft for `target`, which knows already which tokens are alike."""
+    config: Any = target.config
+    named = {name: getattr(config, name, None) for name in _NAMED}
+    model = decoder(shape, config.vocab_size, config.max_position_embeddings, named)
+    table = target.get_input_embeddings().weight.detach()
+    if shape.hidden < table.shape[1]:
+        with torch.no_grad():
+            model.get_input_embeddings().weight.copy_(_narrowed(table.float(), shape.hidden))
     return _streaming(model, recipe)
+
+
+def _narrowed(table: torch.Tensor, hidden: int) -> torch.Tensor:
+    """The rows of `table` [V, H] along its `hidden` strongest directions: their angles stay."""
+    _, directions = torch.linalg.eigh(table.T @ table)
+    return table @ directions[:, -hidden:]
 
 
 _NAMED = ("bos_token_id", "eos_token_id", "pad_token_id")

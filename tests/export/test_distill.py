@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mirror_edge.errors import DataError, ExportError, OptionError
 from mirror_edge.export import DraftShape, Recipe, acceptance, distill
+from mirror_edge.export.drafts import decoder, fresh, plain
 from mirror_edge.export.losses import text_loss
 from mirror_edge.export.streaming import StreamingDraft
 from mirror_edge.export.streams import STREAMS_FILE
@@ -340,3 +341,14 @@ def test_the_shape_of_a_fresh_draft_is_filled_in_and_checked() -> None:
         DraftShape(2, 100)
     with pytest.raises(OptionError, match="4 heads cannot share 3"):
         DraftShape(2, 128, heads=4, kv_heads=3)
+
+
+def test_a_fresh_draft_knows_which_tokens_are_alike_to_the_target() -> None:
+    shape = DraftShape(layers=1, hidden=32)
+    target = decoder(DraftShape(layers=1, hidden=64), 96, 64, {})
+    table = target.get_input_embeddings().weight
+    with torch.no_grad():
+        table.copy_(torch.randn(96, 16) @ torch.randn(16, 64))
+    made = plain(fresh(shape, target, Recipe(streams=0))).get_input_embeddings().weight
+    assert made.shape == (96, 32)
+    assert torch.allclose(made @ made.T, table @ table.T, atol=1e-2)
