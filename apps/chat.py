@@ -46,6 +46,7 @@ def chat_command(
     draft_device: options.Device = "auto",
     target_threads: options.Threads = None,
     draft_threads: options.Threads = None,
+    draft_process: options.DraftProcess = None,
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer; /quit or Ctrl-D ends."""
     from mirror_edge import Sampling, load
@@ -59,6 +60,7 @@ def chat_command(
         draft_device=draft_device,
         target_threads=target_threads,
         draft_threads=draft_threads,
+        draft_process=draft_process,
     ) as model:
         typer.echo(f"{model.bundle.manifest.name}. {HELP}", err=True)
         answering: AnswerOptions = {

@@ -62,6 +62,7 @@ def generate_command(
     draft_device: options.Device = "auto",
     target_threads: options.Threads = None,
     draft_threads: options.Threads = None,
+    draft_process: options.DraftProcess = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, with statistics.")
     ] = False,
@@ -79,6 +80,7 @@ def generate_command(
         draft_device=draft_device,
         target_threads=target_threads,
         draft_threads=draft_threads,
+        draft_process=draft_process,
     ) as model:
         result = model.generate(
             asked.prompt,
@@ -164,4 +166,8 @@ def summary(result: Result) -> str:
         parts.append(f"{stats['hit_rate']:.0%} of outcomes prepared for")
     if stats["overlap_ratio"] is not None:
         parts.append(f"{stats['overlap_ratio']:.0%} of the rollout hidden")
+    if stats["draft_losses"]:
+        parts.append(f"draft lost {len(stats['draft_losses'])}×")
+    if stats["draft_lapses"]:
+        parts.append(f"draft late {stats['draft_lapses']}×")
     return f"[{', '.join(parts)}]"

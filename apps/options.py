@@ -39,6 +39,14 @@ Strict = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, or cpu:0, cpu:0-3 for these cores only.")]
+DraftProcess = Annotated[
+    bool | None,
+    typer.Option(
+        "--draft-process/--no-draft-process",
+        help="Keep the draft in a child process, so that an answer survives it. By default where "
+        "its device calls for that.",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="By default all its cores.")]
 
 

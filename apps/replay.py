@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,9 +50,11 @@ class Replayer:
         strategy = resolve(self.asked, can_draft=True)
         limit = min(len(prompt) + new_tokens, self.on.target.context)
         drafter = ModelDrafter(self.graph)
-        answer = Answer(self.on, list(prompt), strategy, sampler, drafter, self.eos, limit)
+        answer = Answer(
+            self.on, list(prompt), strategy, sampler, drafter, self.eos, limit, TIMEOUT_MAX
+        )
         answer.reuse()
-        answer.warm_up()
+        answer.draft.read(answer.tokens)
         while (first := answer.prefill()) is None:
             pass
         answer.draft_after(Verdict(0, first))

@@ -43,6 +43,7 @@ def trace_command(
     draft_device: options.Device = "auto",
     target_threads: options.Threads = None,
     draft_threads: options.Threads = None,
+    draft_process: options.DraftProcess = None,
 ) -> None:
     """Answer one prompt, and write what each lane did."""
     from mirror_edge import Sampling, load
@@ -60,6 +61,7 @@ def trace_command(
         draft_device=draft_device,
         target_threads=target_threads,
         draft_threads=draft_threads,
+        draft_process=draft_process,
     ) as model:
         kept = model.trace.keep()
         result = model.generate(

@@ -5,15 +5,15 @@ While an answer is decoded its state belongs to the target's lane, where every m
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from threading import Event
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import InitVar, dataclass, field, replace
+from typing import Literal, NamedTuple
 
+from mirror_edge.drafting import Drafting
 from mirror_edge.hypotheses import Branch, ExitSignal, HypothesisTree, Root, choose_roots
+from mirror_edge.lanes import Dropped
 from mirror_edge.policy import Strategy
 from mirror_edge.protocols import Clock, Drafter, Lane, Planner, Target
 from mirror_edge.sampling import Sampler
@@ -21,12 +21,7 @@ from mirror_edge.stats import Stats
 from mirror_edge.trace import Trace
 from mirror_edge.verify import Verdict, verify
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["Answer", "Decoder", "FinishReason", "Rollout"]
-
-_log = logging.getLogger("mirror_edge")
 
 FinishReason = Literal["stop", "length"]
 
@@ -56,28 +51,28 @@ class Answer:
     plan: Strategy
     """Of the step under way."""
     sampler: Sampler
-    drafter: Drafter | None
-    """None in mode `ar`, and after the draft was lost."""
+    drafter: InitVar[Drafter | None]
+    """None in mode `ar`."""
     eos: frozenset[int]
     limit: int
     """`tokens` never grows beyond this length."""
+    patience: float = 1.0
+    """Seconds that a step waits for the draft in any case."""
     controller: Planner | None = None
     """Plans every step in mode `auto`."""
     choices: Sequence[Strategy] = ()
     """What it may choose from."""
     planned: Strategy | None = None
-    """Its last plan, made on the event loop: no step waits for the next one."""
+    """For the steps to come; the controller's is made on the event loop: no step waits for it."""
     stats: Stats = field(default_factory=Stats)
     """Of what was handed out; the one part that belongs to the event loop."""
     drafted: tuple[int, ...] = ()
     """d1..dγ of the window."""
     fed: int = 0
     """Prompt tokens that stand in the target's cache."""
-    reading: Future[None] | None = None
-    """The draft reading the prompt."""
     fresh: Future[list[Branch]] | None = None
     """The serial draft of the next window, where no branch was prepared for it."""
-    dropped: Event = field(default_factory=Event)
+    dropped: Dropped = field(default_factory=Dropped)
     """Set when nobody wants it any more."""
     waited: float = 0.0
     """How long the step under way had to wait for it, in seconds."""
@@ -89,11 +84,18 @@ class Answer:
     """Draft tokens that the target said yes or no to."""
     agreed: int = 0
     """Those it said yes to."""
-    losses: list[str] = field(default_factory=list)
-    """Why the draft was lost, if it was."""
+    passing: float = 0.0
+    """When the target's last pass began."""
+    passed: float = 0.0
+    """How long it took, in seconds."""
     until: float = 0.0
     """When the last step ended."""
     finish_reason: FinishReason | None = None
+
+    def __post_init__(self, drafter: Drafter | None) -> None:
+        """With the drafter on its lane."""
+        self.draft = Drafting(drafter, self.on.draft_lane)
+        self.planned = self.planned or self.plan
 
     @property
     def room(self) -> int:
@@ -108,10 +110,8 @@ class Answer:
     def next_plan(self) -> Strategy:
         """Plan the next step."""
         self.waited, self.depth = 0.0, 0
-        if self.drafter is None:
-            self.plan = replace(self.plan, mode="ar")
-        elif self.planned is not None:
-            self.plan = self.planned
+        plan = self.planned or self.plan
+        self.plan = plan if self._can_draft() else replace(plan, mode="ar")
         return self.plan
 
     def reuse(self) -> int:
@@ -139,12 +139,6 @@ class Answer:
         histories = [self.tokens] if self.sampler.needs_history else None
         return int(self.sampler.choose(logits, [len(self.tokens)], histories)[0])
 
-    def warm_up(self) -> None:
-        """Have the draft read the prompt too; nobody waits for it before the first token."""
-        if self.drafter is not None:
-            prefill, prompt = self.drafter.prefill, list(self.tokens)
-            self.reading = self.on.draft_lane.start("prefill", prefill, prompt)
-
     def await_draft(self) -> None:
         """Take the fresh draft that is under way, if any, into the window."""
         if self.fresh is not None:
@@ -161,19 +155,22 @@ class Answer:
 
     def prefix(self, candidates: int) -> ExitSignal | None:
         """Take the window through layers 1..E and the exit head."""
+        self.passing = self.on.clock()
         window, start = (self.tokens[-1], *self.drafted), len(self.tokens) - 1
         return self.on.target.prefix(window, start, candidates, self.plan.width)
 
     def suffix(self) -> Verdict:
         """Take it through layers E+1..N: what the target says to it."""
-        return verify(self.on.target.suffix(), self.tokens, self.drafted, self.sampler)
+        verdict = verify(self.on.target.suffix(), self.tokens, self.drafted, self.sampler)
+        self.passed = self.on.clock() - self.passing
+        return verdict
 
     def rollout(self, signal: ExitSignal | None) -> Rollout:
         """Have the draft prepare for the likeliest of the outcomes that the exit head names."""
-        plan, drafter, sampler = self.plan, self.drafter, self.sampler
+        plan, drafter, sampler = self.plan, self.draft.drafter, self.sampler
         depth = min(plan.window, self.room - 2)
         ranking: list[Root] = []
-        dropped = Event()
+        dropped = Dropped()
         if drafter is None or signal is None or depth < 1:
             return Rollout(self, None, ranking, 0, dropped)
         told, self.untold = self.untold, []
@@ -193,28 +190,29 @@ class Answer:
         """Set the draft to work on the next window, before anybody has read this one's tokens."""
         said = (*self.drafted[: verdict.accepted], verdict.correction)
         depth = min(self.plan.window, self.room - len(said) - 1)
-        if self.drafter is None or depth < 1 or not self.eos.isdisjoint(said):
+        drafter = self.draft.drafter
+        if drafter is None or depth < 1 or not self.eos.isdisjoint(said):
             return
         told, self.untold = self.untold, []
-        call, roots, self.dropped = self.drafter.rollout, [Root(*verdict)], Event()
+        call, roots, self.dropped = drafter.rollout, [Root(*verdict)], Dropped()
         self.depth = depth
         self.fresh = self.on.draft_lane.start(
             "fresh", call, told, self.drafted, roots, depth, self.sampler, self.dropped
         )
 
     def branches(self, made: Future[list[Branch]]) -> list[Branch]:
-        """What the draft prepared; nothing if it was lost, which costs speed and never text."""
-        try:
-            if self.reading is not None:
-                self.reading.result()
-                self.reading = None
-            return made.result()
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            _log.warning("the draft was lost, the target goes on alone: %s", message)
-            self.losses.append(message)
-            self.drafter = None
-            return []
+        """What the draft prepared; nothing if it was lost, which costs speed and never text.
+
+        It is not waited for longer than the target alone would need for a window's tokens.
+        """
+        return self.draft.take(made, max(self.patience, (self.plan.window + 1) * self.passed))
+
+    def _can_draft(self) -> bool:
+        """Whether this step has a draft: there may be none, or it is late, or lost."""
+        self.draft.settle()
+        if self.draft.returned(self.tokens):
+            self.untold = []
+        return self.draft.drafter is not None
 
     def commit(self, verdict: Verdict, branch: Branch | None) -> list[int]:
         """Append what the target decided; the next window carries `branch`."""
@@ -244,7 +242,7 @@ class Rollout(NamedTuple):
     """All the roots, likeliest first, once they are ranked."""
     branches: int | None
     """How many of them are drafted for; None for all."""
-    dropped: Event
+    dropped: Dropped
 
     @property
     def roots(self) -> Sequence[Root]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
@@ -23,6 +24,7 @@ from mirror_edge.measuring import measure
 from mirror_edge.memory import plan_memory
 from mirror_edge.ngram import NgramDrafter
 from mirror_edge.policy import Speculation, choices, resolve
+from mirror_edge.process import ProcessDrafter
 from mirror_edge.protocols import Drafter
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.sampling import Sampler, Sampling
@@ -31,6 +33,8 @@ from mirror_edge.text import Message, StopStrings, Text
 from mirror_edge.trace import Trace
 
 __all__ = ["AnswerOptions", "Chunk", "Model", "Prompt", "Result", "load"]
+
+_log = logging.getLogger("mirror_edge")
 
 Prompt = str | Sequence[Message]
 """A text to continue, or the messages of a chat to answer."""
@@ -79,13 +83,15 @@ def load(
     draft_device: str = "auto",
     target_threads: int | None = None,
     draft_threads: int | None = None,
+    draft_process: bool | None = None,
     verify: bool = True,
 ) -> Model:
     """Load a bundle (by default the pair that comes with the package) onto its devices.
 
     A device is `cpu`, or `cpu:0`, `cpu:0-3` to confine it to cores; `auto` is the CPU. By default
-    the draft has one thread and the target the other cores, one at least. With `verify` the
-    SHA-256 of every file is checked.
+    the draft has one thread and the target the other cores, one at least. With `draft_process` the
+    draft lives in a child process, so that answers survive it; None leaves this to its device.
+    With `verify` the SHA-256 of every file is checked.
 
     Raises:
         BundleError: for a damaged or unknown bundle.
@@ -98,6 +104,7 @@ def load(
         _device(draft_device),
         target_threads,
         draft_threads,
+        draft_process,
     )
 
 
@@ -111,6 +118,7 @@ class Model:
         draft_device: Device,
         target_threads: int | None = None,
         draft_threads: int | None = None,
+        draft_process: bool | None = None,
     ) -> None:
         """Open the graphs; `load` is the usual way here."""
         self.bundle = bundle
@@ -126,6 +134,8 @@ class Model:
         for name, count in (("target_threads", target_threads), ("draft_threads", draft_threads)):
             if count is not None and count < 1:
                 raise OptionError(f"{name} is {count}; it must be 1 or more.")
+        if draft_process and spec.draft is None:
+            raise OptionError(f"draft_process: {bundle.folder} has no draft. Leave it out.")
         runtimes = runtime_for(target_device), runtime_for(draft_device)
         self._text = Text.read(bundle.folder)
         self._closed = False
@@ -137,8 +147,15 @@ class Model:
         self._drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
         if spec.draft is not None:
             threads = draft_threads or len(draft_device.cores) or 1
-            graph = runtimes[1].open_draft(bundle, draft_device, threads, self._trace)
-            self._drafters["model"] = ModelDrafter(graph, clock=time.perf_counter)
+            if draft_process is None:
+                draft_process = runtimes[1].draft_process(draft_device)
+            if draft_process:
+                self._drafters["model"] = ProcessDrafter(
+                    bundle.folder, draft_device, threads, self._trace
+                )
+            else:
+                graph = runtimes[1].open_draft(bundle, draft_device, threads, self._trace)
+                self._drafters["model"] = ModelDrafter(graph, clock=time.perf_counter)
         self._controllers: dict[str, Controller] = {}
         self._decoder = Decoder(
             target=self._target,
@@ -288,8 +305,8 @@ class Model:
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving another answer; wait for it or load it twice.")
         try:
-            if answer.choices and answer.drafter is not None:
-                answer.controller = await self._controller(drafter, answer.drafter)
+            if answer.choices and answer.draft.drafter is not None:
+                answer.controller = await self._controller(drafter, answer.draft.drafter)
             text = self._text.stream()
             async for tokens, reason in decode(answer):
                 emit = ""
@@ -310,13 +327,17 @@ class Model:
         finally:
             self._busy.release()
 
-    async def _controller(self, name: str, drafter: Drafter) -> Controller:
-        """The controller of a pair, which measures its devices once."""
+    async def _controller(self, name: str, drafter: Drafter) -> Controller | None:
+        """The controller of a pair, which measures its devices once; None if that fails."""
         if name not in self._controllers:
             lane = self._decoder.target_lane
-            costs = await asyncio.wrap_future(
-                lane.start("measure", measure, self._decoder, drafter)
-            )
+            try:
+                costs = await asyncio.wrap_future(
+                    lane.start("measure", measure, self._decoder, drafter)
+                )
+            except DeviceError as error:
+                _log.warning("the devices could not be measured: %s", error)
+                return None
             self._controllers[name] = Controller(costs)
         return self._controllers[name]
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from mirror_edge.answer import Answer, FinishReason, Rollout
 from mirror_edge.hypotheses import Branch
 from mirror_edge.policy import Mode
-from mirror_edge.stats import StepRecord
+from mirror_edge.stats import DraftRecord, StepRecord
 from mirror_edge.verify import Verdict
 
 __all__ = ["Said", "decode"]
@@ -48,12 +48,12 @@ class Said(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step said, what it cost, and how the draft was lost, if it was."""
+    """What a step said, what it cost, and what has become of the draft."""
 
     said: Said
     record: Callable[[], StepRecord]
     """Worked out by the event loop, off the lane."""
-    losses: list[str]
+    draft: DraftRecord
 
 
 def ar_step(answer: Answer) -> Outcome:
@@ -101,7 +101,7 @@ async def decode(answer: Answer) -> AsyncIterator[Said]:
     began = on.clock()
     if answer.controller is not None:
         answer.planned = answer.controller.plan(answer.choices)
-    answer.warm_up()
+    answer.draft.read(answer.tokens)
     kept = await asyncio.wrap_future(lane.start("prefill", answer.reuse))
     stats.prompt_tokens = len(answer.tokens)
     stats.prefilled_tokens = len(answer.tokens) - kept
@@ -117,7 +117,8 @@ async def decode(answer: Answer) -> AsyncIterator[Said]:
                 steps.append(lane.start("step", step, answer, on.clock()))
             taken = await asyncio.wrap_future(steps.popleft())
             assert taken is not None
-            said, record, stats.draft_losses = taken
+            said, record, draft = taken
+            stats.draft_losses, stats.draft_restarts, stats.draft_lapses = draft
             answer.sampler.prepare(len(answer.tokens) + _FORESIGHT)
             stats.steps.append(record())
             if answer.controller is not None:
@@ -168,4 +169,4 @@ def step(answer: Answer, asked: float) -> Step | None:
         rank=rollout.rank(verdict) if rollout else None,
         hit=branch is not None if rollout else None,
     )
-    return Step(said, record, list(answer.losses))
+    return Step(said, record, answer.draft.record)

@@ -67,6 +67,13 @@ class Device:
 class Runtime(Protocol):
     """Opens the graphs of a bundle on devices it knows. Found by entry point."""
 
+    def draft_process(self, device: Device) -> bool:
+        """Whether a draft on `device` had better be in a child process.
+
+        That is so for drivers that may abort, hang, or hold the GIL while they compute.
+        """
+        ...
+
     def open_target(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> Target:
         """The bundle's target on `device`."""
         ...

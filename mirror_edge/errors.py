@@ -13,6 +13,7 @@ __all__ = [
     "ContextError",
     "DataError",
     "DeviceError",
+    "DraftLostError",
     "ExportError",
     "MirrorEdgeError",
     "MissingExtraError",
@@ -49,6 +50,10 @@ class DataError(MirrorEdgeError):
 
 class DeviceError(MirrorEdgeError):
     """A device that is unknown, absent, too small, or that refused a graph."""
+
+
+class DraftLostError(DeviceError):
+    """The draft's process died, hung or answered nonsense. Answers go on without it."""
 
 
 class ExportError(MirrorEdgeError):

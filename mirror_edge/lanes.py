@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from mirror_edge.errors import ClosedError
 from mirror_edge.trace import Span, Trace
 
-__all__ = ["ThreadLane"]
+__all__ = ["Dropped", "ThreadLane"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,6 +25,27 @@ class _Work:
     future: Future[Any]
     name: str
     call: Callable[[], Any]
+
+
+class Dropped(threading.Event):
+    """Set by one lane once it no longer wants what another is at work on."""
+
+    def __init__(self) -> None:
+        """Still wanted."""
+        super().__init__()
+        self._then: list[Callable[[], None]] = []
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Have `call` called once it is set, at once if it is; twice may happen."""
+        self._then.append(call)
+        if self.is_set():
+            call()
+
+    def set(self) -> None:
+        """See `Event.set`."""
+        super().set()
+        for call in self._then:
+            call()
 
 
 class ThreadLane:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from threading import Event
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -18,11 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mirror_edge.hypotheses import Branch, ExitSignal, Root
+    from mirror_edge.lanes import Dropped
     from mirror_edge.policy import Strategy
     from mirror_edge.sampling import Sampler
     from mirror_edge.stats import StepRecord
 
-__all__ = ["Clock", "DraftGraph", "Drafter", "Lane", "Planner", "Target"]
+__all__ = ["Clock", "DraftGraph", "Drafter", "Lane", "Planner", "Recovering", "Target"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Drafter(Protocol):
         roots: Sequence[Root],
         depth: int,
         sampler: Sampler,
-        dropped: Event | None = None,
+        dropped: Dropped | None = None,
     ) -> list[Branch]:
         """Continue every root by up to `depth` tokens (the branch-complete rollout).
 
@@ -89,6 +89,16 @@ class Drafter(Protocol):
 
     def close(self) -> None:
         """Release the device."""
+        ...
+
+
+@runtime_checkable
+class Recovering(Drafter, Protocol):
+    """A drafter that comes back after a call has failed."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be called; after a failure it must hear `prefill` first. Cheap."""
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mirror_edge.policy import Mode
 from mirror_edge.trace import Span, covered, overlap
@@ -13,7 +13,7 @@ from mirror_edge.trace import Span, covered, overlap
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Stats", "StepRecord"]
+__all__ = ["DraftRecord", "Stats", "StepRecord"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,26 @@ class StepRecord:
         )
 
 
+class DraftRecord(NamedTuple):
+    """What has become of the draft: the last fields of `Stats`."""
+
+    losses: tuple[str, ...] = ()
+    restarts: int = 0
+    lapses: int = 0
+
+    def lost(self, why: str) -> DraftRecord:
+        """And lost once more."""
+        return self._replace(losses=(*self.losses, why))
+
+    def returned(self) -> DraftRecord:
+        """And back once more."""
+        return self._replace(restarts=self.restarts + 1)
+
+    def lapsed(self) -> DraftRecord:
+        """And late once more."""
+        return self._replace(lapses=self.lapses + 1)
+
+
 @dataclass
 class Stats:
     """The sums over an answer. Times are seconds."""
@@ -110,7 +130,12 @@ class Stats:
     time_to_first_token: float = 0.0
     decode_seconds: float = 0.0
     """After the first token; without what the caller did between the steps."""
-    draft_losses: list[str] = field(default_factory=list)
+    draft_losses: Sequence[str] = ()
+    """Why the draft was lost, each time."""
+    draft_restarts: int = 0
+    """How often it came back."""
+    draft_lapses: int = 0
+    """How often the target went on alone because the draft took too long."""
     steps: list[StepRecord] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -147,6 +172,8 @@ class Stats:
                 for name in ("prefix", "exit", "suffix", "rollout", "fresh")
             },
             "draft_losses": list(self.draft_losses),
+            "draft_restarts": self.draft_restarts,
+            "draft_lapses": self.draft_lapses,
         }
 
 

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 class OnnxRuntime:
     """Opens graphs on ONNX Runtime's CPU provider."""
 
+    def draft_process(self, device: Device) -> bool:
+        """See `Runtime.draft_process`: the CPU provider is safe, and releases the GIL."""
+        del device
+        return False
+
     def open_target(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> OnnxTarget:
         """See `Runtime.open_target`."""
         return OnnxTarget(bundle, device, threads, trace)

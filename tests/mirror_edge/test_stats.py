@@ -124,6 +124,8 @@ def test_the_figures_add_up() -> None:
         time_to_first_token=0.25,
         decode_seconds=4.0,
         draft_losses=["gone"],
+        draft_restarts=1,
+        draft_lapses=2,
         steps=steps,
     )
     figures = stats.as_dict()
@@ -147,6 +149,8 @@ def test_the_figures_add_up() -> None:
         "time_to_first_token_s": 0.25,
         "tokens_per_second": 10 / 4.0,
         "draft_losses": ["gone"],
+        "draft_restarts": 1,
+        "draft_lapses": 2,
     }
     assert {name: figures[name] for name in expected} == expected
     assert figures["median_step_ms"] == {

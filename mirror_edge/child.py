@@ -1,0 +1,167 @@
+"""The process that a draft lives in: how it is started, asked, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mirror_edge.errors import DeviceError
+from mirror_edge.wire import Kind, Message, Wire, WireError
+
+if TYPE_CHECKING:
+    from mirror_edge.devices import Device
+    from mirror_edge.lanes import Dropped
+
+__all__ = ["Child", "ChildError"]
+
+_OPENING = 300.0
+"""Seconds to open the draft in: some drivers compile it first."""
+_ENDING = 2.0
+"""Seconds for a child to release its device in."""
+_RECENT = 32
+
+
+class ChildError(Exception):
+    """What is the matter with a child."""
+
+
+class Child:
+    """One process and the wire to it."""
+
+    def __init__(self, folder: Path, device: Device, threads: int) -> None:
+        """Start it."""
+        self.pace: deque[float] = deque(maxlen=_RECENT)
+        """Seconds a row that the last calls took."""
+        self._device = device
+        command = [sys.executable, "-P", "-m", "mirror_edge.draft_server"]
+        self.process, connection = _spawn([*command, str(folder), str(device), str(threads)])
+        self._wire = Wire(connection)
+        self._asking = threading.Lock()
+
+    def open(self) -> None:
+        """Wait until the draft is open.
+
+        Raises:
+            DeviceError: if it is not.
+        """
+        try:
+            said = self._receive(_OPENING)
+        except ChildError as error:
+            raise DeviceError(f"{self._device}: the draft did not open: {error}.") from error
+        if said.kind is not Kind.READY or len(said.floats) != 1:
+            raise DeviceError(f"{self._device}: the draft did not open: it answered nonsense.")
+        self.pace.append(said.floats[0])
+
+    def ask(self, message: Message, rows: int, dropped: Dropped | None = None) -> Message:
+        """The reply to a call that feeds so many rows and may take `message.floats[0]` seconds.
+
+        Raises:
+            ChildError: if there is none in time.
+        """
+        seconds, began = message.floats[0], time.perf_counter()
+        with self._asking:
+            try:
+                self._wire.send(message, seconds)
+            except TimeoutError:
+                raise ChildError(f"it read nothing for {seconds:.1f} s") from None
+            except OSError:
+                raise ChildError(self.how_it_ended()) from None
+            if dropped is not None:
+                dropped.then(partial(self._drop, message.call))
+            reply = self._receive(seconds)
+        if (reply.kind, reply.call) != (Kind.DONE, message.call) or len(reply.floats) % 2:
+            raise ChildError("it answered nonsense: a message that is no reply")
+        self.pace.append((time.perf_counter() - began) / max(rows, 1))
+        return reply
+
+    def how_it_ended(self) -> str:
+        """What became of the process."""
+        try:
+            code = self.process.wait(_ENDING)
+        except subprocess.TimeoutExpired:
+            return "it hung up"
+        if code >= 0:
+            return f"it ended with exit code {code}"
+        return f"it was ended by {next((s.name for s in signal.Signals if s == -code), -code)}"
+
+    def end(self) -> None:
+        """Let the process release its device and end; kill it if it does not."""
+        self._wire.end()
+        try:
+            self.process.wait(_ENDING)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process whatever it does."""
+        self.process.kill()
+
+    def release(self) -> None:
+        """Release the wire, once the process has ended."""
+        with self._asking:
+            self._wire.close()
+
+    def _drop(self, call: int) -> None:
+        """Tell it that nobody wants the call's branches any more, called from any thread."""
+        with contextlib.suppress(OSError):  # Whoever waits for the reply will see.
+            self._wire.send(Message(Kind.DROP, call))
+
+    def _receive(self, seconds: float) -> Message:
+        try:
+            message = self._wire.receive(seconds)
+        except TimeoutError:
+            raise ChildError(f"it said nothing for {seconds:.1f} s") from None
+        except (EOFError, OSError):
+            raise ChildError(self.how_it_ended()) from None
+        except WireError as error:
+            raise ChildError(f"it answered nonsense: {error}") from None
+        if message.kind is Kind.FAILED:
+            raise ChildError(message.as_text())
+        return message
+
+
+def _spawn(command: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A process of this interpreter, with the same packages, and our end of a socket pair.
+
+    The other end is its standard input. What it prints goes nowhere, what it complains of to our
+    standard error. Ctrl-C does not reach it.
+    """
+    if getattr(sys, "frozen", False) or not sys.executable:
+        raise DeviceError(
+            "this program is no Python interpreter that could run the draft in a process of its "
+            "own; load with draft_process=False."
+        )
+    search = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": search}
+    ours, theirs = socket.socketpair()
+    with theirs:
+        if sys.platform == "win32":
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                creationflags=subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW,
+            )
+            assert process.stdin is not None
+            with process.stdin as entrance:
+                entrance.write(theirs.share(process.pid))
+        else:
+            process = subprocess.Popen(
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                process_group=0,
+            )
+    return process, ours

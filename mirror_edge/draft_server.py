@@ -1,0 +1,149 @@
+"""The draft in a process of its own: opens the bundle's draft graph and does what it is asked.
+
+``python -m mirror_edge.draft_server FOLDER DEVICE THREADS``, with one end of a socket pair as its
+standard input (on Windows, what `socket.share` made of it); see `process.py` for the other end.
+It ends when that end is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from mirror_edge import bundle as bundles
+from mirror_edge.devices import Device, runtime_for
+from mirror_edge.hypotheses import Branch, Root
+from mirror_edge.lanes import Dropped
+from mirror_edge.protocols import Drafter
+from mirror_edge.rollout import ModelDrafter
+from mirror_edge.sampling import Sampler, Sampling
+from mirror_edge.trace import Trace
+from mirror_edge.wire import Asked, Kind, Message, Wire, branches_message
+
+__all__ = ["serve"]
+
+_OPENING = 600.0
+"""Seconds until an opening that nobody stopped stops itself."""
+_GRACE = 1.0
+"""Seconds that the other end has to end a call which takes too long, before it ends itself."""
+_FORESIGHT = 24
+"""So many positions ahead sampling noise is made ready, once the branches have left."""
+_ROWS, _ROOTS, _DEPTH = 16, 8, 3
+"""What is tried before the first call."""
+
+
+def main() -> None:
+    """Serve until the other end is gone."""
+    # Ctrl-C goes to every process of the terminal; what it means is for the other end to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    folder, device, threads = sys.argv[1:]
+    wire = Wire(_connection())
+    with contextlib.suppress(EOFError, ConnectionError):
+        trace = Trace()
+        _end_after(_OPENING)
+        try:
+            drafter, pace = _open(Path(folder), Device.parse(device), int(threads), trace)
+        except Exception as error:
+            wire.send(Message.text(Kind.FAILED, 0, str(error)))
+            return
+        _end_after(None)
+        wire.send(Message(Kind.READY, 0, (), (pace,)))
+        serve(wire, drafter, trace)
+        drafter.close()
+
+
+def serve(wire: Wire, drafter: Drafter, trace: Trace) -> None:
+    """Answer calls until one fails.
+
+    Raises:
+        EOFError: once the other end is gone.
+        ConnectionError: if it goes in the middle of an answer.
+    """
+    sampler, place = Sampler(Sampling(), 1), 0
+    while True:
+        message = wire.receive()
+        if message.kind not in (Kind.PREFILL, Kind.ROLLOUT):
+            continue  # A drop that came after the branches had left.
+        _end_after(message.floats[0] + _GRACE)
+        branches: list[Branch] = []
+        try:
+            if message.kind is Kind.PREFILL:
+                place = len(message.ints)
+                drafter.prefill(message.ints)
+            else:
+                asked = Asked.of(message)
+                place += len(asked.committed)
+                if (asked.sampling, asked.vocabulary) != (sampler.sampling, sampler.vocabulary):
+                    sampler = Sampler(asked.sampling, asked.vocabulary)
+                dropped = _Dropped(wire, message.call)
+                branches = drafter.rollout(*asked[:4], sampler, dropped)
+        except Exception as error:
+            wire.send(Message.text(Kind.FAILED, message.call, f"{type(error).__name__}: {error}"))
+            return
+        _end_after(None)
+        times = [moment for run in trace.take()[1] for moment in (run.start, run.end)]
+        wire.send(branches_message(message.call, branches, times))
+        sampler.prepare(place + _FORESIGHT)
+
+
+class _Dropped(Dropped):
+    """Set once the other end has dropped the call; looks when it is asked."""
+
+    def __init__(self, wire: Wire, call: int) -> None:
+        super().__init__()
+        self._wire, self._call = wire, call
+
+    def is_set(self) -> bool:
+        while not super().is_set() and self._wire.arrived():
+            message = self._wire.receive()
+            if (message.kind, message.call) == (Kind.DROP, self._call):
+                self.set()
+        return super().is_set()
+
+
+def _connection() -> socket.socket:
+    """The socket that stands in for standard input, which becomes empty."""
+    if sys.platform == "win32":
+        return socket.fromshare(sys.stdin.buffer.read())
+    connection = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return connection
+
+
+def _open(folder: Path, device: Device, threads: int, trace: Trace) -> tuple[ModelDrafter, float]:
+    """The draft, warmed up, and the seconds that a row takes then."""
+    if device.cores:
+        os.sched_setaffinity(0, device.cores)
+    bundle = bundles.read(folder, verify=False)
+    graph = runtime_for(device).open_draft(bundle, device, threads, trace)
+    drafter, pace = ModelDrafter(graph, clock=time.perf_counter), 0.0
+    for token in range(2):
+        began = time.perf_counter()
+        drafter.prefill([token] * _ROWS)
+        pace = (time.perf_counter() - began) / _ROWS
+    roots = [Root(0, token) for token in range(_ROOTS)]
+    drafter.rollout([], [], roots, _DEPTH, Sampler(Sampling(), graph.vocabulary))
+    trace.take()
+    return drafter, pace
+
+
+def _end_after(seconds: float | None) -> None:
+    """Have the system end this process after `seconds`, whatever hangs then; None: do not."""
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_REAL, seconds or 0.0)
+    elif seconds is None:
+        faulthandler.cancel_dump_traceback_later()
+    else:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+
+
+if __name__ == "__main__":
+    main()

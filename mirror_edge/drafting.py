@@ -1,0 +1,88 @@
+"""The drafter of one answer, as far as it can be had: it may be late, be lost, and come back.
+
+None of this is ever seen in the text, and the target never stands still for long.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from mirror_edge.protocols import Recovering
+from mirror_edge.stats import DraftRecord
+
+if TYPE_CHECKING:
+    from mirror_edge.hypotheses import Branch
+    from mirror_edge.protocols import Drafter, Lane
+
+__all__ = ["Drafting"]
+
+_log = logging.getLogger("mirror_edge")
+
+
+class Drafting:
+    """What an answer knows of its drafter. Belongs to the target's lane."""
+
+    def __init__(self, drafter: Drafter | None, lane: Lane) -> None:
+        """With the drafter on its lane, or without any."""
+        self.record = DraftRecord()
+        self._drafter = drafter
+        self._lane = lane
+        self._reading: Future[None] | None = None
+        self._late: Future[Any] | None = None
+        self._lost: Recovering | None = None
+
+    @property
+    def drafter(self) -> Drafter | None:
+        """The drafter, if it can be asked."""
+        return self._drafter if self._late is None else None
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Have it read the committed `tokens`; nobody waits for that before it is needed."""
+        drafter = self._drafter
+        if isinstance(drafter, Recovering) and not drafter.ready:
+            self._drafter, self._lost = None, drafter
+        elif drafter is not None:
+            self._reading = self._lane.start("prefill", drafter.prefill, list(tokens))
+
+    def returned(self, tokens: Sequence[int]) -> bool:
+        """Whether it was lost and is back: then it reads `tokens` while the target goes on."""
+        drafter = self._lost
+        if drafter is None or not drafter.ready:
+            return False
+        self._drafter, self._lost = drafter, None
+        self._late = self._reading = self._lane.start("prefill", drafter.prefill, list(tokens))
+        self.record = self.record.returned()
+        return True
+
+    def settle(self) -> None:
+        """See whether what it was late with is done."""
+        if self._late is not None and self._late.done():
+            late, self._late = self._late, None
+            self.take(late, 0.0)
+
+    def take(self, made: Future[list[Branch]], patience: float) -> list[Branch]:
+        """What it prepared; nothing if that was lost, or takes more than `patience` seconds."""
+        try:
+            if self._reading is not None:
+                self._reading.result(patience)
+                self._reading = None
+            return made.result(patience)
+        except Exception as error:
+            done = [work for work in (self._reading, made) if work is not None and work.done()]
+            if isinstance(error, TimeoutError) and error not in [work.exception() for work in done]:
+                self._late = made
+                self.record = self.record.lapsed()
+                _log.info("the draft is late, the target goes on alone meanwhile.")
+            else:
+                self._lose(error)
+            return []
+
+    def _lose(self, error: Exception) -> None:
+        message = f"{type(error).__name__}: {error}"
+        _log.warning("the draft was lost, the target goes on alone: %s", message)
+        self.record = self.record.lost(message)
+        self._lost = self._drafter if isinstance(self._drafter, Recovering) else None
+        self._drafter = self._reading = self._late = None

@@ -1,0 +1,196 @@
+"""The drafter in a child process: a driver that hangs or aborts takes no answer with it.
+
+Only numbers cross (`wire.py`). A child that dies, hangs past its deadline or answers nonsense is
+killed, and another is started in the background; it needs one `prefill` to be of use again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mirror_edge.child import Child, ChildError
+from mirror_edge.errors import ClosedError, DraftLostError, MirrorEdgeError
+from mirror_edge.trace import Span, Trace
+from mirror_edge.wire import Asked, Kind, Message, WireError
+
+if TYPE_CHECKING:
+    from mirror_edge.devices import Device
+    from mirror_edge.hypotheses import Branch, Root
+    from mirror_edge.lanes import Dropped
+    from mirror_edge.sampling import Sampler
+
+__all__ = ["ProcessDrafter"]
+
+_log = logging.getLogger("mirror_edge")
+
+_SILENCE = 2.0
+"""Seconds that a call may take beyond what is usual; twice as many after each failure in a row."""
+_MOST_DOUBLINGS = 5
+_USUAL = 4.0
+"""How many times as long as usual a call may take."""
+_FIRST_DELAY, _LAST_DELAY = 0.25, 60.0
+"""Seconds before a second restart in a row, and before one at most."""
+_CLOSING = 5.0
+"""Seconds to wait for a child that even the system cannot end."""
+
+
+class ProcessDrafter:
+    """A `Drafter` over the draft graph of a bundle, in a child process. It is `Recovering`."""
+
+    def __init__(self, folder: Path, device: Device, threads: int, trace: Trace) -> None:
+        """Open the draft of the bundle in `folder`; its runs are recorded in `trace`.
+
+        Raises:
+            DeviceError: if the child cannot open it, with the child's reason.
+        """
+        self._new_child = partial(Child, folder, device, threads)
+        self._trace = trace
+        self._calls = count(1)
+        self._failures = 0
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._why = ""
+        self._told: Child | None = None
+        self._child: Child | None = None
+        self._child = self._latest = self._start()
+        self._keeper = threading.Thread(target=self._keep, name="draft-process", daemon=True)
+        self._keeper.start()
+
+    @property
+    def ready(self) -> bool:
+        """See `Recovering.ready`."""
+        return self._child is not None
+
+    @property
+    def pid(self) -> int:
+        """The number of the newest child process."""
+        return self._latest.process.pid
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """See `Drafter.prefill`.
+
+        Raises:
+            DraftLostError: if the child is lost meanwhile, or not back yet.
+        """
+        child = self._child
+        if child is None:
+            raise DraftLostError(self._why)
+        rows = len(tokens)
+        message = Message(Kind.PREFILL, next(self._calls), tokens, (self._deadline(child, rows),))
+        self._ask(child, message, rows)
+        self._told = child
+
+    def rollout(
+        self,
+        committed: Sequence[int],
+        drafted: Sequence[int],
+        roots: Sequence[Root],
+        depth: int,
+        sampler: Sampler,
+        dropped: Dropped | None = None,
+    ) -> list[Branch]:
+        """See `Drafter.rollout`.
+
+        Raises:
+            DraftLostError: if the child is lost meanwhile, or was since the last `prefill`.
+        """
+        child = self._child
+        if child is None or child is not self._told:
+            raise DraftLostError(self._why)
+        rows = len(committed) + len(drafted) + depth * len(roots)
+        asked = Asked(committed, drafted, roots, depth, sampler.sampling, sampler.vocabulary)
+        message = asked.message(next(self._calls), self._deadline(child, rows))
+        reply = self._ask(child, message, rows, dropped)
+        try:
+            branches = asked.answered(reply)
+        except WireError as error:
+            raise self._lost(child, f"it answered nonsense: {error}") from error
+        self._failures = 0
+        return branches
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._closing.set()
+            latest = self._latest
+        latest.end()
+        self._keeper.join(_CLOSING)
+        latest.release()
+
+    def _deadline(self, child: Child, rows: int) -> float:
+        """Seconds that a call which feeds so many rows may take."""
+        patience = _SILENCE * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
+        return patience + _USUAL * max(child.pace) * rows
+
+    def _ask(
+        self, child: Child, message: Message, rows: int, dropped: Dropped | None = None
+    ) -> Message:
+        """The child's reply."""
+        try:
+            reply = child.ask(message, rows, dropped)
+        except ChildError as error:
+            raise self._lost(child, str(error)) from error
+        times = reply.floats
+        self._trace.runs += [
+            Span("draft", "draft", *run) for run in zip(times[::2], times[1::2], strict=True)
+        ]
+        return reply
+
+    def _lost(self, child: Child, why: str) -> DraftLostError:
+        """Kill the child, so that the keeper starts another."""
+        with self._lock:
+            if self._child is child:
+                self._child, self._why = None, f"the draft's process was lost: {why}."
+        child.kill()
+        return DraftLostError(self._why)
+
+    def _keep(self) -> None:
+        """Replace the child whenever it has ended."""
+        while True:
+            child = self._latest
+            child.process.wait()
+            if self._closing.is_set():
+                return
+            _log.info("%s", self._lost(child, child.how_it_ended()))
+            child.release()
+            began = time.perf_counter()
+            while (back := self._restart()) is None:
+                if self._closing.is_set():
+                    return
+            self._child = back
+            _log.info("the draft is back after %.1f s.", time.perf_counter() - began)
+
+    def _restart(self) -> Child | None:
+        """Another child, if it can be had; each failure in a row makes the next wait longer."""
+        if self._failures and self._closing.wait(
+            min(_LAST_DELAY, _FIRST_DELAY * 2.0**self._failures)
+        ):
+            return None
+        self._failures += 1
+        try:
+            return self._start()
+        except MirrorEdgeError as error:
+            if not self._closing.is_set():
+                _log.warning("the draft could not be restarted: %s", error)
+            return None
+
+    def _start(self) -> Child:
+        with self._lock:
+            if self._closing.is_set():
+                raise ClosedError("the model was closed; load it again.")
+            self._latest = child = self._new_child()
+        try:
+            child.open()
+        except BaseException:
+            child.kill()
+            child.process.wait()
+            child.release()
+            raise
+        return child

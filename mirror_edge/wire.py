@@ -1,0 +1,212 @@
+"""What crosses between an answer and a draft in another process: numbers, in frames.
+
+Nothing that arrives is trusted: whatever is no answer to the call under way is a `WireError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import time
+from array import array
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from mirror_edge.hypotheses import Branch, Root
+from mirror_edge.sampling import Sampling
+
+__all__ = ["Asked", "Kind", "Message", "Wire", "WireError", "branches_message"]
+
+_HEADER = struct.Struct("=4sIIII")
+_MAGIC = b"mirE"
+_READ = 1 << 16
+_MOST = 1 << 24
+"""Numbers in a message at most."""
+
+
+class WireError(Exception):
+    """What arrived is nonsense."""
+
+
+class Kind(IntEnum):
+    """What a message says."""
+
+    READY = 1
+    """The draft is open; `floats` hold the seconds that a row takes."""
+    PREFILL = 2
+    """`ints` are the committed tokens; `floats` hold the seconds that the call may take."""
+    ROLLOUT = 3
+    """An `Asked`; `floats` begin with the seconds that the call may take."""
+    DROP = 4
+    """Nobody wants the call's branches any more."""
+    DONE = 5
+    """The call's branches; `floats` hold when each of its forwards began and ended."""
+    FAILED = 6
+    """Why the draft cannot go on; `ints` are UTF-8."""
+
+
+_KINDS = frozenset(Kind)
+
+
+class Message(NamedTuple):
+    """One frame."""
+
+    kind: Kind
+    call: int
+    """Which call it belongs to, counted from 1."""
+    ints: Sequence[int] = ()
+    floats: Sequence[float] = ()
+
+    @classmethod
+    def text(cls, kind: Kind, call: int, text: str) -> Message:
+        """A message that says `text`."""
+        return cls(kind, call, list(text.encode()))
+
+    def as_text(self) -> str:
+        """What it says."""
+        return bytes(i & 0xFF for i in self.ints).decode(errors="replace")
+
+
+class Asked(NamedTuple):
+    """A rollout as it is asked for; see `Drafter.rollout`."""
+
+    committed: Sequence[int]
+    drafted: Sequence[int]
+    roots: Sequence[Root]
+    depth: int
+    sampling: Sampling
+    vocabulary: int
+
+    def message(self, call: int, seconds: float) -> Message:
+        """As it crosses; the call may take `seconds`."""
+        s = self.sampling
+        # The noise depends on the seed's low 64 bits alone.
+        seed = (s.seed + (1 << 63)) % (1 << 64) - (1 << 63)
+        top_k = min(s.top_k, self.vocabulary)
+        ints = [self.depth, self.vocabulary, top_k, seed, len(self.committed), len(self.drafted)]
+        ints += self.committed
+        ints += self.drafted
+        for root in self.roots:
+            ints += root
+        floats = (seconds, s.temperature, s.top_p, s.min_p, s.repetition_penalty)
+        return Message(Kind.ROLLOUT, call, ints, floats)
+
+    @classmethod
+    def of(cls, message: Message) -> Asked:
+        """As it arrives."""
+        depth, vocabulary, top_k, seed, committed, drafted, *rest = message.ints
+        _, temperature, top_p, min_p, repetition_penalty = message.floats
+        told, roots = committed + drafted, rest[committed + drafted :]
+        return cls(
+            rest[:committed],
+            rest[committed:told],
+            list(map(Root, roots[::2], roots[1::2])),
+            depth,
+            Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed),
+            vocabulary,
+        )
+
+    def answered(self, message: Message) -> list[Branch]:
+        """The branches in an answer to this.
+
+        Raises:
+            WireError: for anything but branches of its roots, each at most once.
+        """
+        ints, at, wanted, branches = message.ints, 0, set(self.roots), []
+        while at < len(ints):
+            if len(ints) < at + 3:
+                raise WireError("a branch breaks off")
+            root, length = Root(ints[at], ints[at + 1]), ints[at + 2]
+            tokens = tuple(ints[at + 3 : at + 3 + max(0, length)])
+            if root not in wanted:
+                raise WireError(f"a branch of {tuple(root)}, which is no root")
+            if not 0 < length == len(tokens) <= self.depth:
+                raise WireError(f"a branch of {length} tokens, where {self.depth} were wanted")
+            if min(tokens) < 0 or max(tokens) >= self.vocabulary:
+                raise WireError(f"a branch with a token that is none of {self.vocabulary:,}")
+            wanted.remove(root)
+            branches.append(Branch(root, tokens))
+            at += 3 + length
+        return branches
+
+
+def branches_message(call: int, branches: Sequence[Branch], times: Sequence[float]) -> Message:
+    """The answer to a call."""
+    ints: list[int] = []
+    for root, tokens in branches:
+        ints += (*root, len(tokens), *tokens)
+    return Message(Kind.DONE, call, ints, times)
+
+
+class Wire:
+    """One end of the connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Speak over a connected stream socket, which becomes this wire's own."""
+        if connection.family == socket.AF_INET:  # Where there is no better kind of pair.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = connection
+        self._unread = bytearray()
+
+    def send(self, message: Message, seconds: float | None = None) -> None:
+        """Send it whole; with `seconds`, wait no longer for the other end to take it.
+
+        Raises:
+            TimeoutError: if it does not take it.
+            ConnectionError: if it is gone.
+        """
+        if seconds is not None:
+            self._socket.settimeout(seconds)
+        kind, call, ints, floats = message
+        header = _HEADER.pack(_MAGIC, kind, call, len(ints), len(floats))
+        self._socket.sendall(header + array("q", ints).tobytes() + array("d", floats).tobytes())
+
+    def receive(self, seconds: float | None = None) -> Message:
+        """The next message; with `seconds`, wait no longer for the whole of it.
+
+        Raises:
+            WireError: for anything but a message.
+            TimeoutError: if it does not come.
+            EOFError: if the other end is gone.
+        """
+        until = None if seconds is None else time.monotonic() + seconds
+        magic, number, call, ints, floats = _HEADER.unpack(self._take(_HEADER.size, until))
+        if magic != _MAGIC or ints + floats > _MOST or number not in _KINDS:
+            raise WireError("bytes that are no message")
+        body = self._take(8 * (ints + floats), until)
+        numbers, times = array("q", body[: 8 * ints]), array("d", body[8 * ints :])
+        return Message(Kind(number), call, numbers.tolist(), times.tolist())
+
+    def arrived(self) -> bool:
+        """Whether there is something to receive."""
+        return bool(self._unread) or bool(select.select([self._socket], [], [], 0.0)[0])
+
+    def end(self) -> None:
+        """Tell the other end, and whoever waits at this one, that nothing more will come."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Release the socket."""
+        self._socket.close()
+
+    def _take(self, size: int, until: float | None) -> bytes:
+        unread = self._unread
+        while len(unread) < size:
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0.0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+            try:
+                arrived = self._socket.recv(_READ)
+            except ConnectionError as error:
+                raise EOFError from error
+            if not arrived:
+                raise EOFError
+            unread += arrived
+        taken = bytes(unread[:size])
+        del unread[:size]
+        return taken
