@@ -54,11 +54,15 @@ class Session:
 
     def bind(self, name: str, buffer: NDArray[Any], *, output: bool = False) -> None:
         """Bind a buffer and hold on to it; the same one again costs nothing."""
-        if self._bound.get(name) is not buffer:
-            self._bound[name] = buffer
-            bind = self._binding.bind_output if output else self._binding.bind_input
+        if self._bound.get(name) is buffer:
+            return
+        self._bound[name] = buffer
+        if output:
             address = buffer.__array_interface__["data"][0]
-            bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, address)
+            kind, shape = buffer.dtype.type, buffer.shape
+            self._binding.bind_output(name, "cpu", 0, kind, shape, address)
+        else:
+            self._binding.bind_cpu_input(name, buffer)  # Not copied: the graph reads the buffer.
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> None:
         """Bind the given buffers beside those bound before, and run."""
