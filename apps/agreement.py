@@ -154,7 +154,7 @@ def opened(read: Bundle, threads: int) -> Iterator[tuple[Decoder, DraftGraph]]:
     if read.manifest.draft is None:
         raise OptionError(f"{read.folder}: has no draft. Export the bundle with --draft.")
     trace, device = Trace(), Device("cpu")
-    runtime = runtime_for(device)
+    runtime = runtime_for(device, read.manifest.format)
     target = runtime.open_target(read, device, threads, trace)
     graph = runtime.open_draft(read, device, threads, trace)
     lane = ThreadLane("draft", trace)

@@ -42,7 +42,8 @@ def coverage_command(
     sampled = sample.texts_of(drawn, Text.read(read.folder), spec.model.context, rows)
     texts = [text for document in sampled for text in document]
     threads = len(usable_cores())
-    target = runtime_for(device).open_target(read, device, threads, Trace())
+    runtime = runtime_for(device, read.manifest.format)
+    target = runtime.open_target(read, device, threads, Trace())
     try:
         with stages() as show:
             found = coverage(

@@ -20,7 +20,8 @@ def export_command(
         str,
         typer.Argument(
             help="The model whose answers you want: a Hugging Face folder, a name on the hub, "
-            "a folder in ONNX Runtime GenAI's format, or one written by optimum-cli."
+            "a folder in ONNX Runtime GenAI's format, or one written by optimum-cli; for Core ML "
+            "also a bundle."
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder to write.")],
@@ -55,6 +56,14 @@ def export_command(
     draft_precision: Annotated[
         PrecisionOption | None, typer.Option(help="Of the draft's weights; as --precision.")
     ] = None,
+    format: Annotated[
+        Literal["onnx", "coreml"],
+        typer.Option(help="What the graphs are: for ONNX Runtime, or for Apple's devices."),
+    ] = "onnx",
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens that Core ML programs are made for; 4096 at most unless told."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle.")] = False,
 ) -> None:
     """Make a bundle of a target model and its draft, and check it against both."""
@@ -74,6 +83,8 @@ def export_command(
             draft_precision=draft_precision,
             calibrate=calibrate or (),
             exit_rank=exit_rank,
+            format=format,
+            context=context,
             force=force,
             on_progress=show,
         )

@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from mirror_edge.bundle import DraftSpec, Manifest, ModelSpec
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from mirror_edge.bundle import Bundle, DraftSpec, Manifest, ModelSpec
     from mirror_edge.memory import MemoryPlan
+    from mirror_edge.packages import Feature
 
 
 def inspect_command(
     bundle: Annotated[
         Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
     ] = None,
+    placement: Annotated[
+        bool,
+        typer.Option("--placement", help="Also say where Core ML means to run what; on macOS."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a bundle and show what is in it."""
@@ -26,6 +35,7 @@ def inspect_command(
 
     read = bundles.read(bundles.demo() if bundle is None else bundle)
     plan = plan_memory(read.manifest)
+    places = _placement(read) if placement else {}
     coverage = None
     if bundles.COVERAGE in read.manifest.files:
         coverage = json.loads(read.file(bundles.COVERAGE).read_text(encoding="utf-8"))
@@ -33,9 +43,26 @@ def inspect_command(
         memory = {**dataclasses.asdict(plan), "total": plan.total}
         manifest = dataclasses.asdict(read.manifest)
         found = {"folder": str(read.folder), **manifest, "memory": memory, "coverage": coverage}
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps({**found, "placement": places} if placement else found))
     else:
         _show(read.manifest, plan, coverage)
+        for name, functions in places.items():
+            for function, counts in functions.items():
+                typer.echo(f"{name} {function}: operators by device {counts}")
+
+
+def _placement(read: Bundle) -> dict[str, dict[str, dict[str, int]]]:
+    """Core ML's own plan: the target on the GPU, the draft on the Neural Engine."""
+    from mirror_edge.errors import OptionError
+    from mirror_edge.runtimes.coreml.placement import placement
+
+    packages = read.manifest.packages
+    if not packages:
+        raise OptionError("--placement: is for bundles of Core ML packages; this one has none.")
+    return {
+        name: placement(read.file(name), "ane" if name.startswith("draft/") else "gpu")
+        for name in packages
+    }
 
 
 def _show(manifest: Manifest, plan: MemoryPlan, coverage: dict[str, Any] | None) -> None:
@@ -46,7 +73,8 @@ def _show(manifest: Manifest, plan: MemoryPlan, coverage: dict[str, Any] | None)
 
     target, draft = manifest.target, manifest.draft
     console = Console()
-    console.print(f"[bold]{manifest.name}[/bold] (schema {manifest.schema})", highlight=False)
+    title = f"[bold]{manifest.name}[/bold] ({manifest.format}, schema {manifest.schema})"
+    console.print(title, highlight=False)
 
     models = Table(
         "model", "architecture", "layers", "hidden", "vocabulary", "context", "precision"
@@ -70,6 +98,8 @@ def _show(manifest: Manifest, plan: MemoryPlan, coverage: dict[str, Any] | None)
 
     if coverage is not None:
         console.print(coverage_table(coverage["coverage"], coverage["expected_step"]))
+    for table in _programs(manifest):
+        console.print(table)
 
     files = Table("file", "MB", "SHA-256")
     for name, spec in manifest.files.items():
@@ -87,6 +117,30 @@ def _streams(draft: DraftSpec) -> str:
     if not draft.streams:
         return "no draft streams"
     return f"{draft.streams} draft streams through the top {draft.stream_layers} layers"
+
+
+def _programs(manifest: Manifest) -> Iterator[Table]:
+    """What goes into the functions of each Core ML package, what is kept, and what comes out."""
+    from rich.table import Table
+
+    for name, package in manifest.packages.items():
+        size = sum(f.bytes for file, f in manifest.files.items() if file.startswith(f"{name}/"))
+        title = f"{name}, {size / 1e6:.2f} MB, {package.system} and later"
+        table = Table("function", "", "name, type, shape", title=title, title_justify="left")
+        for called, function in package.functions.items():
+            for kind in ("inputs", "states", "outputs"):
+                features = [_feature(feature) for feature in getattr(function, kind)]
+                if features:
+                    table.add_row(called, kind, "\n".join(features))
+                    called = ""
+            table.add_section()
+        yield table
+
+
+def _feature(feature: Feature) -> str:
+    sizes = [sorted(set(choices)) for choices in zip(*feature.shapes, strict=True)]
+    shape = ", ".join("|".join(str(size) if size else "S" for size in each) for each in sizes)
+    return f"{feature.name} {feature.dtype} \\[{shape}]"
 
 
 def _row(model: ModelSpec) -> tuple[str, ...]:

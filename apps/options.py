@@ -38,7 +38,12 @@ Strict = Annotated[
         "--strict", help="Run the target at one width, so that rounding is equal in every mode."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, or cpu:0, cpu:0-3 for these cores only.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto; cpu; cpu:0, cpu:0-3 for these cores only; for Core ML coreml:gpu, coreml:ane."
+    ),
+]
 DraftProcess = Annotated[
     bool | None,
     typer.Option(

@@ -203,8 +203,9 @@ def _opened(read: Bundle, target: tuple[str, int], draft: tuple[str, int]) -> It
     for place in places:
         if place.kind != "cpu":
             raise DeviceError(f"device {place}: predict runs on CPU devices. Write cpu or cpu:0.")
-    opened = runtime_for(places[0]).open_target(read, places[0], target[1], trace)
-    graph = runtime_for(places[1]).open_draft(read, places[1], draft[1], trace)
+    runtimes = [runtime_for(place, read.manifest.format) for place in places]
+    opened = runtimes[0].open_target(read, places[0], target[1], trace)
+    graph = runtimes[1].open_draft(read, places[1], draft[1], trace)
     lanes = [
         ThreadLane(name, trace, place.cores)
         for name, place in zip(("target", "draft"), places, strict=True)

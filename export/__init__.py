@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mirror_edge.errors import MissingExtraError
+from mirror_edge.errors import MissingExtraError, OptionError
 from mirror_edge.export.recipe import DraftShape, Recipe
 
 if TYPE_CHECKING:
-    from mirror_edge.bundle import Precision
+    from mirror_edge.bundle import Format, Precision
     from mirror_edge.export.distillation import Distilled, Status
     from mirror_edge.export.exit_head import Correction
     from mirror_edge.export.pipeline import Exported
@@ -34,6 +34,8 @@ def export(
     correction: Correction | None = None,
     calibrate: Sequence[str | Path] = (),
     exit_rank: int | None = None,
+    format: Format = "onnx",
+    context: int | None = None,
     force: bool = False,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Exported:
@@ -42,6 +44,10 @@ def export(
     `target` and `draft` are each a Hugging Face folder, a name on the hub, or a folder in ONNX
     Runtime GenAI's format; the target may also be a folder that optimum wrote. Graphs are compared
     with the models they come from before anything stays on disk.
+
+    With `format` coreml the bundle holds Core ML packages; the models are then each a checkpoint, a
+    folder in GenAI's format that is not quantised, or a bundle of ONNX graphs, of which `target`
+    means the target and `draft` the draft. `context` is the length they are made for.
 
     `exit_layer` is half of the target's layers unless given. `precision` is int4 for checkpoints
     unless given, and fixed for ONNX folders. `exit_tokens` are the ids that the exit head can name
@@ -59,6 +65,28 @@ def export(
         ExportError: a model that cannot be exported, or whose graphs differ from it.
         MissingExtraError: with the line that installs what is missing.
     """
+    progress = on_progress or (lambda _stage, _share: None)
+    if format == "coreml":
+        if calibrate or exit_rank is not None:
+            raise OptionError(
+                "--calibrate: is for --format onnx. Export that bundle first, and convert it: "
+                "its exit layer and exit head are kept."
+            )
+        return _coreml(
+            target,
+            draft,
+            output,
+            exit_layer=exit_layer,
+            precision=precision,
+            draft_precision=draft_precision,
+            exit_tokens=exit_tokens,
+            correction=correction,
+            context=context,
+            force=force,
+            on_progress=progress,
+        )
+    if context is not None:
+        raise OptionError("--context: is for --format coreml; ONNX caches grow as they are needed.")
     try:
         from mirror_edge.export.pipeline import run
     except ImportError as error:
@@ -78,8 +106,19 @@ def export(
         calibrate=calibrate,
         exit_rank=exit_rank,
         force=force,
-        on_progress=on_progress or (lambda _stage, _share: None),
+        on_progress=progress,
     )
+
+
+def _coreml(*models: Any, **options: Any) -> Exported:
+    try:
+        from mirror_edge.export.coreml import run
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Exporting to Core ML needs the package {error.name}, which is not installed. "
+            "Install it with: pip install 'mirror-edge[export,coreml]'"
+        ) from error
+    return run(*models, **options)
 
 
 def distill(

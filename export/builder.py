@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import io
-import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from mirror_edge.bundle import Precision
 from mirror_edge.errors import ExportError
+from mirror_edge.export.quiet import quiet
 from mirror_edge.export.source import Source, install_line
 
 __all__ = ["build"]
@@ -45,7 +44,7 @@ def build(
     settled = (str(source.folder), str(source.folder), str(folder), precision, provider, str(cache))
     lines = _Lines(lambda layer: on_share((layer + 1) / (count + 1)))
     try:
-        with _quiet(lines):
+        with quiet(lines):
             create_model(*settled, **parse_extra_options(*settled, extra))
     except (Exception, SystemExit) as error:
         raise ExportError(
@@ -62,7 +61,7 @@ def _architecture(source: Source) -> str:
     return str(names[0])
 
 
-class _Lines(io.TextIOBase):
+class _Lines(io.StringIO):
     """Standard output of the builder: swallowed, but for the layers it has read."""
 
     def __init__(self, on_layer: Callable[[int], None]) -> None:
@@ -76,20 +75,3 @@ class _Lines(io.TextIOBase):
         if found := _LAYER.search(text):
             self._on_layer(int(found[1]))
         return len(text)
-
-
-@contextlib.contextmanager
-def _quiet(lines: _Lines) -> Iterator[None]:
-    """Keep prints, progress bars, log records and warnings of the builder off the screen."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            contextlib.redirect_stdout(lines),
-            contextlib.redirect_stderr(io.StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -11,6 +11,7 @@ in which a linear layer is a convolution by one. The number of axes says which.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
@@ -18,13 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Attend", "Decoder", "DecoderSpec", "Linear", "Norm", "Rotary"]
+__all__ = ["UNSEEN", "Attend", "Decoder", "DecoderSpec", "Linear", "Norm", "Rotary", "head_of"]
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the rows' positions, each [S, head_size / 2]."""
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Layer, queries [1, kv_heads, G·S, D], keys and values [1, kv_heads, S, D], to what the queries
 become. The G query heads that share a key head are more rows of it, so no key is ever repeated."""
+
+UNSEEN = -1e4
+"""Added to an attention score: never seen. In float16's range."""
+_LONGEST_AXIS = 16384
+"""Of a tensor on the Neural Engine."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Decoder(nn.Module):
         """
         super().__init__()
         self.spec = spec
+        self.pieces: Pieces | None = None
         with torch.device("meta"):
             self.embed_tokens = nn.Embedding(spec.vocabulary, spec.hidden)
             self.layers = nn.ModuleList(
@@ -86,21 +93,35 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """The logits [1, S, vocabulary] of a whole text."""
-        rows, size = self.embed_tokens(ids), ids.shape[1]
+        rows, size = self.embed(ids), ids.shape[1]
         mask = torch.full((size, size), -torch.inf).triu(1).repeat(self.spec.group, 1)
         rotary = self.rotary(torch.arange(size))
         for layer in self.layers:
             rows = layer(
                 rows, rotary, lambda _, q, k, v: F.scaled_dot_product_attention(q, k, v, mask)
             )
-        logits: Tensor = self.lm_head(self.norm(rows))
+        logits = self.head(rows)
+        if self.pieces is not None:
+            return logits.reshape(-1, size)[: self.spec.vocabulary].T[None]
+        return logits
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Tokens [1, S] as rows."""
+        rows: Tensor = self.embed_tokens(ids)
+        return rows if self.pieces is None else rows.transpose(1, 2)[:, :, None]
+
+    def head(self, rows: Tensor) -> Tensor:
+        """What the rows behind the last layer say: logits, as the head or its pieces give them."""
+        logits: Tensor = (self.pieces or self.lm_head)(self.norm(rows))
         return logits
 
     def as_channels(self) -> Decoder:
-        """Change to the layout [1, features, 1, S], in place."""
+        """Change to the layout [1, features, 1, S], in place; the head comes in pieces."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.weight = nn.Parameter(module.weight[:, :, None, None], requires_grad=False)
+        self.pieces = Pieces(self.lm_head.weight)
+        del self.lm_head
         return self
 
     def rotary(self, positions: Tensor) -> Rotary:
@@ -185,6 +206,29 @@ class Linear(nn.Linear):
         if self.weight.dim() == 4:
             return F.conv2d(rows, self.weight, self.bias)
         return F.linear(rows, self.weight, self.bias)
+
+
+class Pieces(nn.ModuleList):
+    """A head in channels as pieces of one size, zeros behind the last, that fit a device."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """Cut `weight` [out, in, 1, 1]."""
+        count = math.ceil(len(weight) / _LONGEST_AXIS)
+        size = 32 * math.ceil(len(weight) / count / 32)
+        padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, count * size - len(weight)))
+        super().__init__(head_of(piece) for piece in padded.split(size))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits [pieces, size, 1, S], whose first two axes together are the vocabulary."""
+        return torch.cat([piece(rows) for piece in self])
+
+
+def head_of(weight: Tensor) -> Linear:
+    """A head with some of the rows of another's weight."""
+    with torch.device("meta"):
+        head = Linear(weight.shape[1], len(weight), bias=False)
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    return head
 
 
 class Norm(nn.Module):

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from mirror_edge.export.calibration import Calibration
     from mirror_edge.export.texts import Document
 
-__all__ = ["Exported", "run"]
+__all__ = ["Exported", "chosen_layer", "run"]
 
 _NO_TREES = (
     "was written by optimum, whose graphs cannot take trees of guesses. "
@@ -110,10 +110,11 @@ def run(
     refuse_taken(output, force=force)
     documents = _calibration_texts(calibrate, exit_rank, correction)
     source = locate(target, "TARGET", on_progress)
+    _refuse_bundle(source, f"TARGET {target}")
     tokenizer = read_tokenizer(source)
     _refuse_other_precision(source, precision, "--precision")
     if known := source.config.get("num_hidden_layers"):
-        _chosen_layer(exit_layer, known)
+        chosen_layer(exit_layer, known)
     needed = disk_needed(source, precision or DEFAULT_PRECISION)
     early = str(draft) == EARLY_EXIT and not Path(EARLY_EXIT).exists()
     if early and source.kind == "optimum":
@@ -145,7 +146,7 @@ def run(
         def tokens(counts: NDArray[np.float64] | None) -> NDArray[np.int64] | None:
             return _exit_tokens(one, exit_tokens, tokenizer, counts)
 
-        layer, found = _chosen_layer(exit_layer, one.spec.layers), None
+        layer, found = chosen_layer(exit_layer, one.spec.layers), None
         if documents:
             from mirror_edge.export.calibration import calibrate as calibrated
 
@@ -184,6 +185,7 @@ def run(
 
 def _located_draft(draft: str | Path, tokenizer: Tokenizer, on_progress: OnProgress) -> Source:
     source = locate(draft, "--draft", on_progress)
+    _refuse_bundle(source, f"--draft {draft}")
     if source.kind == "optimum":
         raise OptionError(f"--draft {draft}: {_NO_TREES}")
     refuse_different(tokenizer, read_tokenizer(source))
@@ -191,6 +193,11 @@ def _located_draft(draft: str | Path, tokenizer: Tokenizer, on_progress: OnProgr
     if streams is not None and "num_hidden_layers" in config and "hidden_size" in config:
         streams.refuse_unless_for(source.folder, config["num_hidden_layers"], config["hidden_size"])
     return source
+
+
+def _refuse_bundle(source: Source, option: str) -> None:
+    if source.kind == "bundle":
+        raise OptionError(f"{option}: is a bundle already. With --format coreml it is converted.")
 
 
 def _target(model: Whole, leave: Exit) -> tuple[TargetSpec, ModelProto, dict[str, float]]:
@@ -249,7 +256,8 @@ def _own_draft(
     return replace(spec, graph="target/draft.onnx", shared_bytes=shared), off
 
 
-def _chosen_layer(exit_layer: int | None, layers: int) -> int:
+def chosen_layer(exit_layer: int | None, layers: int) -> int:
+    """Where a target of so many layers is cut."""
     if layers < 2:
         raise ExportError("TARGET: has a single layer, and a target is cut between two.")
     if exit_layer is None:

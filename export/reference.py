@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +12,7 @@ import onnxruntime as ort
 
 from mirror_edge.bundle import ModelSpec
 from mirror_edge.errors import ExportError
+from mirror_edge.export.quiet import quiet
 from mirror_edge.export.source import Source, install_line
 
 if TYPE_CHECKING:
@@ -93,7 +91,7 @@ def checkpoint_logits(
         raise install_line(error.name or "transformers") from error
 
     options: dict[str, Any] = {} if layers is None else {"num_hidden_layers": layers}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(
             source.folder,
             dtype=torch.float32 if exact else "auto",
@@ -105,15 +103,3 @@ def checkpoint_logits(
             model(torch.from_numpy(text)[None], use_cache=False).logits[0].float().numpy()
             for text in texts
         ]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mirror_edge.bundle import MANIFEST
 from mirror_edge.errors import ExportError, MissingExtraError, OptionError
 
 __all__ = ["Kind", "OnProgress", "Source", "install_line", "locate", "read_json"]
 
-Kind = Literal["checkpoint", "genai", "optimum"]
+Kind = Literal["checkpoint", "genai", "optimum", "bundle"]
 OnProgress = Callable[[str, float], None]
 """Hears the name of a stage and how much of it is done, 0 to 1."""
 
@@ -82,6 +83,8 @@ def locate(model: str | Path, option: str, on_progress: OnProgress) -> Source:
         raise OptionError(f"{option} {model}: is a file. Give the folder of the model.")
     if not folder.is_dir():
         folder = _download(str(model), option, on_progress)
+    if (folder / MANIFEST).is_file():
+        return Source(folder, "bundle", None, {}, {})
     genai, config = read_json(folder / "genai_config.json"), read_json(folder / "config.json")
     if genai:
         file = genai.get("model", {}).get("decoder", {}).get("filename", "model.onnx")

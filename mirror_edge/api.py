@@ -88,8 +88,10 @@ def load(
 ) -> Model:
     """Load a bundle (by default the pair that comes with the package) onto its devices.
 
-    A device is `cpu`, or `cpu:0`, `cpu:0-3` to confine it to cores; `auto` is the CPU. By default
-    the draft has one thread and the target the other cores, one at least. With `draft_process` the
+    A device is `cpu`, or `cpu:0`, `cpu:0-3` to confine it to cores; by default the draft has one
+    thread there and the target the other cores, one at least. A bundle for Core ML runs on
+    `coreml:gpu`, `coreml:ane`, `coreml:cpu` or `coreml:all`. `auto` is the CPU for ONNX graphs, and
+    for Core ML the GPU for the target and the Neural Engine for the draft. With `draft_process` the
     draft lives in a child process, so that answers survive it; None leaves this to its device.
     With `verify` the SHA-256 of every file is checked.
 
@@ -100,8 +102,8 @@ def load(
     read = bundles.read(bundles.demo() if bundle is None else Path(bundle), verify=verify)
     return Model(
         read,
-        _device(target_device),
-        _device(draft_device),
+        _device(target_device, read),
+        _device(draft_device, read),
         target_threads,
         draft_threads,
         draft_process,
@@ -131,12 +133,17 @@ class Model:
                 f"context, and {free / 1e9:.1f} GB are available. "
                 "Close other programs, or export at a lower precision."
             )
-        for name, count in (("target_threads", target_threads), ("draft_threads", draft_threads)):
+        for name, count, device in (
+            ("target_threads", target_threads, target_device),
+            ("draft_threads", draft_threads, draft_device),
+        ):
             if count is not None and count < 1:
                 raise OptionError(f"{name} is {count}; it must be 1 or more.")
+            if count is not None and device.kind != "cpu":
+                raise OptionError(f"{name} is for the device cpu; {device} has threads of its own.")
         if draft_process and spec.draft is None:
             raise OptionError(f"draft_process: {bundle.folder} has no draft. Leave it out.")
-        runtimes = runtime_for(target_device), runtime_for(draft_device)
+        runtimes = [runtime_for(device, spec.format) for device in (target_device, draft_device)]
         self._text = Text.read(bundle.folder)
         self._closed = False
         self._trace = Trace()
@@ -342,5 +349,6 @@ class Model:
         return self._controllers[name]
 
 
-def _device(text: str) -> Device:
-    return Device.parse("cpu" if text == "auto" else text)
+def _device(text: str, bundle: bundles.Bundle) -> Device:
+    usual = {"onnx": "cpu", "coreml": "coreml"}[bundle.manifest.format]
+    return Device.parse(usual if text == "auto" else text)

@@ -10,11 +10,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from mirror_edge.errors import BundleError
+from mirror_edge.fields import checked
+from mirror_edge.packages import Package, read_package
 
 __all__ = [
     "COVERAGE",
@@ -24,6 +26,7 @@ __all__ = [
     "CacheStyle",
     "DraftSpec",
     "FileSpec",
+    "Format",
     "Manifest",
     "ModelSpec",
     "Precision",
@@ -40,9 +43,12 @@ COVERAGE = "coverage.json"
 SCHEMA = 1
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
-CacheStyle = Literal["in_place", "concat"]
+Format = Literal["onnx", "coreml"]
+"""What the graphs are: ONNX files, or the programs of Core ML packages."""
+CacheStyle = Literal["in_place", "concat", "state", "explicit"]
 """How a graph keeps its KV cache: written in place into the buffer it was given (past and present
-are one buffer of fixed length), or returned as a new, longer tensor (past joined with new rows)."""
+are one buffer of fixed length); returned as a new, longer tensor (past joined with new rows); a
+state of the program; or handed in, the new rows alone handed back."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,13 @@ class Manifest:
     files: Mapping[str, FileSpec]
     """Every file but the manifest, by its path inside the bundle, with forward slashes."""
     schema: int = SCHEMA
+    format: Format = "onnx"
+    packages: Mapping[str, Package] = field(default_factory=dict)
+    """The Core ML packages among the files, by their path inside the bundle."""
+
+    def holds(self, name: str) -> bool:
+        """Whether `name` is one of the files, or a folder (as a package is) with some of them."""
+        return name in self.files or any(file.startswith(f"{name}/") for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -146,9 +159,16 @@ def digest(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
 
 
 def write_manifest(
-    folder: Path, name: str, target: TargetSpec, draft: DraftSpec | None
+    folder: Path,
+    name: str,
+    target: TargetSpec,
+    draft: DraftSpec | None,
+    packages: Mapping[str, Package] | None = None,
 ) -> Manifest:
-    """Hash every file under `folder` and write its manifest, last and atomically."""
+    """Hash every file under `folder` and write its manifest, last and atomically.
+
+    With `packages` it is a bundle for Core ML.
+    """
     partial = folder / (MANIFEST + ".partial")
     partial.unlink(missing_ok=True)
     files = {
@@ -156,7 +176,15 @@ def write_manifest(
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    manifest = Manifest(name, target, draft, files["tokenizer.json"].sha256, files)
+    manifest = Manifest(
+        name,
+        target,
+        draft,
+        files["tokenizer.json"].sha256,
+        files,
+        format="coreml" if packages else "onnx",
+        packages=packages or {},
+    )
     partial.write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n", encoding="utf-8")
     partial.replace(folder / MANIFEST)
     return manifest
@@ -222,23 +250,34 @@ def _check_file(folder: Path, name: str, spec: FileSpec, *, verify: bool) -> Non
 
 
 def _manifest(raw: dict[str, Any], path: Path) -> Manifest:
-    fields = _fields(Manifest, raw, path, "manifest")
-    target = _fields(TargetSpec, fields["target"], path, "target")
+    fields = checked(Manifest, raw, path, "manifest")
+    target = checked(TargetSpec, fields["target"], path, "target")
     target["model"] = _model(target["model"], path, "target.model")
     draft = fields["draft"]
     if draft is not None:
-        draft = _fields(DraftSpec, draft, path, "draft")
+        draft = checked(DraftSpec, draft, path, "draft")
         draft["model"] = _model(draft["model"], path, "draft.model")
     files = fields["files"]
     if not isinstance(files, dict):
         raise BundleError(f"{path}: files must be an object. Export again.")
     fields["files"] = {
-        name: FileSpec(**_fields(FileSpec, spec, path, f"files.{name}"))
+        name: FileSpec(**checked(FileSpec, spec, path, f"files.{name}"))
         for name, spec in files.items()
     }
     fields["target"] = TargetSpec(**target)
     fields["draft"] = None if draft is None else DraftSpec(**draft)
+    packages = fields.get("packages", {})
+    if not isinstance(packages, dict):
+        raise BundleError(f"{path}: packages must be an object. Export again.")
+    fields["packages"] = {
+        name: read_package(package, path, f"packages.{name}") for name, package in packages.items()
+    }
     manifest = Manifest(**fields)
+    if manifest.format not in get_args(Format):
+        raise BundleError(
+            f"{path}: format is {manifest.format!r}; known are {', '.join(get_args(Format))}. "
+            "Upgrade mirror-edge or export again."
+        )
     layers, exit_layer = manifest.target.model.layers, manifest.target.exit_layer
     if not 1 <= exit_layer < layers:
         raise BundleError(
@@ -254,45 +293,24 @@ def _manifest(raw: dict[str, Any], path: Path) -> Manifest:
             )
     graphs = [manifest.target.prefix, manifest.target.exit, manifest.target.suffix]
     graphs += [] if manifest.draft is None else [manifest.draft.graph]
-    for name in (*graphs, "tokenizer.json"):
-        if name not in manifest.files:
+    for name in (*graphs, *manifest.packages, "tokenizer.json"):
+        if not manifest.holds(name):
             raise BundleError(f"{path}: does not list {name}. Export again.")
+    if manifest.format == "coreml" and (unknown := sorted(set(graphs) - set(manifest.packages))):
+        raise BundleError(f"{path}: packages does not describe {unknown[0]}. Export again.")
     return manifest
 
 
 def _model(raw: object, path: Path, where: str) -> ModelSpec:
-    model = ModelSpec(**_fields(ModelSpec, raw, path, where))
-    for field, allowed in (
+    model = ModelSpec(**checked(ModelSpec, raw, path, where))
+    for name, allowed in (
         ("precision", get_args(Precision)),
         ("cache", get_args(CacheStyle)),
         ("dtype", ("float32", "float16")),
     ):
-        if getattr(model, field) not in allowed:
+        if getattr(model, name) not in allowed:
             raise BundleError(
-                f"{path}: {where}.{field} is {getattr(model, field)!r}; "
+                f"{path}: {where}.{name} is {getattr(model, name)!r}; "
                 f"known are {', '.join(allowed)}. Upgrade mirror-edge or export again."
             )
     return model
-
-
-_JSON_TYPES = {"int": int, "str": str}
-_T = TypeVar("_T")
-
-
-def _fields(kind: type[_T], raw: object, path: Path, where: str) -> dict[str, Any]:
-    """The fields of `kind` out of `raw`; a missing, foreign or mistyped one is refused by name."""
-    if not isinstance(raw, dict):
-        raise BundleError(f"{path}: {where} must be an object. Export again.")
-    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if foreign := sorted(set(raw) - set(known)):
-        raise BundleError(f"{path}: {where} has unknown fields {', '.join(foreign)}.")
-    for name, field in known.items():
-        if name not in raw:
-            if field.default is dataclasses.MISSING:
-                raise BundleError(f"{path}: {where}.{name} is missing. Export again.")
-            continue
-        wanted = _JSON_TYPES.get(str(field.type))
-        value = raw[name]
-        if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
-            raise BundleError(f"{path}: {where}.{name} must be {field.type}, not {value!r}.")
-    return dict(raw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from mirror_edge.errors import DeviceError
 
 if TYPE_CHECKING:
-    from mirror_edge.bundle import Bundle
+    from mirror_edge.bundle import Bundle, Format
     from mirror_edge.protocols import DraftGraph, Target
     from mirror_edge.trace import Trace
 
@@ -18,24 +19,33 @@ __all__ = ["Device", "Runtime", "available_memory", "runtime_for"]
 
 ENTRY_POINTS = "mirror_edge.runtimes"
 
+_HINTS: dict[Format, str] = {
+    "onnx": "use cpu, or export with --format coreml",
+    "coreml": "use coreml:gpu and coreml:ane, or export with --format onnx",
+}
+
 
 @dataclass(frozen=True)
 class Device:
-    """A place to run a graph: a kind (``cpu``), and for the CPU the cores it is confined to."""
+    """A place to run a graph: a kind, and within it cores (``cpu:0-3``) or a unit (``coreml:gpu``).
+
+    Without a unit the runtime chooses one.
+    """
 
     kind: str
     cores: tuple[int, ...] = ()
+    unit: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Device:
-        """``cpu``, ``cpu:0``, ``cpu:0-3`` or ``cpu:0,2``; other kinds are a bare name.
+        """``cpu``, ``cpu:0``, ``cpu:0-3`` or ``cpu:0,2``; other kinds by name, ``kind:unit``.
 
         Raises:
             DeviceError: for cores that are no numbers or that this process may not use.
         """
         kind, _, detail = text.partition(":")
         if kind != "cpu" or not detail:
-            return cls(text)
+            return cls(kind, unit=detail)
         if not hasattr(os, "sched_setaffinity"):
             raise DeviceError(
                 f"device {text!r}: this system cannot confine threads to cores. Write cpu."
@@ -61,11 +71,15 @@ class Device:
 
     def __str__(self) -> str:
         """As `parse` reads it."""
-        return f"{self.kind}:{','.join(map(str, self.cores))}" if self.cores else self.kind
+        detail = ",".join(map(str, self.cores)) or self.unit
+        return f"{self.kind}:{detail}" if detail else self.kind
 
 
 class Runtime(Protocol):
     """Opens the graphs of a bundle on devices it knows. Found by entry point."""
+
+    formats: Collection[str]
+    """The formats of bundles that it runs; see `Manifest.format`."""
 
     def draft_process(self, device: Device) -> bool:
         """Whether a draft on `device` had better be in a child process.
@@ -83,11 +97,11 @@ class Runtime(Protocol):
         ...
 
 
-def runtime_for(device: Device) -> Runtime:
+def runtime_for(device: Device, format: Format) -> Runtime:
     """The runtime registered for this kind of device.
 
     Raises:
-        DeviceError: for a kind nobody registered.
+        DeviceError: for a kind nobody registered, or whose runtime does not run this format.
     """
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if device.kind not in found:
@@ -95,6 +109,11 @@ def runtime_for(device: Device) -> Runtime:
             f"device {device.kind!r} is not known; known are {', '.join(sorted(found))}."
         )
     runtime: Runtime = found[device.kind].load()()
+    if format not in runtime.formats:
+        raise DeviceError(
+            f"device {str(device)!r} runs {' and '.join(runtime.formats)} graphs, and this "
+            f"bundle's are {format}; {_HINTS[format]}."
+        )
     return runtime
 
 

@@ -123,7 +123,7 @@ def _open(folder: Path, device: Device, threads: int, trace: Trace) -> tuple[Mod
     if device.cores:
         os.sched_setaffinity(0, device.cores)
     bundle = bundles.read(folder, verify=False)
-    graph = runtime_for(device).open_draft(bundle, device, threads, trace)
+    graph = runtime_for(device, bundle.manifest.format).open_draft(bundle, device, threads, trace)
     drafter, pace = ModelDrafter(graph, clock=time.perf_counter), 0.0
     for token in range(2):
         began = time.perf_counter()

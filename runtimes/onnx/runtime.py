@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class OnnxRuntime:
     """Opens graphs on ONNX Runtime's CPU provider."""
 
+    formats = ("onnx",)
+
     def draft_process(self, device: Device) -> bool:
         """See `Runtime.draft_process`: the CPU provider is safe, and releases the GIL."""
         del device

@@ -23,8 +23,10 @@ CPU = Device("cpu")
 
 
 class Runtime:
+    formats = ("onnx",)
+
     def __init__(self) -> None:
-        self._cpu = runtime_for(CPU)
+        self._cpu = runtime_for(CPU, "onnx")
 
     def draft_process(self, device: Device) -> bool:
         return device.kind == "faulty"

@@ -26,6 +26,7 @@ def _five_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cpu:8,1-2", "cpu", (8, 1, 2), "cpu:8,1,2"),
         ("cpu:2-2", "cpu", (2,), "cpu:2"),
         ("webgpu", "webgpu", (), "webgpu"),
+        ("coreml", "coreml", (), "coreml"),
     ],
 )
 def test_a_device_is_read_and_written(
@@ -35,6 +36,12 @@ def test_a_device_is_read_and_written(
     assert device == Device(kind, cores)
     assert str(device) == name
     assert Device.parse(name) == device
+
+
+def test_a_device_may_have_a_unit() -> None:
+    device = Device.parse("coreml:gpu")
+    assert device == Device("coreml", unit="gpu")
+    assert str(device) == "coreml:gpu"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +71,8 @@ class FakePoint:
 class FakeRuntime:
     """A runtime of another package."""
 
+    formats = ("onnx",)
+
 
 def test_a_runtime_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     def points(*, group: str) -> list[Any]:
@@ -71,13 +80,17 @@ def test_a_runtime_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) 
         return [FakePoint("tpu", FakeRuntime), FakePoint("abacus", FakeRuntime)]
 
     monkeypatch.setattr(devices, "entry_points", points)
-    assert isinstance(runtime_for(Device("tpu", (0,))), FakeRuntime)
+    assert isinstance(runtime_for(Device("tpu", (0,)), "onnx"), FakeRuntime)
     with pytest.raises(DeviceError, match="device 'gpu' is not known; known are abacus, tpu"):
-        runtime_for(Device("gpu"))
+        runtime_for(Device("gpu"), "onnx")
+    with pytest.raises(
+        DeviceError, match=r"'tpu:1' runs onnx graphs, and this bundle's are coreml"
+    ):
+        runtime_for(Device("tpu", unit="1"), "coreml")
 
 
 def test_the_cpu_is_registered() -> None:
-    runtime = runtime_for(Device("cpu"))
+    runtime = runtime_for(Device("cpu"), "onnx")
     assert callable(runtime.open_target)
     assert callable(runtime.open_draft)
 

@@ -1,0 +1,29 @@
+"""Other people's code, run without its prints, progress bars, log records and warnings."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TextIO
+
+__all__ = ["quiet"]
+
+
+@contextlib.contextmanager
+def quiet(lines: TextIO | None = None) -> Iterator[None]:
+    """Keep the screen clear; what would be printed goes to `lines`, if given."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            contextlib.redirect_stdout(lines or io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

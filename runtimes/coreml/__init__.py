@@ -1,0 +1,1 @@
+"""Core ML: programs on Apple's devices or in numpy, and the target and draft made of them."""

@@ -1,0 +1,31 @@
+"""coremltools, imported when it is needed and without its remarks."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from typing import Any
+
+from mirror_edge.errors import MissingExtraError
+
+__all__ = ["coremltools"]
+
+
+def coremltools() -> Any:
+    """The package.
+
+    Raises:
+        MissingExtraError: where it is not installed.
+    """
+    # It logs what it cannot do away from macOS, and which torch it was not tested with.
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module("coremltools")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Core ML packages need {error.name or 'coremltools'}, which is not installed. "
+            "Install it with: pip install 'mirror-edge[coreml]'"
+        ) from error

@@ -1,0 +1,45 @@
+"""Where Core ML means to run the operators of a package: macOS only, never run by us."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mirror_edge.errors import DeviceError
+from mirror_edge.runtimes.coreml.library import coremltools
+from mirror_edge.runtimes.coreml.program import UNITS, refuse_unit
+
+__all__ = ["placement"]
+
+_DEVICES = {"CPU": "cpu", "GPU": "gpu", "NeuralEngine": "ane"}
+
+
+def placement(package: Path, unit: str) -> dict[str, dict[str, int]]:
+    """How many operators of each function of `package` go to which device, by an `MLComputePlan`.
+
+    Raises:
+        DeviceError: away from macOS, or when Core ML has no plan.
+    """
+    refuse_unit(unit)
+    tools = coremltools()
+    try:
+        compiled = tools.models.utils.compile_model(str(package))
+        plan = tools.models.compute_plan.MLComputePlan.load_from_path(
+            path=str(compiled), compute_units=tools.ComputeUnit[UNITS[unit]]
+        )
+        functions = plan.model_structure.program.functions
+        return {name: _counted(plan, function) for name, function in functions.items()}
+    except Exception as error:
+        raise DeviceError(f"{package}: Core ML has no plan for it: {error}") from error
+
+
+def _counted(plan: Any, function: Any) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for operation in function.block.operations:
+        usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
+        if usage is not None:  # a constant runs nowhere
+            name = type(usage.preferred_compute_device).__name__
+            device = name.removeprefix("ML").removesuffix("ComputeDevice")
+            counts[_DEVICES.get(device, device)] += 1
+    return dict(counts)

@@ -1,0 +1,48 @@
+"""Core ML as a `Runtime`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mirror_edge.runtimes.coreml.draft import CoreMLDraft
+from mirror_edge.runtimes.coreml.program import EVALUATOR, refuse_unit
+from mirror_edge.runtimes.coreml.target import CoreMLTarget
+
+if TYPE_CHECKING:
+    from mirror_edge.bundle import Bundle
+    from mirror_edge.devices import Device
+    from mirror_edge.trace import Trace
+
+
+class CoreMLRuntime:
+    """Opens packages on Apple's devices: the target on the GPU, the draft on the Neural Engine."""
+
+    formats = ("coreml",)
+
+    def draft_process(self, device: Device) -> bool:
+        """See `Runtime.draft_process`: Core ML is not known to release the GIL."""
+        return device.unit != EVALUATOR
+
+    def open_target(
+        self,
+        bundle: Bundle,
+        device: Device,
+        threads: int,  # noqa: ARG002
+        trace: Trace,
+    ) -> CoreMLTarget:
+        """See `Runtime.open_target`; Core ML has threads of its own."""
+        unit = device.unit or "gpu"
+        refuse_unit(unit)
+        return CoreMLTarget(bundle, unit, trace)
+
+    def open_draft(
+        self,
+        bundle: Bundle,
+        device: Device,
+        threads: int,  # noqa: ARG002
+        trace: Trace,
+    ) -> CoreMLDraft:
+        """See `Runtime.open_draft`."""
+        unit = device.unit or "ane"
+        refuse_unit(unit)
+        return CoreMLDraft(bundle, unit, trace)
