@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,3 +44,15 @@ def with_random_draft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mirr
     bundles.write_manifest(folder, "random draft", spec.target, spec.draft)
     with mirror_edge.load(folder, target_threads=1, draft_threads=1) as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def quick_conversions() -> Iterator[None]:
+    """Spare coremltools its checks between passes, and walks through all that torch has loaded."""
+    from coremltools.converters.mil.mil import Program
+
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Program, "validate", lambda *_, **__: None)
+        yield
+    gc.unfreeze()

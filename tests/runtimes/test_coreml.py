@@ -28,7 +28,10 @@ EVALUATED = {"target_device": "coreml:evaluator", "draft_device": "coreml:evalua
 
 
 @pytest.fixture(scope="module")
-def coreml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def coreml(
+    tmp_path_factory: pytest.TempPathFactory,
+    quick_conversions: None,  # noqa: ARG001
+) -> Path:
     """The demo pair as Core ML packages, fp32, out of its ONNX bundle."""
     from mirror_edge.export import export
 
