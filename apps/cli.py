@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from mirror_edge.apps import program
+from mirror_edge.apps.bench.command import bench_command
 from mirror_edge.apps.chat import chat_command
 from mirror_edge.apps.coverage import coverage_command
 from mirror_edge.apps.distill import distill_command
@@ -29,6 +30,7 @@ app.command("distill")(distill_command)
 app.command("inspect")(inspect_command)
 app.command("coverage")(coverage_command)
 app.command("synth")(synth_command)
+app.command("bench")(bench_command)
 app.command("trace")(trace_command)
 app.command("simulate")(simulate_command)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from mirror_edge.apps.timeline import THREADS, Mark, Slice, Timeline
 
-__all__ = ["page", "svg"]
+__all__ = ["COLOURS", "STYLE", "figures", "page", "svg"]
 
 _WIDTH, _LEFT, _LANE, _TOP = 1200.0, 110.0, 24.0, 18.0
 _STEPS_A_LINE = 6
-_COLOURS = {
+COLOURS = {
     "prefix": "#2a78d6",
     "exit": "#1baf7a",
     "suffix": "#184f95",
@@ -28,7 +28,7 @@ _COLOURS = {
 }
 _INNER = frozenset({"forward", "wait for the rollout"})
 """Drawn smaller, inside what they are part of."""
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em;
   color: #222; background: #fff }
 svg { display: block; width: 100%; height: auto; margin: 0 0 1em }
@@ -50,13 +50,13 @@ def page(timeline: Timeline, title: str, figures: dict[str, str]) -> str:
     shown = {one.name for one in timeline.slices}
     key = "".join(
         f'<span class="key" style="background:{colour}"></span>{escape(name)}'
-        for name, colour in _COLOURS.items()
+        for name, colour in COLOURS.items()
         if name in shown
     )
     lines = "\n".join(svg(timeline, start, end) for start, end in _lines(timeline))
     return (
         '<!DOCTYPE html>\n<html xmlns="http://www.w3.org/1999/xhtml" lang="en">\n<head>'
-        f'<meta charset="utf-8"/><title>{escape(title)}</title>\n<style>{_STYLE}</style></head>\n'
+        f'<meta charset="utf-8"/><title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n'
         f"<body>\n<h1>{escape(title)}</h1>\n<table>{rows}</table>\n<p>{key}</p>\n"
         f"{lines}\n</body>\n</html>\n"
     )
@@ -79,7 +79,7 @@ def svg(timeline: Timeline, start: float, end: float) -> str:
         parts.append(f'<text x="0" y="{y + 15:g}">{thread}</text>')
         parts.append(_line(_LEFT, _WIDTH, y + _LANE - 1, y + _LANE - 1))
     for one in timeline.slices:
-        drawn = one.start < end and one.end > start and one.name in _COLOURS
+        drawn = one.start < end and one.end > start and one.name in COLOURS
         if drawn:
             parts.append(_rectangle(one, x(one.start), x(one.end)))
     for step in timeline.steps:
@@ -114,7 +114,7 @@ def _rectangle(one: Slice, left: float, right: float) -> str:
     said = f"{one.name}, {(one.end - one.start) * 1e3:.3f} ms"
     return (
         f'<rect x="{left:.2f}" y="{y:g}" width="{max(right - left - 0.5, 0.5):.2f}" '
-        f'height="{_LANE - 2 * inset - 1:g}" fill="{_COLOURS[one.name]}">'
+        f'height="{_LANE - 2 * inset - 1:g}" fill="{COLOURS[one.name]}">'
         f"<title>{escape(said)}</title></rect>"
     )
 

@@ -88,25 +88,13 @@ def write(
     Raises:
         OptionError: for a file that cannot be written.
     """
+    from mirror_edge.apps import output as files
     from mirror_edge.apps.picture import figures, page
     from mirror_edge.apps.timeline import chrome_trace
 
     found = stats.as_dict()
     if output is not None:
         about = {"title": title, "stats": found}
-        _replace(output, json.dumps(chrome_trace(timeline, about)))
+        files.write(output, json.dumps(chrome_trace(timeline, about)))
     if html is not None:
-        _replace(html, page(timeline, title, figures(found)))
-
-
-def _replace(path: Path, content: str) -> None:
-    """Write the whole file or nothing."""
-    from mirror_edge.errors import OptionError
-
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(content, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OptionError(f"{path}: cannot be written ({error.strerror}).") from error
+        files.write(html, page(timeline, title, figures(found)))

@@ -15,6 +15,7 @@ from typing import Any, Self, TypedDict, Unpack
 from mirror_edge import bundle as bundles
 from mirror_edge.answer import Answer, Decoder
 from mirror_edge.controller import Controller
+from mirror_edge.costs import Costs
 from mirror_edge.decode import decode
 from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
 from mirror_edge.driving import drive, run
@@ -23,7 +24,7 @@ from mirror_edge.lanes import ThreadLane
 from mirror_edge.measuring import measure
 from mirror_edge.memory import plan_memory
 from mirror_edge.ngram import NgramDrafter
-from mirror_edge.policy import Speculation, choices, resolve
+from mirror_edge.policy import DrafterName, Speculation, choices, resolve
 from mirror_edge.process import ProcessDrafter
 from mirror_edge.protocols import Drafter
 from mirror_edge.rollout import ModelDrafter
@@ -185,6 +186,32 @@ class Model:
     def trace(self) -> Trace:
         """What runs when; `keep` has it remember."""
         return self._trace
+
+    def costs(self, drafter: DrafterName = "model") -> Costs | None:
+        """What forwards take on the devices at hand; measured on the first call, in two seconds.
+
+        None for devices that could not be measured.
+
+        Raises:
+            BusyError: while an answer is under way.
+            OptionError: for a draft model that the bundle does not have.
+        """
+        if self._closed:
+            raise ClosedError("the model was closed; load it again.")
+        if drafter not in self._drafters:
+            raise OptionError(f"drafter is {drafter!r}, which {self.bundle.folder} does not have.")
+        found: list[Controller | None] = []
+
+        async def measured() -> None:
+            found.append(await self._controller(drafter, self._drafters[drafter]))
+
+        if not self._busy.acquire(blocking=False):
+            raise BusyError("this model is giving an answer; wait for it or load it twice.")
+        try:
+            run(measured())
+        finally:
+            self._busy.release()
+        return None if found[0] is None else found[0].costs
 
     def tokenize(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
         """The tokens that a prompt becomes; see `generate`."""
