@@ -35,7 +35,7 @@ def bench_command(
         typer.Option(help="In Spec-Bench's format, question.jsonl; left out: twelve of our own."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="So many questions of each group, the first ones.")
+        int | None, typer.Option(min=1, help="So many questions of each group, the first that fit.")
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="How often all of them are asked.")] = 3,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Of a turn's answer.")] = 128,
@@ -72,7 +72,7 @@ def bench_command(
     from mirror_edge.apps import output
     from mirror_edge.apps.bench import energy, machine, peers
     from mirror_edge.apps.bench.contenders import Ours
-    from mirror_edge.apps.bench.questions import SHIPPED, first, read
+    from mirror_edge.apps.bench.questions import SHIPPED, choose, read
     from mirror_edge.apps.bench.roofline import bandwidth, width
     from mirror_edge.apps.bench.rounds import fits
     from mirror_edge.errors import ContextError, OptionError
@@ -80,7 +80,7 @@ def bench_command(
 
     for file in (json_file, html):
         output.check(file)
-    asked = first(read(questions or SHIPPED), limit)
+    asked = read(questions or SHIPPED)
     if peer and temperature:
         raise OptionError("--peer: peers are compared at temperature 0; leave --temperature out.")
     sampling = Sampling(temperature=temperature, seed=seed)
@@ -102,8 +102,10 @@ def bench_command(
         others = [peers.peer(words, text, peer_threads or threads) for words in peer or ()]
         if len({one.name for one in others}) < len(others):
             raise OptionError("--peer: name every peer once.")
-        room = [fits(question, text, model.context, max_new_tokens) for question in asked]
-        if not any(room):
+        chosen, passed = choose(
+            asked, limit, lambda one: fits(one, text, model.context, max_new_tokens)
+        )
+        if not chosen:
             raise ContextError(
                 f"no question fits into the context of {model.context:,} tokens with answers of "
                 f"{max_new_tokens:,}; lower --max-new-tokens."
@@ -114,7 +116,7 @@ def bench_command(
             "planted": machine.planted(folder),
             "machine": machine.about(target_device, draft_device),
             "questions": str(questions) if questions else "those that come with mirror-edge",
-            "left_out": [one.line for one, fit in zip(asked, room, strict=True) if not fit],
+            "left_out": [question.line for question in passed],
             "settings": {
                 "modes": [one.name for one in ours],
                 "peers": peer or [],
@@ -137,7 +139,7 @@ def bench_command(
         meter = energy.find()
         about["energy"] = meter if isinstance(meter, str) else "processor packages, by RAPL"
         measured = _measure(
-            [one for one, fit in zip(asked, room, strict=True) if fit],
+            chosen,
             contenders,
             repeat,
             max_new_tokens,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mirror_edge.errors import DataError
 
-__all__ = ["SHIPPED", "Question", "first", "read"]
+__all__ = ["SHIPPED", "Question", "choose", "read"]
 
 SHIPPED = Path(__file__).parent / "questions.jsonl"
 """Twelve questions of our own, two of each group."""
@@ -65,15 +65,19 @@ def read(path: Path) -> list[Question]:
     return list(found.values())
 
 
-def first(questions: Iterable[Question], limit: int | None) -> list[Question]:
-    """The first `limit` questions of every group, in their order; None for all."""
+def choose(
+    questions: Iterable[Question], limit: int | None, fits: Callable[[Question], bool]
+) -> tuple[list[Question], list[Question]]:
+    """The first `limit` questions of every group that fit (None: all), and those passed over."""
     seen: Counter[str] = Counter()
-    kept = []
+    kept, passed = [], []
     for question in questions:
-        seen[question.group] += 1
-        if limit is None or seen[question.group] <= limit:
-            kept.append(question)
-    return kept
+        if limit is not None and seen[question.group] == limit:
+            continue
+        fit = fits(question)
+        seen[question.group] += fit
+        (kept if fit else passed).append(question)
+    return kept, passed
 
 
 def _question(number: int, line: str) -> Question:

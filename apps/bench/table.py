@@ -59,13 +59,21 @@ def heading(figures: dict[str, Any]) -> list[str]:
     if figures["planted"]:
         lines.append("a planted pair: its language is artificial")
     if figures["left_out"]:
-        lines.append(
-            "left out, as too long for the context: lines "
-            + ", ".join(map(str, figures["left_out"]))
-        )
+        lines.append("left out, as too long for the context: lines " + _ranges(figures["left_out"]))
     if figures["interrupted"]:
         lines.append("stopped early: these are the rounds that were complete")
     return lines
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Neighbours put together: 3, 7 to 9."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number])
+    return ", ".join(" to ".join(map(str, ends)) for ends in found)
 
 
 def cell(value: Any, form: str) -> str:

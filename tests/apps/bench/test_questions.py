@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mirror_edge.apps.bench.questions import SHIPPED, first, read
+from mirror_edge.apps.bench.questions import SHIPPED, choose, read
 from mirror_edge.errors import DataError
 
 GOOD: dict[str, Any] = {"question_id": 1, "category": "qa", "turns": ["Why?"]}
@@ -33,9 +33,18 @@ def test_questions_are_read_in_order_with_fields_that_nobody_uses(tmp_path: Path
 
 def test_a_limit_is_of_each_group() -> None:
     shipped = read(SHIPPED)
-    groups = [question.group for question in first(shipped, 1)]
+    chosen, passed = choose(shipped, 1, lambda _: True)
+    groups = [question.group for question in chosen]
     assert groups == ["mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag"]
-    assert first(shipped, None) == shipped
+    assert passed == []
+    assert choose(shipped, None, lambda _: True) == (shipped, [])
+
+
+def test_a_question_that_does_not_fit_makes_room_for_the_next_of_its_group() -> None:
+    shipped = read(SHIPPED)
+    chosen, passed = choose(shipped, 1, lambda question: question.number != 3)
+    assert [question.number for question in passed] == [3]
+    assert [question.number for question in chosen] == [1, 4, 5, 7, 9, 11]
 
 
 @pytest.mark.parametrize(
