@@ -82,7 +82,7 @@ class LlamaCpp:
 
         if not Path(source).is_file():
             raise OptionError(f"{source}: is not {self.source}.")
-        self._model = llama_cpp.Llama(
+        self._model: Any = llama_cpp.Llama(
             source, n_ctx=0, n_threads=threads, n_threads_batch=threads, verbose=False
         )
 

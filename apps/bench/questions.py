@@ -70,7 +70,8 @@ def choose(
 ) -> tuple[list[Question], list[Question]]:
     """The first `limit` questions of every group that fit (None: all), and those passed over."""
     seen: Counter[str] = Counter()
-    kept, passed = [], []
+    kept: list[Question] = []
+    passed: list[Question] = []
     for question in questions:
         if limit is not None and seen[question.group] == limit:
             continue
