@@ -61,6 +61,7 @@ def chat_command(
         target_threads=target_threads,
         draft_threads=draft_threads,
         draft_process=draft_process,
+        on_progress=options.tell,
     ) as model:
         typer.echo(f"{model.bundle.manifest.name}. {HELP}", err=True)
         answering: AnswerOptions = {

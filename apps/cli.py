@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from mirror_edge.apps import program
+from mirror_edge.apps import cache, program
 from mirror_edge.apps.bench.command import bench_command
 from mirror_edge.apps.chat import chat_command
 from mirror_edge.apps.coverage import coverage_command
+from mirror_edge.apps.devices import devices_command
 from mirror_edge.apps.distill import distill_command
 from mirror_edge.apps.export import export_command
 from mirror_edge.apps.generate import generate_command
@@ -29,10 +30,12 @@ app.command("export")(export_command)
 app.command("distill")(distill_command)
 app.command("inspect")(inspect_command)
 app.command("coverage")(coverage_command)
+app.command("devices")(devices_command)
 app.command("synth")(synth_command)
 app.command("bench")(bench_command)
 app.command("trace")(trace_command)
 app.command("simulate")(simulate_command)
+app.add_typer(cache.app, name="cache")
 
 
 def main() -> None:

@@ -64,6 +64,10 @@ def export_command(
         int | None,
         typer.Option(help="Tokens that Core ML programs are made for; 4096 at most unless told."),
     ] = None,
+    draft_for: Annotated[
+        str | None,
+        typer.Option(help="Also write the draft for NPUs of this kind: qnn or openvino."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle.")] = False,
 ) -> None:
     """Make a bundle of a target model and its draft, and check it against both."""
@@ -85,6 +89,7 @@ def export_command(
             exit_rank=exit_rank,
             format=format,
             context=context,
+            draft_for=draft_for,
             force=force,
             on_progress=show,
         )

@@ -81,6 +81,7 @@ def generate_command(
         target_threads=target_threads,
         draft_threads=draft_threads,
         draft_process=draft_process,
+        on_progress=options.tell,
     ) as model:
         result = model.generate(
             asked.prompt,

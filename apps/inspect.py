@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mirror_edge.apps import options
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from rich.table import Table
 
@@ -25,20 +27,28 @@ def inspect_command(
     ] = None,
     placement: Annotated[
         bool,
-        typer.Option("--placement", help="Also say where Core ML means to run what; on macOS."),
+        typer.Option(
+            "--placement",
+            help="Load it, and show which provider runs which graph; for Core ML its own plan.",
+        ),
     ] = False,
+    target_device: options.Device = "auto",
+    draft_device: options.Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a bundle and show what is in it."""
     from mirror_edge import bundle as bundles
+    from mirror_edge.errors import OptionError
     from mirror_edge.memory import plan_memory
 
+    if not placement and (target_device, draft_device) != ("auto", "auto"):
+        raise OptionError("a device only matters with --placement; give that too.")
     read = bundles.read(bundles.demo() if bundle is None else bundle)
     plan = plan_memory(read.manifest)
-    places = _placement(read) if placement else {}
     coverage = None
     if bundles.COVERAGE in read.manifest.files:
         coverage = json.loads(read.file(bundles.COVERAGE).read_text(encoding="utf-8"))
+    places = _placed(read, target_device, draft_device) if placement else {}
     if as_json:
         memory = {**dataclasses.asdict(plan), "total": plan.total}
         manifest = dataclasses.asdict(read.manifest)
@@ -46,23 +56,48 @@ def inspect_command(
         typer.echo(json.dumps({**found, "placement": places} if placement else found))
     else:
         _show(read.manifest, plan, coverage)
-        for name, functions in places.items():
-            for function, counts in functions.items():
-                typer.echo(f"{name} {function}: operators by device {counts}")
+        if placement:
+            _show_placement(places)
 
 
-def _placement(read: Bundle) -> dict[str, dict[str, dict[str, int]]]:
+def _placed(read: Bundle, target_device: str, draft_device: str) -> Mapping[str, Mapping[str, int]]:
+    """How many nodes of each graph run where."""
+    if read.manifest.packages:
+        return _planned(read)
+    from mirror_edge import load
+
+    with load(
+        read.folder,
+        target_device=target_device,
+        draft_device=draft_device,
+        on_progress=options.tell,
+    ) as model:
+        return model.placement
+
+
+def _planned(read: Bundle) -> dict[str, dict[str, int]]:
     """Core ML's own plan: the target on the GPU, the draft on the Neural Engine."""
-    from mirror_edge.errors import OptionError
     from mirror_edge.runtimes.coreml.placement import placement
 
-    packages = read.manifest.packages
-    if not packages:
-        raise OptionError("--placement: is for bundles of Core ML packages; this one has none.")
     return {
-        name: placement(read.file(name), "ane" if name.startswith("draft/") else "gpu")
-        for name in packages
+        f"{name} {function}": counts
+        for name in read.manifest.packages
+        for function, counts in placement(
+            read.file(name), "ane" if name.startswith("draft/") else "gpu"
+        ).items()
     }
+
+
+def _show_placement(placed: Mapping[str, Mapping[str, int]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("graph", "provider", "nodes", "share")
+    for graph, nodes in placed.items():
+        for provider, count in nodes.items():
+            share = count / sum(nodes.values())
+            table.add_row(graph, provider, str(count), f"{share:.0%}")
+    Console().print(table)
 
 
 def _show(manifest: Manifest, plan: MemoryPlan, coverage: dict[str, Any] | None) -> None:

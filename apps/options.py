@@ -41,7 +41,8 @@ Strict = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        help="auto; cpu; cpu:0, cpu:0-3 for these cores only; for Core ML coreml:gpu, coreml:ane."
+        help="auto (the fastest, by trying), cpu, cpu:0-3 for these cores only, or one of those "
+        "that `mirror-edge devices` lists."
     ),
 ]
 DraftProcess = Annotated[
@@ -105,3 +106,8 @@ def speculation(
         drafter=drafter,  # type: ignore[arg-type]
         strict=strict,
     )
+
+
+def tell(line: str) -> None:
+    """What is on, beside the answer."""
+    typer.echo(line, err=True)

@@ -62,6 +62,7 @@ def trace_command(
         target_threads=target_threads,
         draft_threads=draft_threads,
         draft_process=draft_process,
+        on_progress=options.tell,
     ) as model:
         kept = model.trace.keep()
         result = model.generate(

@@ -36,6 +36,7 @@ def export(
     exit_rank: int | None = None,
     format: Format = "onnx",
     context: int | None = None,
+    draft_for: str | None = None,
     force: bool = False,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Exported:
@@ -58,6 +59,9 @@ def export(
     behind several layers, the exit layer is the best of them unless given, and the exit head names
     the tokens that are commonest there. The draft may be ``early-exit``, the target's own layers up
     to the exit, if no folder has that name.
+
+    With `draft_for`, ``qnn`` or ``openvino``, the bundle also holds the draft at fixed shapes, for
+    an NPU.
 
     Raises:
         OptionError: an argument that cannot be honoured.
@@ -105,6 +109,7 @@ def export(
         correction=correction,
         calibrate=calibrate,
         exit_rank=exit_rank,
+        draft_for=draft_for,
         force=force,
         on_progress=progress,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mirror_edge.bundle import ModelSpec
 from mirror_edge.errors import ExportError, OptionError
@@ -83,18 +83,18 @@ def exit_graph(logits: ModelProto, folder: Path, tokens: NDArray[np.int64] | Non
     """Candidates from `hidden`: the best of what `exit_logits` made."""
     graph = copy(logits)
     nodes = graph.graph.node
-    named = "exit/at" if tokens is not None else "exit_ids"
-    nodes.append(helper.make_node("LogSoftmax", ["logits"], ["exit/logprobs"], axis=-1))
-    nodes.append(
-        helper.make_node("TopK", ["exit/logprobs", "top"], ["exit_logprobs", named], axis=-1)
-    )
-    if tokens is not None:
-        stored = weights.store("exit/tokens", tokens, folder / "exit.bin")
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([0]), "exit/first"))
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "exit/axis"))
+    nodes.extend(_candidates())
+    if tokens is None:
+        nodes.append(helper.make_node("Cast", ["exit/at"], ["exit_ids"], to=TensorProto.INT32))
+    else:
+        stored = weights.store("exit/tokens", tokens.astype(np.int32), folder / "exit.bin")
         graph.graph.initializer.append(stored)
-        nodes.append(helper.make_node("Gather", ["exit/tokens", named], ["exit_ids"]))
+        nodes.append(helper.make_node("Gather", ["exit/tokens", "exit/at"], ["exit_ids"]))
     graph.graph.input.append(value("top", TensorProto.INT64, [1]))
     del graph.graph.output[:]
-    graph.graph.output.append(value("exit_ids", TensorProto.INT64, [1, "S", "k"]))
+    graph.graph.output.append(value("exit_ids", TensorProto.INT32, [1, "S", "k"]))
     graph.graph.output.append(value("exit_logprobs", TensorProto.FLOAT, [1, "S", "k"]))
     return graph
 
@@ -120,6 +120,20 @@ def _head(graph: ModelProto) -> NodeProto:
     if found is None:
         raise ExportError("The graph's LM head was not found. This architecture is not supported.")
     return found
+
+
+def _candidates() -> list[NodeProto]:
+    """Where the best of `logits` are, and their log-softmax; GPU providers have the operators."""
+    return [
+        helper.make_node("TopK", ["logits", "top"], ["exit/best", "exit/at"], axis=-1),
+        helper.make_node("Gather", ["exit/best", "exit/first"], ["exit/most"], axis=-1),
+        helper.make_node("Sub", ["logits", "exit/most"], ["exit/below"]),
+        helper.make_node("Exp", ["exit/below"], ["exit/weights"]),
+        helper.make_node("ReduceSum", ["exit/weights", "exit/axis"], ["exit/total"]),
+        helper.make_node("Log", ["exit/total"], ["exit/log_total"]),
+        helper.make_node("Sub", ["exit/best", "exit/most"], ["exit/margin"]),
+        helper.make_node("Sub", ["exit/margin", "exit/log_total"], ["exit_logprobs"]),
+    ]
 
 
 def _correct(

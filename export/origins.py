@@ -105,13 +105,12 @@ def source_logits(source: Source, role: Role, ids: NDArray[np.int64]) -> NDArray
     if source.graph is not None:
         spec = model_spec(source, load(source.graph), {})
         return reference.graph_logits(source.graph, spec, [ids])[0]
-    from mirror_edge.runtimes.onnx.draft import OnnxDraft
-    from mirror_edge.runtimes.onnx.target import OnnxTarget
+    from mirror_edge.runtimes.onnx.runtime import cpu
 
     bundle = bundles.read(source.folder)
     if role == "target":
-        target = OnnxTarget(bundle, Device("cpu"), 1, Trace())
+        target = cpu().open_target(bundle, Device("cpu"), 1, Trace())
         target.prefix(ids.tolist(), 0, 0)
         return target.suffix()
-    draft, rows = OnnxDraft(bundle, Device("cpu"), 1, Trace()), np.arange(len(ids))
+    draft, rows = cpu().open_draft(bundle, Device("cpu"), 1, Trace()), np.arange(len(ids))
     return draft.forward(ids, rows, 0, None, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,8 @@ from mirror_edge.export.exit_head import (
 )
 from mirror_edge.export.exit_layer import rollout_bytes
 from mirror_edge.export.facts import graph_precision
+from mirror_edge.export.fixed import FIXED_KINDS
+from mirror_edge.export.fixed_draft import write_fixed
 from mirror_edge.export.output import refuse_taken, refuse_without_space, whole_folder
 from mirror_edge.export.rotary import room_for_branches
 from mirror_edge.export.source import OnProgress, Source, locate
@@ -102,6 +105,7 @@ def run(
     correction: Correction | None,
     calibrate: Sequence[str | Path],
     exit_rank: int | None,
+    draft_for: str | None,
     force: bool,
     on_progress: OnProgress,
 ) -> Exported:
@@ -127,6 +131,9 @@ def run(
     elif draft_precision is not None:
         there_is = "the draft is the target's own" if early else "there is no --draft to apply to"
         raise OptionError(f"--draft-precision {draft_precision}: {there_is}.")
+    _refuse_fixed(draft_for, guide, early=early)
+    if draft_for is not None and guide is not None:
+        needed += disk_needed(guide, "fp32")
     with whole_folder(output) as folder:
         refuse_without_space(output, needed)
 
@@ -175,6 +182,13 @@ def run(
         elif early:
             draft_spec, off = _own_draft(one, leave, logits)
         deviations |= off
+        if draft_for is not None and two is not None and draft_spec is not None:
+            exact = two
+            if two.spec.precision != "fp32":
+                at = folder / "exact"
+                exact = whole("draft", two.source, tokenizer, at, "fp32", on_progress)
+            draft_spec, off = _at_fixed_shapes(folder, target_spec, draft_spec, exact)
+            deviations |= off
         on_progress("Cutting the graphs", 1.0)
 
         on_progress("Writing the bundle", 0.0)
@@ -238,6 +252,35 @@ def _draft(model: Whole, streams: Streams | None) -> tuple[DraftSpec, dict[str, 
     (folder / "full.onnx").unlink()
     name = "draft, with trees" + (" and streams" if count else "")
     return DraftSpec(spec, count, layers, rows), {name: deviation}
+
+
+def _at_fixed_shapes(
+    folder: Path, target: TargetSpec, draft: DraftSpec, exact: Whole
+) -> tuple[DraftSpec, dict[str, float]]:
+    """Write and check the draft's graphs for NPUs, from its graph in float32."""
+    free = draft
+    if exact.folder.name == "exact":
+        free, _ = _draft(exact, Streams.read(exact.source.folder))
+        free = replace(free, graph="exact/draft.onnx")
+    fixed, off = write_fixed(folder, target, draft, exact, free)
+    shutil.rmtree(folder / "exact", ignore_errors=True)
+    return replace(draft, fixed=fixed), {"draft, at fixed shapes": off}
+
+
+def _refuse_fixed(draft_for: str | None, draft: Source | None, *, early: bool) -> None:
+    if draft_for is None:
+        return
+    option = f"--draft-for {draft_for}"
+    if draft_for not in FIXED_KINDS:
+        raise OptionError(f"{option}: must be one of {', '.join(FIXED_KINDS)}.")
+    if draft is None:
+        there_is = "the draft is the target's own" if early else "there is no --draft to apply to"
+        raise OptionError(f"{option}: {there_is}.")
+    if draft.graph is not None and graph_precision(load(draft.graph)) != "fp32":
+        raise OptionError(
+            f"{option}: {draft.folder} is an ONNX graph with quantised weights, and NPU graphs are "
+            "made from those in float32. Give the checkpoint."
+        )
 
 
 def _rollout(draft: Whole | None) -> float:

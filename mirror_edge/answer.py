@@ -19,7 +19,7 @@ from mirror_edge.protocols import Clock, Drafter, Lane, Planner, Target
 from mirror_edge.sampling import Sampler
 from mirror_edge.stats import Stats
 from mirror_edge.trace import Trace
-from mirror_edge.verify import Verdict, verify
+from mirror_edge.verify import Verdict, verify, verify_greedy
 
 __all__ = ["Answer", "Decoder", "FinishReason", "Rollout"]
 
@@ -161,7 +161,11 @@ class Answer:
 
     def suffix(self) -> Verdict:
         """Take it through layers E+1..N: what the target says to it."""
-        verdict = verify(self.on.target.suffix(), self.tokens, self.drafted, self.sampler)
+        target, sampler = self.on.target, self.sampler
+        if sampler.is_greedy:
+            verdict = verify_greedy(target.likeliest(), self.drafted)
+        else:
+            verdict = verify(target.suffix(), self.tokens, self.drafted, sampler)
         self.passed = self.on.clock() - self.passing
         return verdict
 

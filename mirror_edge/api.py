@@ -14,6 +14,7 @@ from typing import Any, Self, TypedDict, Unpack
 
 from mirror_edge import bundle as bundles
 from mirror_edge.answer import Answer, Decoder
+from mirror_edge.choosing import choose
 from mirror_edge.controller import Controller
 from mirror_edge.costs import Costs
 from mirror_edge.decode import decode
@@ -86,33 +87,39 @@ def load(
     draft_threads: int | None = None,
     draft_process: bool | None = None,
     verify: bool = True,
+    on_progress: Callable[[str], None] | None = None,
 ) -> Model:
     """Load a bundle (by default the pair that comes with the package) onto its devices.
 
-    A device is `cpu`, or `cpu:0`, `cpu:0-3` to confine it to cores; by default the draft has one
-    thread there and the target the other cores, one at least. A bundle for Core ML runs on
-    `coreml:gpu`, `coreml:ane`, `coreml:cpu` or `coreml:all`. `auto` is the CPU for ONNX graphs, and
-    for Core ML the GPU for the target and the Neural Engine for the draft. With `draft_process` the
+    A device is `cpu`, or `cpu:0`, `cpu:0-3` to confine it to cores, or one of those that
+    `mirror-edge devices` lists; `auto` takes the fastest, by what is measured once. A bundle for
+    Core ML runs on `coreml:gpu`, `coreml:ane`, `coreml:cpu` or `coreml:all`; there `auto` is the
+    GPU for the target and the Neural Engine for the draft. By default the draft has one thread of
+    the CPU and the target the other cores, one at least. With `draft_process` the
     draft lives in a child process, so that answers survive it; None leaves this to its device.
-    With `verify` the SHA-256 of every file is checked.
+    With `verify` the SHA-256 of every file is checked. `on_progress` hears, a line each, what
+    takes long and what was chosen.
 
     Raises:
         BundleError: for a damaged or unknown bundle.
-        DeviceError: for an unknown device, or too little memory.
+        DeviceError: for a device that is unknown, absent or cannot run all of a graph, or too
+            little memory.
     """
     read = bundles.read(bundles.demo() if bundle is None else Path(bundle), verify=verify)
-    return Model(
-        read,
-        _device(target_device, read),
-        _device(draft_device, read),
-        target_threads,
-        draft_threads,
-        draft_process,
-    )
+    say = on_progress or (lambda _: None)
+    choice = choose(read, target_device, draft_device, say)
+    if choice.reason:
+        say(choice.reason)
+    model = Model(read, choice.target, choice.draft, target_threads, draft_threads, draft_process)
+    model.choice = choice.reason
+    return model
 
 
 class Model:
     """A loaded bundle. Gives one answer at a time; a context manager that frees the devices."""
+
+    choice = ""
+    """Which devices `auto` took and why, in one line; empty if there was nothing to choose."""
 
     def __init__(
         self,
@@ -176,6 +183,11 @@ class Model:
     def context(self) -> int:
         """Prompt and answer together have at most so many tokens."""
         return self._target.context
+
+    @property
+    def placement(self) -> Mapping[str, Mapping[str, int]]:
+        """How many nodes of each graph run on which provider."""
+        return self._trace.placed
 
     @property
     def has_draft(self) -> bool:
@@ -374,8 +386,3 @@ class Model:
                 return None
             self._controllers[name] = Controller(costs)
         return self._controllers[name]
-
-
-def _device(text: str, bundle: bundles.Bundle) -> Device:
-    usual = {"onnx": "cpu", "coreml": "coreml"}[bundle.manifest.format]
-    return Device.parse(usual if text == "auto" else text)

@@ -26,6 +26,7 @@ __all__ = [
     "CacheStyle",
     "DraftSpec",
     "FileSpec",
+    "FixedSpec",
     "Format",
     "Manifest",
     "ModelSpec",
@@ -87,6 +88,23 @@ class TargetSpec:
 
 
 @dataclass(frozen=True)
+class FixedSpec:
+    """The draft's graphs of fixed shapes, for NPUs: one for prompts, one for rollouts."""
+
+    context: int
+    slots: int
+    """Rows of the cache, branches included."""
+    chunk: int
+    """Rows of the graph for prompts."""
+    rows: int
+    """Rows of the graph for rollouts."""
+    streamed: int
+    """How many of these have streams."""
+    prefill: str = "draft/fixed_prefill.onnx"
+    rollout: str = "draft/fixed_rollout.onnx"
+
+
+@dataclass(frozen=True)
 class DraftSpec:
     """The draft: one graph, with `streams` stream rows a main row (0: a plain draft)."""
 
@@ -99,6 +117,7 @@ class DraftSpec:
     shared_bytes: int = 0
     """Of the target's weights, which a draft out of the target's own layers uses too."""
     graph: str = "draft/draft.onnx"
+    fixed: FixedSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -257,6 +276,8 @@ def _manifest(raw: dict[str, Any], path: Path) -> Manifest:
     if draft is not None:
         draft = checked(DraftSpec, draft, path, "draft")
         draft["model"] = _model(draft["model"], path, "draft.model")
+        if draft.get("fixed") is not None:
+            draft["fixed"] = FixedSpec(**checked(FixedSpec, draft["fixed"], path, "draft.fixed"))
     files = fields["files"]
     if not isinstance(files, dict):
         raise BundleError(f"{path}: files must be an object. Export again.")
@@ -292,7 +313,10 @@ def _manifest(raw: dict[str, Any], path: Path) -> Manifest:
                 f"{guide.stream_layers} of its {guide.model.layers} layers. Export again."
             )
     graphs = [manifest.target.prefix, manifest.target.exit, manifest.target.suffix]
-    graphs += [] if manifest.draft is None else [manifest.draft.graph]
+    if manifest.draft is not None:
+        graphs.append(manifest.draft.graph)
+        if (fixed := manifest.draft.fixed) is not None:
+            graphs += [fixed.prefill, fixed.rollout]
     for name in (*graphs, *manifest.packages, "tokenizer.json"):
         if not manifest.holds(name):
             raise BundleError(f"{path}: does not list {name}. Export again.")

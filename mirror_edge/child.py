@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -42,6 +43,8 @@ class Child:
         """Start it."""
         self.pace: deque[float] = deque(maxlen=_RECENT)
         """Seconds a row that the last calls took."""
+        self.placed: dict[str, dict[str, int]] = {}
+        """How many nodes of each graph run on which provider, once it is open."""
         self._device = device
         command = [sys.executable, "-P", "-m", "mirror_edge.draft_server"]
         self.process, connection = _spawn([*command, str(folder), str(device), str(threads)])
@@ -61,6 +64,10 @@ class Child:
         if said.kind is not Kind.READY or len(said.floats) != 1:
             raise DeviceError(f"{self._device}: the draft did not open: it answered nonsense.")
         self.pace.append(said.floats[0])
+        try:
+            self.placed = json.loads(said.as_text())
+        except ValueError:
+            raise DeviceError(f"{self._device}: the draft told nonsense of its nodes.") from None
 
     def ask(self, message: Message, rows: int, dropped: Dropped | None = None) -> Message:
         """The reply to a call that feeds so many rows and may take `message.floats[0]` seconds.

@@ -103,6 +103,7 @@ async def decode(answer: Answer) -> AsyncIterator[Said]:
         answer.planned = answer.controller.plan(answer.choices)
     answer.draft.read(answer.tokens)
     kept = await asyncio.wrap_future(lane.start("prefill", answer.reuse))
+    stats.placed = on.trace.placed
     stats.prompt_tokens = len(answer.tokens)
     stats.prefilled_tokens = len(answer.tokens) - kept
     while (said := await asyncio.wrap_future(lane.start("prefill", prefill, answer))) is None:

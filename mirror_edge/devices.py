@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from mirror_edge.errors import DeviceError
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from mirror_edge.protocols import DraftGraph, Target
     from mirror_edge.trace import Trace
 
-__all__ = ["Device", "Runtime", "available_memory", "runtime_for"]
+__all__ = ["Device", "Found", "Role", "Runtime", "all_devices", "available_memory", "runtime_for"]
 
 ENTRY_POINTS = "mirror_edge.runtimes"
+
+Role = Literal["target", "draft"]
 
 _HINTS: dict[Format, str] = {
     "onnx": "use cpu, or export with --format coreml",
@@ -38,7 +40,7 @@ class Device:
 
     @classmethod
     def parse(cls, text: str) -> Device:
-        """``cpu``, ``cpu:0``, ``cpu:0-3`` or ``cpu:0,2``; other kinds by name, ``kind:unit``.
+        """``cpu``, ``cpu:0``, ``cpu:0-3`` or ``cpu:0,2``; other kinds by name or ``kind:unit``.
 
         Raises:
             DeviceError: for cores that are no numbers or that this process may not use.
@@ -75,11 +77,43 @@ class Device:
         return f"{self.kind}:{detail}" if detail else self.kind
 
 
+@dataclass(frozen=True)
+class Found:
+    """A device of this machine, or what stands in the way of one."""
+
+    name: str
+    """As `Device.parse` takes it."""
+    provider: str
+    """What drives it."""
+    package: str
+    version: str = ""
+    type: str = ""
+    """npu, gpu or cpu."""
+    vendor: str = ""
+    memory: str = ""
+    """Of its own, where known."""
+    formats: tuple[Format, ...] = ("onnx",)
+    """Of bundles that it runs."""
+    roles: tuple[Role, ...] = ("target", "draft")
+    """What it can be used for."""
+    usable: bool = False
+    emulated: bool = False
+    """Whether it only stands for a real one, in tests."""
+    driver: str = ""
+    """What else the system tells of it."""
+    note: str = ""
+    """What is missing, or what to know about it."""
+
+
 class Runtime(Protocol):
-    """Opens the graphs of a bundle on devices it knows. Found by entry point."""
+    """Opens the graphs of a bundle on one kind of device. Found by entry point."""
 
     formats: Collection[str]
     """The formats of bundles that it runs; see `Manifest.format`."""
+
+    def devices(self) -> list[Found]:
+        """The devices of this kind; without any, one line that says how to get one."""
+        ...
 
     def draft_process(self, device: Device) -> bool:
         """Whether a draft on `device` had better be in a child process.
@@ -115,6 +149,12 @@ def runtime_for(device: Device, format: Format) -> Runtime:
             f"bundle's are {format}; {_HINTS[format]}."
         )
     return runtime
+
+
+def all_devices() -> list[Found]:
+    """The devices of all registered kinds, and what stands in the way of others."""
+    points = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    return [found for point in points for found in point.load()().devices()]
 
 
 def usable_cores() -> frozenset[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import json
 import os
 import signal
 import socket
@@ -53,7 +54,8 @@ def main() -> None:
             wire.send(Message.text(Kind.FAILED, 0, str(error)))
             return
         _end_after(None)
-        wire.send(Message(Kind.READY, 0, (), (pace,)))
+        placed = json.dumps(trace.placed).encode()
+        wire.send(Message(Kind.READY, 0, list(placed), (pace,)))
         serve(wire, drafter, trace)
         drafter.close()
 

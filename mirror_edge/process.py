@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
@@ -193,4 +194,5 @@ class ProcessDrafter:
             child.process.wait()
             child.release()
             raise
+        self._trace.placed |= {name: Counter(nodes) for name, nodes in child.placed.items()}
         return child

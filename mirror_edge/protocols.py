@@ -58,6 +58,13 @@ class Target(Protocol):
         """
         ...
 
+    def likeliest(self) -> NDArray[np.int64]:
+        """The likeliest tokens [len(window)] instead of the logits of `suffix`.
+
+        This is all that a greedy answer needs, and all that has to leave the device then.
+        """
+        ...
+
     def close(self) -> None:
         """Release the device."""
         ...

@@ -107,6 +107,11 @@ class Sampler:
         return len(self._ids)
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is all that counts."""
+        return self.sampling.temperature == 0.0 and not self.needs_history
+
+    @property
     def needs_history(self) -> bool:
         """Whether `choose` must be told the tokens before each row."""
         return self.sampling.repetition_penalty != 1.0

@@ -11,7 +11,7 @@ from mirror_edge.policy import Mode
 from mirror_edge.trace import Span, covered, overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["DraftRecord", "Stats", "StepRecord"]
 
@@ -49,6 +49,12 @@ class StepRecord:
     """Of the serial draft: after a miss, and in every `sd` step."""
     host: float
     """Time in which no device session ran, hand-overs included."""
+    busy: Mapping[str, float]
+    """How long each graph ran."""
+    sent: int
+    """Bytes that went to devices' own memory."""
+    read: int
+    """Bytes that came back from it."""
 
     @classmethod
     def of(
@@ -96,6 +102,11 @@ class StepRecord:
             hidden=overlap(suffix, rollout),
             fresh=covered(call for call in calls if call.name == "fresh"),
             host=max(0.0, ended - began - covered(inside)),
+            busy={
+                name: covered(r for r in runs if r.name == name) for name in {r.name for r in runs}
+            },
+            sent=sum(run.sent for run in runs),
+            read=sum(run.read for run in runs),
         )
 
 
@@ -137,6 +148,8 @@ class Stats:
     draft_lapses: int = 0
     """How often the target went on alone because the draft took too long."""
     steps: list[StepRecord] = field(default_factory=list)
+    placed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How many nodes of each graph run on which provider."""
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as plain JSON values; ratios without a denominator are None."""
@@ -174,7 +187,27 @@ class Stats:
             "draft_losses": list(self.draft_losses),
             "draft_restarts": self.draft_restarts,
             "draft_lapses": self.draft_lapses,
+            "placement": {graph: _shares(nodes) for graph, nodes in self.placed.items()},
+            "time_by_provider": _shares(self._times()),
+            "bytes_per_step": {
+                name: _ratio(sum(getattr(s, name) for s in steps), len(steps))
+                for name in ("sent", "read")
+            },
         }
+
+    def _times(self) -> dict[str, float]:
+        """How long each provider ran; a graph's time is shared out as its nodes are."""
+        times: dict[str, float] = {}
+        for graph, nodes in self.placed.items():
+            seconds = sum(step.busy.get(graph, 0.0) for step in self.steps)
+            for provider, share in _shares(nodes).items():
+                times[provider] = times.get(provider, 0.0) + share * seconds
+        return times
+
+
+def _shares(parts: Mapping[str, float]) -> dict[str, float]:
+    whole = sum(parts.values())
+    return {name: part / whole for name, part in parts.items()} if whole else {}
 
 
 def _histogram(steps: Sequence[StepRecord]) -> dict[str, int]:

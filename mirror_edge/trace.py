@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -15,6 +16,10 @@ class Span(NamedTuple):
     name: str
     start: float
     end: float
+    sent: int = 0
+    """Bytes that went to a device's own memory."""
+    read: int = 0
+    """Bytes that came back from it."""
 
     @property
     def seconds(self) -> float:
@@ -38,6 +43,8 @@ class Trace:
         """An empty trace."""
         self.calls: list[Span] = []
         self.runs: list[Span] = []
+        self.placed: dict[str, Counter[str]] = {}
+        """How many nodes of each graph run on which provider; graphs are named as their runs."""
         self._kept: Spans | None = None
 
     def keep(self) -> Spans:

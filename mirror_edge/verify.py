@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from mirror_edge.sampling import Sampler
 
-__all__ = ["Verdict", "verify"]
+__all__ = ["Verdict", "verify", "verify_greedy"]
 
 
 class Verdict(NamedTuple):
@@ -35,14 +35,16 @@ def verify(
     `logits` is [γ + 1, vocabulary]; row j predicts the token at position len(committed) + j. Rows
     are sampled one by one, since a token after the first disagreement is never needed.
     """
-    if sampler.sampling.temperature == 0.0 and not sampler.needs_history:
-        chosen = logits[: len(drafted) + 1].argmax(axis=-1)
-        wrong = np.flatnonzero(chosen[: len(drafted)] != np.asarray(drafted, dtype=np.int64))
-        accepted = int(wrong[0]) if len(wrong) else len(drafted)
-        return Verdict(accepted, int(chosen[accepted]))
     for j in range(len(drafted) + 1):
         history = [*committed, *drafted[:j]] if sampler.needs_history else ()
         token = int(sampler.choose(logits[j : j + 1], [len(committed) + j], [history])[0])
         if j == len(drafted) or token != drafted[j]:
             return Verdict(j, token)
     raise AssertionError("the last row always decides")
+
+
+def verify_greedy(chosen: NDArray[np.int64], drafted: Sequence[int]) -> Verdict:
+    """The same of a greedy answer, from the likeliest token of every row, [γ + 1]."""
+    wrong = np.flatnonzero(chosen[: len(drafted)] != np.asarray(drafted, dtype=np.int64))
+    accepted = int(wrong[0]) if len(wrong) else len(drafted)
+    return Verdict(accepted, int(chosen[accepted]))

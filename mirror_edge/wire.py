@@ -35,7 +35,8 @@ class Kind(IntEnum):
     """What a message says."""
 
     READY = 1
-    """The draft is open; `floats` hold the seconds that a row takes."""
+    """The draft is open; `floats` hold the seconds that a row takes, `ints` (UTF-8, JSON) how many
+    nodes of each graph run on which provider."""
     PREFILL = 2
     """`ints` are the committed tokens; `floats` hold the seconds that the call may take."""
     ROLLOUT = 3

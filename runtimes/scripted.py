@@ -117,6 +117,11 @@ class ScriptedTarget:
         self._sleep("suffix", len(self._rows))
         return np.stack([self._language(self._fed[: end + 1]) for end in self._rows])
 
+    def likeliest(self) -> NDArray[np.int64]:
+        """See `Target.likeliest`."""
+        ids: NDArray[np.int64] = self.suffix().argmax(axis=-1)
+        return ids
+
     def close(self) -> None:
         """Nothing to release."""
 

@@ -115,6 +115,11 @@ class SimulatedTarget(_Device):
         self._machine.clock.sleep(self._machine.profile.host)
         return _certain(self._script.target(self._states[self._rows]), self.vocabulary)
 
+    def likeliest(self) -> NDArray[np.int64]:
+        """See `Target.likeliest`."""
+        ids: NDArray[np.int64] = self.suffix().argmax(axis=-1)
+        return ids
+
 
 class SimulatedDraft(_Device):
     """A `DraftGraph` that takes the profile's time and says what the script's draft says."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from mirror_edge.devices import Found
+from mirror_edge.errors import DeviceError
 from mirror_edge.runtimes.coreml.draft import CoreMLDraft
 from mirror_edge.runtimes.coreml.program import EVALUATOR, refuse_unit
 from mirror_edge.runtimes.coreml.target import CoreMLTarget
@@ -18,6 +21,26 @@ class CoreMLRuntime:
     """Opens packages on Apple's devices: the target on the GPU, the draft on the Neural Engine."""
 
     formats = ("coreml",)
+
+    def devices(self) -> list[Found]:
+        """See `Runtime.devices`."""
+        kind, name, package = "coreml", "Core ML", "coremltools"
+        try:
+            refuse_unit("gpu")
+        except DeviceError as error:
+            return [Found(kind, name, package, formats=("coreml",), note=str(error))]
+        return [
+            Found(
+                f"{kind}:{unit}",
+                name,
+                package,
+                version(package),
+                of,
+                formats=("coreml",),
+                usable=True,
+            )
+            for unit, of in (("gpu", "gpu"), ("ane", "npu"), ("cpu", "cpu"))
+        ]
 
     def draft_process(self, device: Device) -> bool:
         """See `Runtime.draft_process`: Core ML is not known to release the GIL."""

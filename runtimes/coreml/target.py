@@ -84,6 +84,11 @@ class CoreMLTarget:
         """See `Target.suffix`."""
         return np.concatenate([self._finish("suffix", fed)[: fed.rows] for fed in self._fed])
 
+    def likeliest(self) -> NDArray[np.int64]:
+        """See `Target.likeliest`."""
+        ids: NDArray[np.int64] = self.suffix().argmax(axis=-1)
+        return ids
+
     def close(self) -> None:
         """Release the programs."""
         del self._programs, self._prefix, self._suffix

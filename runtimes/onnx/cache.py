@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from mirror_edge.bundle import ModelSpec
-    from mirror_edge.runtimes.onnx.session import Session
+    from mirror_edge.runtimes.onnx.memory import Memory
+    from mirror_edge.runtimes.onnx.session import Buffer, Session
 
 _FIRST_ROWS = 256
 
@@ -22,8 +21,8 @@ class Cache(Protocol):
     def run(
         self,
         start: int,
-        inputs: dict[str, NDArray[Any]],
-        outputs: dict[str, NDArray[Any]],
+        inputs: dict[str, Buffer],
+        outputs: dict[str, Buffer],
         rows: int,
     ) -> None:
         """Run the graph on `rows` rows fed at positions `start`…, whatever stood there."""
@@ -33,11 +32,21 @@ class Cache(Protocol):
 class InPlaceCache:
     """Fixed buffers that the graph writes in place; they double when they are full."""
 
-    def __init__(self, session: Session, model: ModelSpec, layers: range, limit: int) -> None:
+    def __init__(
+        self, session: Session, memory: Memory, model: ModelSpec, layers: range, limit: int
+    ) -> None:
         """Buffers for `layers`, growing up to `limit` rows."""
-        self._session, self._model, self._layers, self._limit = session, model, layers, limit
-        self._buffers: dict[str, NDArray[Any]] = {}
-        self._capacity = 0
+        self._session, self._memory = session, memory
+        self._capacity = limit
+        while self._capacity > 2 * _FIRST_ROWS:
+            self._capacity = -(-self._capacity // 2)
+        shape = (1, model.kv_heads, self._capacity, model.head_size)
+        self._buffers = {
+            f"{layer}.{part}": memory.zeros(shape, model.dtype)
+            for layer in layers
+            for part in ("key", "value")
+        }
+        self._bind()
         self._seqlens = np.zeros(1, dtype=np.int32)
         self._total = np.zeros((), dtype=np.int32)
         session.bind("seqlens_k", self._seqlens)
@@ -46,15 +55,15 @@ class InPlaceCache:
     def run(
         self,
         start: int,
-        inputs: dict[str, NDArray[Any]],
-        outputs: dict[str, NDArray[Any]],
+        inputs: dict[str, Buffer],
+        outputs: dict[str, Buffer],
         rows: int,
         passing: int = 0,
     ) -> None:
         """See `Cache.run`. Behind the rows the graph writes so many `passing` ones, not kept."""
         total = start + rows
-        if total + passing > self._capacity:
-            self._grow(total + passing)
+        while total + passing > self._capacity:
+            self._double()
         self._seqlens[0], self._total[()] = total - 1, total
         self._session.run(inputs, outputs)
 
@@ -62,24 +71,20 @@ class InPlaceCache:
         """Copy the rows in `slots` to `start`…."""
         if list(slots) == list(range(start, start + len(slots))):
             return
-        index = np.asarray(slots)
-        for buffer in self._buffers.values():
-            buffer[:, :, start : start + len(index)] = buffer[:, :, index]
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = self._memory.move(buffer, slots, start)
+        self._bind()
 
-    def _grow(self, rows: int) -> None:
-        self._capacity = max(self._capacity, min(_FIRST_ROWS, self._limit))
-        while self._capacity < rows:
-            self._capacity = min(2 * self._capacity, max(self._limit, rows))
-        shape = (1, self._model.kv_heads, self._capacity, self._model.head_size)
-        for layer in self._layers:
-            for part in ("key", "value"):
-                buffer = np.zeros(shape, dtype=self._model.dtype)
-                old = self._buffers.get(f"{layer}.{part}")
-                if old is not None:
-                    buffer[:, :, : old.shape[2]] = old
-                self._buffers[f"{layer}.{part}"] = buffer
-                self._session.bind(f"past_key_values.{layer}.{part}", buffer)
-                self._session.bind(f"present.{layer}.{part}", buffer, output=True)
+    def _double(self) -> None:
+        self._capacity *= 2
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = self._memory.double(buffer)
+        self._bind()
+
+    def _bind(self) -> None:
+        for name, buffer in self._buffers.items():
+            self._session.bind(f"past_key_values.{name}", buffer)
+            self._session.bind(f"present.{name}", buffer, output=True)
 
 
 class ConcatCache:
@@ -95,8 +100,8 @@ class ConcatCache:
     def run(
         self,
         start: int,
-        inputs: dict[str, NDArray[Any]],
-        outputs: dict[str, NDArray[Any]],
+        inputs: dict[str, Buffer],
+        outputs: dict[str, Buffer],
         rows: int,
     ) -> None:
         """See `Cache.run`."""
@@ -110,8 +115,10 @@ class ConcatCache:
         self._rows = dict(zip(self._names, results[len(names) :], strict=True))
 
 
-def open_cache(session: Session, model: ModelSpec, layers: range, limit: int) -> Cache:
+def open_cache(
+    session: Session, memory: Memory, model: ModelSpec, layers: range, limit: int
+) -> Cache:
     """The cache that a graph of this model was exported for."""
     if model.cache == "in_place":
-        return InPlaceCache(session, model, layers, limit)
+        return InPlaceCache(session, memory, model, layers, limit)
     return ConcatCache(session, model, layers)

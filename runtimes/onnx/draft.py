@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mirror_edge.errors import DeviceError
 from mirror_edge.runtimes.onnx.cache import InPlaceCache
 from mirror_edge.runtimes.onnx.mask import Mask
-from mirror_edge.runtimes.onnx.session import Scratch, Session
+from mirror_edge.runtimes.onnx.memory import Scratch, open_memory
+from mirror_edge.runtimes.onnx.session import Session, Setup
+from mirror_edge.runtimes.onnx.trial import ANY, widest_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mirror_edge.bundle import Bundle
-    from mirror_edge.devices import Device
-    from mirror_edge.trace import Trace
 
 _NONE = np.zeros(0, dtype=np.int64)
 
@@ -24,8 +25,8 @@ _NONE = np.zeros(0, dtype=np.int64)
 class OnnxDraft:
     """A `DraftGraph` over the draft graph of a bundle."""
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> None:
-        """Load the graph on `device`."""
+    def __init__(self, bundle: Bundle, setup: Setup) -> None:
+        """Load the graph."""
         spec = bundle.manifest.draft
         assert spec is not None
         model = spec.model
@@ -34,8 +35,15 @@ class OnnxDraft:
         self.streams = spec.streams
         self._scratch = Scratch(model.vocabulary)
         self._mask = Mask(np.dtype(model.dtype))
-        session = Session(bundle.file(spec.graph), threads, device.cores, "draft", trace)
-        self._cache = InPlaceCache(session, model, range(model.layers), self.slots)
+        if widest_run(setup.place) < ANY:
+            raise DeviceError(
+                f"device {setup.place.provider.kind}: gets attention of many rows wrong, which a "
+                "draft needs. Update its driver, or choose another device for the draft."
+            )
+        session = Session(bundle.file(spec.graph), setup, "draft")
+        self._cache = InPlaceCache(
+            session, open_memory(setup), model, range(model.layers), self.slots
+        )
         self._seqlens = np.zeros(1, dtype=np.int32)
         self._total = np.zeros((), dtype=np.int32)
         self._numbers = np.arange(spec.streams)

@@ -1,32 +1,85 @@
-"""The ONNX Runtime as a `Runtime`."""
+"""The ONNX Runtime as a `Runtime`, once for each of its execution providers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mirror_edge.bundle import MANIFEST, digest
+from mirror_edge.errors import DeviceError
+from mirror_edge.runtimes.onnx import providers
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
+from mirror_edge.runtimes.onnx.fixed_draft import FixedDraft
+from mirror_edge.runtimes.onnx.session import Setup
 from mirror_edge.runtimes.onnx.target import OnnxTarget
 
 if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle
-    from mirror_edge.devices import Device
+    from mirror_edge.devices import Device, Found
+    from mirror_edge.protocols import DraftGraph, Target
+    from mirror_edge.runtimes.onnx.providers import Provider
     from mirror_edge.trace import Trace
 
 
 class OnnxRuntime:
-    """Opens graphs on ONNX Runtime's CPU provider."""
+    """Opens graphs on the devices of one execution provider."""
+
+    formats = ("onnx",)
+
+    def __init__(self, provider: Provider) -> None:
+        """Use `provider`."""
+        self._provider = provider
+
+    def devices(self) -> list[Found]:
+        """See `Runtime.devices`."""
+        return self._provider.found()
 
     formats = ("onnx",)
 
     def draft_process(self, device: Device) -> bool:
-        """See `Runtime.draft_process`: the CPU provider is safe, and releases the GIL."""
+        """See `Runtime.draft_process`: NPU drivers may abort."""
         del device
-        return False
+        return self._provider.fixed_shapes
 
-    def open_target(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> OnnxTarget:
+    def open_target(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> Target:
         """See `Runtime.open_target`."""
-        return OnnxTarget(bundle, device, threads, trace)
+        setup = self._setup(bundle, device, threads, trace)
+        if self._provider.fixed_shapes:
+            raise DeviceError(
+                f"device {str(device)!r}: runs fixed shapes only, which suits a draft. "
+                "Choose another device for the target."
+            )
+        return OnnxTarget(bundle, setup)
 
-    def open_draft(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> OnnxDraft:
+    def open_draft(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> DraftGraph:
         """See `Runtime.open_draft`."""
-        return OnnxDraft(bundle, device, threads, trace)
+        setup = self._setup(bundle, device, threads, trace)
+        return (FixedDraft if self._provider.fixed_shapes else OnnxDraft)(bundle, setup)
+
+    def _setup(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> Setup:
+        place, known = self._provider.place(device), digest(bundle.folder / MANIFEST)
+        return Setup(place, threads, device.cores, trace, known)
+
+
+def cpu() -> OnnxRuntime:
+    """The CPU."""
+    return OnnxRuntime(providers.CPU)
+
+
+def webgpu() -> OnnxRuntime:
+    """GPUs of all makers, by way of Direct3D 12, Metal or Vulkan."""
+    return OnnxRuntime(providers.WEBGPU)
+
+
+def cuda() -> OnnxRuntime:
+    """NVIDIA's GPUs."""
+    return OnnxRuntime(providers.CUDA)
+
+
+def openvino() -> OnnxRuntime:
+    """Intel's NPUs, GPUs and CPUs."""
+    return OnnxRuntime(providers.OPENVINO)
+
+
+def qnn() -> OnnxRuntime:
+    """Qualcomm's NPUs."""
+    return OnnxRuntime(providers.QNN)

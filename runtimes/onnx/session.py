@@ -3,71 +3,116 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
 
 from mirror_edge.errors import DeviceError
+from mirror_edge.runtimes.onnx.compiled import compiled
+from mirror_edge.runtimes.onnx.placement import nodes_on
 from mirror_edge.trace import Span, Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mirror_edge.runtimes.onnx.providers import Place
+
+    Buffer: TypeAlias = NDArray[Any] | ort.OrtValue
+    """Rows in this program's memory, or in the device's own."""
+
 # ONNX Runtime's own log: errors only, they come as exceptions too.
 _QUIET = 3
 _SMALL = 4096
+_TYPES = {"tensor(int32)": "int32", "tensor(int64)": "int64"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the sessions of a model have in common."""
+
+    place: Place
+    threads: int
+    cores: tuple[int, ...]
+    """Empty: any."""
+    trace: Trace
+    """Where runs are recorded."""
+    bundle: str = ""
+    """What the bundle is known by, for what is kept of it; empty: nothing is."""
+
+    def options(self) -> ort.SessionOptions:
+        """Fresh options of a session."""
+        options = ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        # A pool may spin while its own session runs, never against the next one.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.threads > 1 and self.cores:
+            # The caller is the first of the threads; cores count from 1 in this option.
+            each = [str(core + 1) for core in self.cores]
+            own = each[1:] if len(each) == self.threads else [",".join(each)] * (self.threads - 1)
+            options.add_session_config_entry("session.intra_op_thread_affinities", ";".join(own))
+        return options
 
 
 class Session:
-    """A graph on the CPU provider, with a thread pool of its own."""
+    """A graph on one device, with a thread pool of its own."""
 
-    def __init__(
-        self, path: Path, threads: int, cores: tuple[int, ...], name: str, trace: Trace
-    ) -> None:
-        """Load `path`; runs are recorded in `trace` under `name`.
+    def __init__(self, graph: Path | bytes, setup: Setup, name: str) -> None:
+        """Load `graph`; its runs are recorded under `name`.
 
         Raises:
-            DeviceError: if ONNX Runtime refuses the graph, with its reason.
+            DeviceError: if the provider refuses the graph or leaves a part of it to another.
         """
-        options = ort.SessionOptions()
-        options.log_severity_level = _QUIET
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # A pool may spin while its own session runs, never against the next one.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if threads > 1 and cores:
-            # The caller is the first of the threads; cores count from 1 in this option.
-            each = [str(core + 1) for core in cores]
-            own = each[1:] if len(each) == threads else [",".join(each)] * (threads - 1)
-            others = ";".join(own)
-            options.add_session_config_entry("session.intra_op_thread_affinities", others)
+        self._name, self._trace, self._apart = name, setup.trace, setup.place.memory is not None
+        provider, what = setup.place.provider, str(graph) if isinstance(graph, Path) else name
+        done = None
         try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            if provider.compiles and setup.bundle and isinstance(graph, Path):
+                done = compiled(graph, setup)
+            self._session = setup.place.open(graph if done is None else done[0], setup.options())
+        except DeviceError:
+            raise
         except Exception as error:
-            raise DeviceError(f"{path}: the CPU provider refused the graph: {error}") from error
+            raise DeviceError(f"{what}: {provider.name} refused the graph: {error}") from error
+        nodes = nodes_on(self._session, provider.name, what) if done is None else done[1]
+        self._trace.placed.setdefault(name, Counter())[provider.name] += nodes
         self._binding = self._session.io_binding()
-        self._name, self._trace = name, trace
-        self._bound: dict[str, NDArray[Any]] = {}
+        self._bound: dict[str, Buffer] = {}
+        self._sent: dict[str, NDArray[Any]] = {}
+        """Inputs that are copied to the device's own memory at every run."""
 
-    def bind(self, name: str, buffer: NDArray[Any], *, output: bool = False) -> None:
-        """Bind a buffer and hold on to it; the same one again costs nothing."""
+    def dtype(self, output: str) -> str:
+        """Of an output, as numpy calls it."""
+        (kind,) = (out.type for out in self._session.get_outputs() if out.name == output)
+        return _TYPES[kind]
+
+    def bind(self, name: str, buffer: Buffer, *, output: bool = False) -> None:
+        """Bind a buffer and hold on to it; the same one again costs nothing.
+
+        What it holds when the graph is run is what the graph reads.
+        """
         if self._bound.get(name) is buffer:
             return
         self._bound[name] = buffer
-        if output:
-            address = buffer.__array_interface__["data"][0]
-            kind, shape = buffer.dtype.type, buffer.shape
-            self._binding.bind_output(name, "cpu", 0, kind, shape, address)
+        if not isinstance(buffer, np.ndarray):
+            binding = self._binding
+            (binding.bind_ortvalue_output if output else binding.bind_ortvalue_input)(name, buffer)
+        elif self._apart and not output:
+            self._sent[name] = buffer
         else:
-            self._binding.bind_cpu_input(name, buffer)  # Not copied: the graph reads the buffer.
+            self._bind_host(name, buffer, output=output)
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> None:
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Bind the given buffers beside those bound before, and run."""
         for name, buffer in inputs.items():
-            if buffer.nbytes > _SMALL:
+            if self._apart or buffer.nbytes > _SMALL:
                 self.bind(name, buffer)
                 continue
             # A small input is copied into a buffer of its own: cheaper than binding anew.
@@ -80,10 +125,15 @@ class Session:
             self.bind(name, buffer, output=True)
         begin = time.perf_counter()
         try:
+            for name, buffer in self._sent.items():
+                self._bind_host(name, buffer)
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
             raise DeviceError(f"{self._name}: ONNX Runtime failed: {error}") from error
-        self._trace.runs.append(Span(self._name, self._name, begin, time.perf_counter()))
+        sent, read = self._copied(outputs) if self._apart else (0, 0)
+        self._trace.runs.append(
+            Span(self._name, self._name, begin, time.perf_counter(), sent, read)
+        )
 
     def call(self, inputs: Mapping[str, NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
         """Run without bindings: for graphs whose outputs grow."""
@@ -92,22 +142,22 @@ class Session:
         self._trace.runs.append(Span(self._name, self._name, begin, time.perf_counter()))
         return [np.asarray(result) for result in results]
 
+    def unbind(self) -> None:
+        """Let go of all buffers."""
+        self._bound.clear()
+        self._sent.clear()
+        self._binding.clear_binding_inputs()
+        self._binding.clear_binding_outputs()
 
-class Scratch:
-    """One output buffer that is kept between runs, so that its pages are faulted in once."""
+    def _bind_host(self, name: str, buffer: NDArray[Any], *, output: bool = False) -> None:
+        if output:
+            address = buffer.__array_interface__["data"][0]
+            kind, shape = buffer.dtype.type, buffer.shape
+            self._binding.bind_output(name, "cpu", 0, kind, shape, address)
+        else:
+            self._binding.bind_cpu_input(name, buffer)  # Not copied: the graph reads the buffer.
 
-    def __init__(self, width: int) -> None:
-        """Rows of `width` float32."""
-        self._width = width
-        self._buffer = np.empty(0, dtype=np.float32)
-        self._views: dict[int, NDArray[np.float32]] = {}
-
-    def rows(self, count: int) -> NDArray[np.float32]:
-        """[1, count, width], the same object for the same count until a larger one is needed."""
-        size = count * self._width
-        if size > self._buffer.size:
-            self._buffer = np.empty(2 * size, dtype=np.float32)
-            self._views.clear()
-        if count not in self._views:
-            self._views[count] = self._buffer[:size].reshape(1, count, self._width)
-        return self._views[count]
+    def _copied(self, outputs: Mapping[str, Buffer]) -> tuple[int, int]:
+        """Bytes of this run that went to the device's own memory, and that came back."""
+        back = [buffer.nbytes for buffer in outputs.values() if isinstance(buffer, np.ndarray)]
+        return sum(buffer.nbytes for buffer in self._sent.values()), sum(back)

@@ -8,47 +8,70 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mirror_edge.errors import DeviceError
 from mirror_edge.hypotheses import ExitSignal
 from mirror_edge.runtimes.onnx.cache import open_cache
-from mirror_edge.runtimes.onnx.session import Scratch, Session
+from mirror_edge.runtimes.onnx.memory import Rows, Scratch, open_memory
+from mirror_edge.runtimes.onnx.session import Session, Setup
+from mirror_edge.runtimes.onnx.trial import widest_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mirror_edge.bundle import Bundle
-    from mirror_edge.devices import Device
-    from mirror_edge.trace import Trace
+    from mirror_edge.runtimes.onnx.session import Buffer
 
 
 class OnnxTarget:
-    """A `Target` over the three target graphs of a bundle."""
+    """A `Target` over the three target graphs of a bundle.
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> None:
-        """Load the graphs on `device`."""
+    Hidden rows and caches stay in the memory that the device works on. What comes out is copied to
+    this program's: the exit head's candidates, and of each row the likeliest token or its logits.
+    """
+
+    def __init__(self, bundle: Bundle, setup: Setup) -> None:
+        """Load the graphs.
+
+        Raises:
+            DeviceError: if the device cannot run all of them.
+        """
         spec = bundle.manifest.target
-        self._model = model = spec.model
+        model = spec.model
         self.context, self.vocabulary = model.context, model.vocabulary
         self._exit_vocabulary = spec.exit_vocabulary
+        self._memory = memory = open_memory(setup)
+        if model.cache == "concat" and setup.place.memory is not None:
+            raise DeviceError(
+                f"{bundle.folder}: the target's caches are copied as they grow, so they cannot "
+                f"stay on {setup.place.provider.kind}. Run it on the CPU, or export it from a "
+                "checkpoint or from a folder in ONNX Runtime GenAI's format."
+            )
 
         def session(file: str) -> Session:
-            path = bundle.file(file)
-            return Session(path, threads, device.cores, Path(file).stem, trace)
+            return Session(bundle.file(file), setup, Path(file).stem)
 
         prefix, suffix = session(spec.prefix), session(spec.suffix)
         self._exit = session(spec.exit)
-        self._prefix = open_cache(prefix, model, range(spec.exit_layer), model.context)
-        self._suffix = open_cache(
-            suffix, model, range(spec.exit_layer, model.layers), model.context
-        )
-        self._hidden = np.zeros((1, 0, model.hidden), dtype=model.dtype)
-        self._scratch = Scratch(model.vocabulary)
-        self._start = 0
-        self._rows = 0
+        self._ids = self._exit.dtype("exit_ids")
+        first, last = range(spec.exit_layer), range(spec.exit_layer, model.layers)
+        self._prefix = open_cache(prefix, memory, model, first, model.context)
+        self._suffix = open_cache(suffix, memory, model, last, model.context)
+        self._hidden = Rows(memory, model.hidden, model.dtype)
+        self._logits = Scratch(model.vocabulary)
+        self._judged: Rows | Scratch = self._logits
+        """Logits that stay where they are."""
+        if setup.place.memory is not None:
+            self._judged = Rows(memory, model.vocabulary, "float32")
+        self._widest = widest_run(setup.place)
+        self._start = self._rows = self._fed = 0
 
     def prefill(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
         """See `Target.prefill`."""
-        self._feed(np.asarray(tokens, dtype=np.int64), start)
-        return self._logits(np.array([len(tokens) - 1]))
+        logits = self._logits.rows(1)
+        for at in range(0, len(tokens), self._widest):
+            self._feed(np.asarray(tokens[at : at + self._widest], dtype=np.int64), start + at)
+            self._run_suffix(np.array([self._fed - 1]), logits)
+        return logits.reshape(1, -1)
 
     def prefix(
         self, window: Sequence[int], start: int, candidates: int, width: int = 0
@@ -56,40 +79,48 @@ class OnnxTarget:
         """See `Target.prefix`."""
         self._rows = len(window)
         fed = np.zeros(max(len(window), width), dtype=np.int64)
+        if len(fed) > self._widest:
+            raise DeviceError(
+                f"the target's device is right for {self._widest} rows at a time only, and the "
+                f"window has {len(fed)}. Ask for a smaller window."
+            )
         fed[: len(window)] = window
         self._feed(fed, start)
         if candidates == 0:
             return None
         k = min(candidates, self._exit_vocabulary)
-        ids = np.empty((1, len(fed), k), dtype=np.int64)
+        ids = np.empty((1, len(fed), k), dtype=self._ids)
         logprobs = np.empty((1, len(fed), k), dtype=np.float32)
         self._exit.run(
-            {"hidden": self._hidden, "top": np.array([k])},
+            {"hidden": self._hidden.rows(len(fed)), "top": np.array([k])},
             {"exit_ids": ids, "exit_logprobs": logprobs},
         )
-        return ExitSignal(ids[0, : self._rows], logprobs[0, : self._rows])
+        return ExitSignal(ids[0, : self._rows].astype(np.int64), logprobs[0, : self._rows])
 
     def suffix(self) -> NDArray[np.float32]:
         """See `Target.suffix`."""
+        logits = self._logits.rows(self._fed)
         # Padded rows take the head too, so that the head's width is fixed as well.
-        return self._logits(np.arange(self._hidden.shape[1]))[: self._rows]
+        self._run_suffix(np.arange(self._fed), logits)
+        return logits[0, : self._rows]
+
+    def likeliest(self) -> NDArray[np.int64]:
+        """See `Target.likeliest`."""
+        logits = self._judged.rows(self._fed)
+        self._run_suffix(np.arange(self._fed), logits)
+        return self._memory.likeliest(logits)[: self._rows]
 
     def close(self) -> None:
         """Release the sessions."""
         del self._prefix, self._suffix, self._exit
 
     def _feed(self, tokens: NDArray[np.int64], start: int) -> None:
-        self._start = start
-        if self._hidden.shape[1] != len(tokens):
-            self._hidden = np.empty((1, len(tokens), self._model.hidden), dtype=self._model.dtype)
-        self._prefix.run(start, {"input_ids": tokens[None]}, {"hidden": self._hidden}, len(tokens))
+        self._start, self._fed = start, len(tokens)
+        hidden = self._hidden.rows(self._fed)
+        self._prefix.run(start, {"input_ids": tokens[None]}, {"hidden": hidden}, self._fed)
 
-    def _logits(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = self._scratch.rows(len(rows))
+    def _run_suffix(self, rows: NDArray[np.int64], logits: Buffer) -> None:
+        hidden = self._hidden.rows(self._fed)
         self._suffix.run(
-            self._start,
-            {"hidden": self._hidden, "rows": rows},
-            {"logits": logits},
-            self._hidden.shape[1],
+            self._start, {"hidden": hidden, "rows": rows}, {"logits": logits}, self._fed
         )
-        return logits.reshape(logits.shape[1:])

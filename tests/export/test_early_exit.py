@@ -22,8 +22,7 @@ from mirror_edge.export.exit_head import Correction
 from mirror_edge.export.pipeline import Exported
 from mirror_edge.export.split import draft_graph
 from mirror_edge.memory import plan_memory
-from mirror_edge.runtimes.onnx.draft import OnnxDraft
-from mirror_edge.runtimes.onnx.target import OnnxTarget
+from mirror_edge.runtimes.onnx.runtime import cpu
 from mirror_edge.trace import Trace
 
 SOME = sorted({1, 5, 9, 77, 300, 319, *range(100, 160)})
@@ -51,10 +50,10 @@ def made(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def test_its_logits_are_the_exit_heads(made: Exported) -> None:
     read = bundle.read(made.folder)
     text = np.random.default_rng(1).integers(2, VOCABULARY, 40)
-    target = OnnxTarget(read, Device("cpu"), 1, Trace())
+    target = cpu().open_target(read, Device("cpu"), 1, Trace())
     said = target.prefix(text.tolist(), 0, len(SOME))
     assert said is not None
-    draft = OnnxDraft(read, Device("cpu"), 1, Trace())
+    draft = cpu().open_draft(read, Device("cpu"), 1, Trace())
     rows = np.arange(len(text))
     logits = draft.forward(text, rows, 0, None, rows)
     assert logits.shape == (40, VOCABULARY)

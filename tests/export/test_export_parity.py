@@ -14,7 +14,7 @@ from mirror_edge.devices import Device
 from mirror_edge.export import export
 from mirror_edge.export.check import CachedGraph, Tree
 from mirror_edge.export.pipeline import Exported
-from mirror_edge.runtimes.onnx.target import OnnxTarget
+from mirror_edge.runtimes.onnx.runtime import cpu
 from mirror_edge.trace import Trace
 
 torch = pytest.importorskip("torch")
@@ -73,7 +73,7 @@ class Decoder:
     """A bundle's target on its real runtime, fed step by step."""
 
     def __init__(self, made: Exported) -> None:
-        self.target = OnnxTarget(bundle.read(made.folder), Device("cpu"), 1, Trace())
+        self.target = cpu().open_target(bundle.read(made.folder), Device("cpu"), 1, Trace())
         self.length = 0
 
     def forward(self, tokens: Any) -> Any:

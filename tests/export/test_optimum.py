@@ -18,7 +18,7 @@ from mirror_edge import Speculation, bundle
 from mirror_edge.devices import Device
 from mirror_edge.errors import ExportError, OptionError
 from mirror_edge.export import export
-from mirror_edge.runtimes.onnx.target import OnnxTarget
+from mirror_edge.runtimes.onnx.runtime import cpu
 from mirror_edge.trace import Trace
 
 CLI = shutil.which("optimum-cli", path=str(Path(sys.executable).parent))
@@ -63,7 +63,7 @@ def test_opt_equals_transformers(
         text = model.generate(
             torch.from_numpy(prompt[None, :20]), max_new_tokens=64, do_sample=False, eos_token_id=-1
         )
-    target = OnnxTarget(bundle.read(made.folder), Device("cpu"), 1, Trace())
+    target = cpu().open_target(bundle.read(made.folder), Device("cpu"), 1, Trace())
 
     def forward(start: int, ids: Any) -> Any:
         target.prefix([int(token) for token in ids], start, 0)

@@ -21,6 +21,7 @@ from mirror_edge.export.pipeline import Exported
 from mirror_edge.export.split import draft_graph
 from mirror_edge.export.streams import Streams
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
+from mirror_edge.runtimes.onnx.runtime import cpu
 from mirror_edge.trace import Trace
 
 torch = pytest.importorskip("torch")
@@ -153,4 +154,4 @@ def test_streams_of_another_draft_are_refused_before_anything_is_built(
 
 
 def opened(made: Exported) -> OnnxDraft:
-    return OnnxDraft(bundle.read(made.folder), Device("cpu"), 1, Trace())
+    return cpu().open_draft(bundle.read(made.folder), Device("cpu"), 1, Trace())

@@ -24,6 +24,7 @@ from mirror_edge.export import export
 from mirror_edge.hypotheses import Root
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
+from mirror_edge.runtimes.onnx.runtime import cpu
 from mirror_edge.runtimes.scripted import Language, ScriptedDraft
 from mirror_edge.sampling import Sampler
 from mirror_edge.trace import Trace
@@ -49,7 +50,7 @@ def folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def opened(folder: Path) -> OnnxDraft:
-    return OnnxDraft(bundles.read(folder), Device("cpu"), 1, Trace())
+    return cpu().open_draft(bundles.read(folder), Device("cpu"), 1, Trace())
 
 
 class Foreseeing(ScriptedDraft):

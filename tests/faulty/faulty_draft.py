@@ -28,6 +28,9 @@ class Runtime:
     def __init__(self) -> None:
         self._cpu = runtime_for(CPU, "onnx")
 
+    def devices(self) -> list[Any]:
+        return []
+
     def draft_process(self, device: Device) -> bool:
         return device.kind == "faulty"
 

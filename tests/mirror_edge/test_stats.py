@@ -162,7 +162,21 @@ def test_the_figures_add_up() -> None:
         "fresh": 500.0,
         "host": 10_000.0,
     }
-    assert set(figures) == {*expected, "median_step_ms"}
+    assert figures["placement"] == figures["time_by_provider"] == {}
+    assert figures["bytes_per_step"] == {"sent": 0, "read": 0}
+    more = {"median_step_ms", "placement", "time_by_provider", "bytes_per_step"}
+    assert set(figures) == {*expected, *more}
+
+
+def test_time_is_shared_out_among_providers_as_nodes_are() -> None:
+    record = step(
+        [], [Span("gpu", "prefix", 0.0, 3.0, sent=8, read=0), Span("npu", "draft", 1.0, 2.0, 0, 40)]
+    )
+    placed = {"prefix": {"Gpu": 3, "Cpu": 1}, "draft": {"Npu": 5}, "exit": {"Gpu": 2}}
+    figures = Stats(steps=[record, record], placed=placed).as_dict()
+    assert figures["placement"]["prefix"] == {"Gpu": 0.75, "Cpu": 0.25}
+    assert figures["time_by_provider"] == {"Gpu": 2.25 / 4, "Cpu": 0.75 / 4, "Npu": 1.0 / 4}
+    assert figures["bytes_per_step"] == {"sent": 8, "read": 40}
 
 
 def test_the_median_step_is_in_milliseconds() -> None:

@@ -232,5 +232,3 @@ def test_placement_is_asked_of_macos(coreml: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.platform", "linux")
     with pytest.raises(DeviceError, match="device 'coreml:gpu' needs macOS"):
         inspect_command(coreml, placement=True)
-    with pytest.raises(OptionError, match="--placement: is for bundles of Core ML packages"):
-        inspect_command(placement=True)

@@ -11,10 +11,16 @@ from mirror_edge import bundle as bundles
 from mirror_edge.devices import Device
 from mirror_edge.errors import DeviceError
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
+from mirror_edge.runtimes.onnx.providers import CPU
+from mirror_edge.runtimes.onnx.session import Setup
 from mirror_edge.runtimes.onnx.target import OnnxTarget
 from mirror_edge.trace import Trace
 
-CPU = Device("cpu")
+
+def on_the_cpu() -> Setup:
+    return Setup(CPU.place(Device("cpu")), threads=1, cores=(), trace=Trace())
+
+
 CLOSE = {"atol": 2e-4, "rtol": 0.0}
 
 
@@ -25,12 +31,12 @@ def bundle() -> bundles.Bundle:
 
 @pytest.fixture
 def target(bundle: bundles.Bundle) -> OnnxTarget:
-    return OnnxTarget(bundle, CPU, 1, Trace())
+    return OnnxTarget(bundle, on_the_cpu())
 
 
 @pytest.fixture
 def draft(bundle: bundles.Bundle) -> OnnxDraft:
-    return OnnxDraft(bundle, CPU, 1, Trace())
+    return OnnxDraft(bundle, on_the_cpu())
 
 
 def text(length: int, vocabulary: int, seed: int = 0) -> list[int]:
@@ -141,5 +147,5 @@ def test_a_graph_that_onnx_runtime_refuses_is_a_device_error(demo_copy: Path) ->
     (demo_copy / "target" / "suffix.onnx").write_bytes(b"not a graph")
     broken = bundles.read(bundles.demo())
     broken = bundles.Bundle(demo_copy, broken.manifest)
-    with pytest.raises(DeviceError, match=r"suffix\.onnx: the CPU provider refused the graph"):
-        OnnxTarget(broken, CPU, 1, Trace())
+    with pytest.raises(DeviceError, match=r"suffix\.onnx: CPUExecutionProvider refused the graph"):
+        OnnxTarget(broken, on_the_cpu())

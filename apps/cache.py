@@ -1,0 +1,23 @@
+"""`mirror-edge cache`: what is kept between runs."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(
+    help="Compiled graphs, shaders and probes that are kept between runs.", no_args_is_help=True
+)
+
+
+@app.command("clear")
+def clear_command() -> None:
+    """Delete all of it; it is made again when it is needed."""
+    from mirror_edge import kept
+
+    where, size = kept.folder(), kept.clear()
+    typer.echo(f"{where}: {size / 1e6:.1f} MB deleted.")
+
+
+@app.callback()
+def group() -> None:
+    """Make `clear` a word of its own: a program of one command has none."""

@@ -1,0 +1,137 @@
+"""The draft for devices that run fixed shapes only: two graphs of plain operators, same weights.
+
+One takes chunks of a prompt and hands out their keys and values, the other takes the rows of a
+rollout and hands out their logits too. docs/graphs.md has their inputs and outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from mirror_edge.bundle import FixedSpec, ModelSpec
+from mirror_edge.errors import ExportError
+from mirror_edge.export.graph import part, value
+from mirror_edge.export.plain_attention import Rows, Spelling, unspelled
+from mirror_edge.export.residuals import opened
+
+__all__ = ["FIXED_KINDS", "fixed_graph", "fixed_spec"]
+
+FIXED_KINDS = ("qnn", "openvino")
+"""Kinds of devices that run such graphs, the same for all."""
+
+_ATTENTION, _POSITIONS, _COS = "GroupQueryAttention", 9, 7
+_PLAIN = {"SimplifiedLayerNormalization", "LayerNormalization"}
+"""Operators of ONNX Runtime's own that NPU providers know."""
+_CONTEXT, _BRANCH_ROWS = 2048, 256
+_CHUNK, _ROWS, _STREAMED = 128, 32, 16
+
+
+def fixed_spec(spec: ModelSpec, streams: int) -> FixedSpec:
+    """The sizes to export a draft of this shape with."""
+    context = min(spec.context, _CONTEXT)
+    return FixedSpec(
+        context=context,
+        slots=context + _BRANCH_ROWS,
+        chunk=min(_CHUNK, context),
+        rows=_ROWS,
+        streamed=_STREAMED if streams else 0,
+    )
+
+
+def fixed_graph(
+    draft: ModelProto, spec: ModelSpec, fixed: FixedSpec, streams: int, *, rollout: bool
+) -> ModelProto:
+    """The graph `draft` at fixed shapes: for the rows of a rollout, or for a prompt's chunks.
+
+    Raises:
+        ExportError: for an architecture that has no spelling in plain operators here.
+    """
+    fed = fixed.rows if rollout else fixed.chunk
+    extra = fixed.streamed * streams if rollout else 0
+    main = Rows(fed, fed, "position_ids", "mask")
+    top = Rows(fed + extra, fed, "stream_position_ids", "stream_mask") if extra else main
+    model = opened(draft)
+    _without_choice(model, joined=extra > 0)
+    _spell(model, spec, main, top)
+    _refuse_own_operators(model)
+    inputs = [_ints("input_ids", [1, fed]), *_rows(main, fixed.slots)]
+    if extra:
+        inputs += [_ints("streamed", [fixed.streamed]), *_rows(top, fixed.slots)]
+    outputs = _caches(spec, "present", fed)
+    if rollout:
+        outputs.insert(0, value("logits", TensorProto.FLOAT, [1, top.fed, spec.vocabulary]))
+    return part(model, [*inputs, *_caches(spec, "past_key_values", fixed.slots)], outputs)
+
+
+def _without_choice(model: ModelProto, *, joined: bool) -> None:
+    """Every row has its logits and all of its streams, or none if they are not `joined`."""
+    made = {name: node for node in model.graph.node for name in node.output}
+    names = {"mirror/rows": made["mirror/rows"].input[0]}
+    if "mirror/stream/rows" in made:
+        names["mirror/stream/moved"] = "mirror/stream/moves"
+        if not joined:
+            names["mirror/stream/rows"] = made["mirror/stream/rows"].input[0]
+    _read_instead(model, names)
+
+
+def _read_instead(model: ModelProto, names: Mapping[str, str]) -> None:
+    for node in model.graph.node:
+        for at, name in enumerate(node.input):
+            while name in names:
+                name = names[name]
+            node.input[at] = name
+
+
+def _spell(model: ModelProto, spec: ModelSpec, main: Rows, top: Rows) -> None:
+    """Attention in plain operators, in place."""
+    tables = {tensor.name: tensor.dims[1] for tensor in model.graph.initializer if tensor.dims[1:]}
+    nodes: list[NodeProto] = []
+    spelling: Spelling | None = None
+    for node in model.graph.node:
+        if node.op_type != _ATTENTION:
+            nodes.append(node)
+            continue
+        if reason := unspelled(node):
+            raise ExportError(f"The draft cannot have fixed shapes: its graph has {reason}.")
+        if spelling is None:
+            rotary = tables.get(node.input[_COS], 0) if len(node.input) > _COS else 0
+            spelling = Spelling(spec.kv_heads, spec.head_size, rotary)
+        written = len(spelling.nodes)
+        spelling.attention(node, main if node.input[_POSITIONS] == "position_ids" else top)
+        nodes += spelling.nodes[written:]
+    assert spelling is not None
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(spelling.constants.values())
+
+
+def _refuse_own_operators(model: ModelProto) -> None:
+    """Refuse what is left of ONNX Runtime's own operators."""
+    own = {node.op_type for node in model.graph.node if node.domain} - _PLAIN
+    if own:
+        raise ExportError(
+            f"The draft cannot have fixed shapes: its graph has {', '.join(sorted(own))}, "
+            "which NPU providers do not know."
+        )
+
+
+def _ints(name: str, dims: list[int]) -> ValueInfoProto:
+    return value(name, TensorProto.INT32, dims)
+
+
+def _rows(rows: Rows, slots: int) -> list[ValueInfoProto]:
+    mask = value(rows.mask, TensorProto.FLOAT, [1, 1, rows.fed, slots + rows.fed])
+    return [_ints(rows.positions, [1, rows.fed]), mask]
+
+
+def _caches(spec: ModelSpec, name: str, rows: int) -> list[ValueInfoProto]:
+    """Keys stand transposed."""
+    heads, size = spec.kv_heads, spec.head_size
+    shapes = {"key": [1, heads, size, rows], "value": [1, heads, rows, size]}
+    return [
+        value(f"{name}.{layer}.{kind}", TensorProto.FLOAT, shape)
+        for layer in range(spec.layers)
+        for kind, shape in shapes.items()
+    ]

@@ -1,0 +1,129 @@
+"""`auto`: which device the target and the draft go to, by what was measured on each.
+
+Every device was tried once with the bundle at hand, in a child process; what came of it is kept
+until the bundle, the device's package or its driver changes. Emulated devices are never chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from mirror_edge import kept
+from mirror_edge.bundle import MANIFEST, digest
+from mirror_edge.devices import Device, Role, all_devices
+from mirror_edge.probe import Probe, probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from mirror_edge.bundle import Bundle
+    from mirror_edge.devices import Found
+
+__all__ = ["AUTO", "Choice", "choose"]
+
+AUTO = "auto"
+
+_WRONG = 0.25
+"""A device whose logits differ so much from the CPU's is not trusted; see `Probe.error`."""
+_PROBE = "probe.json"
+_USUAL = {"onnx": "cpu", "coreml": "coreml"}
+"""By the format of the bundle. Core ML itself names a device for each model."""
+
+
+class Choice(NamedTuple):
+    """A device for each model, and why."""
+
+    target: Device
+    draft: Device
+    reason: str
+    """One line; empty if nothing was left to choose."""
+
+
+def choose(bundle: Bundle, target: str, draft: str, on_try: Callable[[str], None]) -> Choice:
+    """The devices that these names stand for, of which either may be `auto`.
+
+    `on_try` hears which device is tried, which may take minutes.
+    """
+    kind = bundle.manifest.format
+    usual, reasons = Device(_USUAL[kind]), []
+    there = _candidates() if kind == "onnx" and AUTO in (target, draft) else []
+    chosen = {"target": usual, "draft": usual}
+    roles: list[tuple[Role, str]] = [("target", target), ("draft", draft)]
+    for role, name in roles:
+        if name != AUTO:
+            chosen[role] = Device.parse(name)
+            continue
+        # Two models on one device would take turns; the CPU's cores can be shared out.
+        able = [found for found in there if role in found.roles]
+        if role == "draft":
+            able = [found for found in able if not _is(found, chosen["target"])]
+        if role == "draft" and bundle.manifest.draft is None:
+            able = []
+        if able:
+            tried = [_tried(bundle, role, found, on_try) for found in [*able, _cpu()]]
+            best = min(
+                (one for one in tried if _sound(one)), key=lambda one: one.step, default=None
+            )
+            chosen[role] = usual if best is None else Device.parse(best.device)
+            reasons.append(_why(role, str(chosen[role]), tried))
+    return Choice(chosen["target"], chosen["draft"], "; ".join(reasons))
+
+
+def _is(found: Found, device: Device) -> bool:
+    kind, _, which = found.name.partition(":")
+    return kind == device.kind and (which or "0") == (device.unit or "0")
+
+
+def _cpu() -> Found:
+    return next(found for found in all_devices() if found.name == "cpu")
+
+
+def _candidates() -> list[Found]:
+    """What is worth measuring beside the CPU."""
+    return [
+        found
+        for found in all_devices()
+        if found.usable and not found.emulated and found.name != "cpu" and "onnx" in found.formats
+    ]
+
+
+def _sound(tried: Probe) -> bool:
+    return not tried.failure and tried.error < _WRONG
+
+
+def _tried(bundle: Bundle, role: Role, found: Found, on_try: Callable[[str], None]) -> Probe:
+    """A probe of a device, from now or before."""
+
+    def now() -> Probe:
+        on_try(f"Trying {found.name} for the {role}; this is done once.")
+        return probe(found.name, role, bundle.folder)
+
+    key = {
+        "bundle": digest(bundle.folder / MANIFEST),
+        "role": role,
+        **{name: str(value) for name, value in dataclasses.asdict(found).items()},
+    }
+
+    def make(folder: Path) -> None:
+        (folder / _PROBE).write_text(json.dumps(dataclasses.asdict(now())), encoding="utf-8")
+
+    try:
+        place = kept.entry("probes", key, make)
+    except OSError:
+        return now()
+    return Probe(**json.loads((place / _PROBE).read_text(encoding="utf-8")))
+
+
+def _why(role: Role, chosen: str, tried: Iterable[Probe]) -> str:
+    figures = []
+    for one in tried:
+        if one.failure:
+            figures.append(f"{one.device} {one.failure.splitlines()[0]}")
+        elif not _sound(one):
+            figures.append(f"{one.device} wrong by {one.error:.2g}")
+        else:
+            figures.append(f"{one.device} {1e3 * one.step:.1f} ms")
+    return f"{role} on {chosen} ({', '.join(figures)})"

@@ -1,0 +1,102 @@
+"""What is kept between runs in the user's cache folder: compiled graphs, probes, shaders.
+
+An entry is a folder with files and the list of them, ``entry.json``, which is written last. It is
+made beside its place and moved there, so it is whole or absent; and it is checked whenever it is
+used, so a damaged one is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mirror_edge.bundle import digest
+
+__all__ = ["KINDS", "clear", "entry", "folder"]
+
+KINDS = ("compiled", "probes", "shaders")
+"""The folders in the cache folder."""
+
+_log = logging.getLogger("mirror_edge")
+
+_LIST = "entry.json"
+
+Key = Mapping[str, str]
+"""All that an entry depends on."""
+
+
+def folder() -> Path:
+    """The cache folder: ``MIRROR_EDGE_CACHE``, or the system's place for such things."""
+    if named := os.environ.get("MIRROR_EDGE_CACHE"):
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "mirror-edge"
+
+
+def clear() -> int:
+    """Delete all that is kept; how many bytes that was."""
+    size = 0
+    for kind in KINDS:
+        place = folder() / kind
+        size += sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+        shutil.rmtree(place, ignore_errors=True)
+    return size
+
+
+def entry(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
+    """The folder of the entry for `key`; `make` fills it if it is missing, stale or damaged.
+
+    Raises:
+        OSError: if nothing can be kept.
+    """
+    name = hashlib.sha256(json.dumps(sorted(key.items())).encode()).hexdigest()[:32]
+    place = folder() / kind / name
+    if place.exists():
+        if not (wrong := _damage(place)):
+            return place
+        _log.warning("%s: %s, so it is made again.", place, wrong)
+        shutil.rmtree(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place.parent))
+    try:
+        make(made)
+        files = {
+            path.relative_to(made).as_posix(): digest(path)
+            for path in sorted(made.rglob("*"))
+            if path.is_file()
+        }
+        listed = json.dumps({"key": dict(key), "files": files}, indent=2)
+        (made / _LIST).write_text(listed + "\n", encoding="utf-8")
+        try:
+            made.rename(place)
+        except OSError:
+            # Another process was faster, and its entry is as good.
+            if _damage(place):
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return place
+
+
+def _damage(place: Path) -> str:
+    """What is wrong with an entry; empty if it is whole."""
+    try:
+        files = json.loads((place / _LIST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            if digest(place / name) != expected:
+                return f"{name} was changed"
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"its list cannot be relied on ({type(error).__name__}: {error})"
+    return ""

@@ -1,0 +1,37 @@
+"""Where ONNX Runtime put the nodes of a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from mirror_edge.errors import DeviceError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["nodes_on"]
+
+
+def nodes_on(session: ort.InferenceSession, provider: str, graph: str) -> int:
+    """How many nodes `provider` runs: all of them, by ONNX Runtime's own account.
+
+    A session names a provider even when every node of it fell to the CPU.
+
+    Raises:
+        DeviceError: if another provider was given a part of the graph.
+    """
+    counts = Counter(
+        (part.ep_name, node.op_type)
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    )
+    strays = {op: count for (name, op), count in counts.items() if name != provider}
+    if strays:
+        listed = ", ".join(f"{count} {op}" for op, count in strays.items())
+        raise DeviceError(
+            f"{graph}: {provider} would leave {sum(strays.values())} of {counts.total()} nodes to "
+            f"the CPU ({listed}), and rows would go back and forth. "
+            "Choose another device, or export the bundle for this one."
+        )
+    return counts.total()

@@ -1,0 +1,64 @@
+"""A trial of a device's attention, since a kernel that is wrong would change the text unnoticed."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mirror_edge.errors import DeviceError
+from mirror_edge.runtimes.onnx import kernels
+from mirror_edge.runtimes.onnx.session import Session, Setup
+from mirror_edge.trace import Trace
+
+if TYPE_CHECKING:
+    from mirror_edge.runtimes.onnx.providers import Place
+
+__all__ = ["ANY", "widest_run"]
+
+ANY = 1 << 30
+"""As many rows as there are."""
+_SIZE, _CLOSE = 16, 1e-3
+_WIDE, _NARROW = 64, 24
+"""Providers have kernels of their own for prompts; ONNX Runtime's begin at 32 rows."""
+
+
+@cache
+def widest_run(place: Place) -> int:
+    """How many rows a run may have on this device for its attention to be right.
+
+    Raises:
+        DeviceError: if it is wrong for any number.
+    """
+    if place.memory is None:
+        return ANY
+    for rows, most in ((_WIDE, ANY), (_NARROW, _NARROW)):
+        if _error(place, rows) < _CLOSE:
+            return most
+    raise DeviceError(
+        f"device {place.provider.kind}: its attention is wrong by {_error(place, _NARROW):.2g}, so "
+        "its answers would be too. Update its driver, or choose another device."
+    )
+
+
+def _error(place: Place, rows: int) -> float:
+    """How far the device's causal attention of random rows is from numpy's."""
+    session = Session(kernels.attention(), Setup(place, 1, (), Trace()), "trial")
+    random = np.random.default_rng(0)
+    query, key, value = random.standard_normal((3, 1, rows, _SIZE), dtype=np.float32)
+    past = np.zeros((1, 1, rows, _SIZE), dtype=np.float32)
+    found = np.empty_like(query)
+    session.run(
+        {
+            **{"query": query, "key": key, "value": value},
+            **{"past_key": past, "past_value": past},
+            "last": np.array([rows - 1], dtype=np.int32),
+            "total": np.array(rows, dtype=np.int32),
+        },
+        {"rows": found},
+    )
+    scores = query[0] @ key[0].T / np.sqrt(_SIZE)
+    weights = np.tril(np.exp(scores))
+    expected = weights @ value[0] / weights.sum(axis=-1, keepdims=True)
+    return float(np.abs(found[0] - expected).max())

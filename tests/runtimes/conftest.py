@@ -1,0 +1,77 @@
+"""Devices that a machine may lack: their tests are skipped with the reason, or required."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+from mirror_edge import bundle as bundles
+from mirror_edge.devices import Device
+from mirror_edge.errors import DeviceError
+from mirror_edge.runtimes.onnx.providers import CPU, QNN, WEBGPU, Provider
+from mirror_edge.runtimes.onnx.session import Setup
+from mirror_edge.trace import Trace
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "export"))  # for tiny.py
+
+REQUIRED = os.environ.get("MIRROR_EDGE_TEST_DEVICES", "").split()
+"""Kinds whose absence is a failure, as in the machine's own run."""
+
+SetupMaker = Callable[[], Setup]
+
+
+def there(provider: Provider) -> SetupMaker:
+    try:
+        place = provider.place(Device(provider.kind))
+    except DeviceError as error:
+        if provider.kind in REQUIRED:
+            raise
+        pytest.skip(str(error))
+    return lambda: Setup(place, threads=1, cores=(), trace=Trace())
+
+
+@pytest.fixture(scope="session")
+def on_cpu() -> SetupMaker:
+    return there(CPU)
+
+
+@pytest.fixture(scope="session")
+def on_webgpu() -> SetupMaker:
+    return there(WEBGPU)
+
+
+@pytest.fixture(scope="session")
+def on_qnn() -> SetupMaker:
+    return there(QNN)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo pair with the graphs that an export for an NPU writes."""
+    from mirror_edge.export.exit_head import exit_graph
+    from mirror_edge.export.fixed import fixed_graph, fixed_spec
+    from mirror_edge.export.graph import part, value
+
+    folder = tmp_path_factory.mktemp("pair") / "bundle"
+    shutil.copytree(bundles.demo(), folder)
+    spec = bundles.read(folder, verify=False).manifest
+    assert spec.draft is not None
+    leave = onnx.load(folder / spec.target.exit, load_external_data=False)
+    rows = [entry for entry in leave.graph.input if entry.name == "hidden"]
+    named = [1, "S", spec.target.exit_vocabulary]
+    logits = part(leave, rows, [value("logits", onnx.TensorProto.FLOAT, named)])
+    onnx.save(exit_graph(logits, folder / "target", None), folder / spec.target.exit)
+    free = onnx.load(folder / spec.draft.graph, load_external_data=False)
+    model, streams = spec.draft.model, spec.draft.streams
+    fixed = fixed_spec(model, streams)
+    for name, rollout in ((fixed.prefill, False), (fixed.rollout, True)):
+        onnx.save(fixed_graph(free, model, fixed, streams, rollout=rollout), folder / name)
+    bundles.write_manifest(folder, spec.name, spec.target, replace(spec.draft, fixed=fixed))
+    return folder

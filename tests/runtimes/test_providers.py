@@ -1,0 +1,141 @@
+"""Finding devices, and what is said where there are none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+
+import mirror_edge
+from mirror_edge.devices import Device, all_devices
+from mirror_edge.errors import DeviceError, MissingExtraError
+from mirror_edge.runtimes.onnx import providers
+from mirror_edge.runtimes.onnx.placement import nodes_on
+from mirror_edge.runtimes.onnx.providers import CPU, CUDA, OPENVINO, QNN, Provider
+
+
+def device(kind: str, name: str = CUDA.name, **metadata: str) -> Any:
+    """What ONNX Runtime says of a device."""
+    hardware = SimpleNamespace(
+        type=SimpleNamespace(name=kind.upper()),
+        vendor="ACME",
+        vendor_id=1,
+        device_id=2,
+        metadata=metadata,
+    )
+    return SimpleNamespace(ep_name=name, device=hardware)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The devices of a machine whose packages are all installed."""
+    there: list[Any] = []
+    monkeypatch.setattr(ort, "get_ep_devices", lambda: there)
+    monkeypatch.setattr(Provider, "_register", lambda _: None)
+    return there
+
+
+def test_the_cpu_is_always_there() -> None:
+    (found,) = CPU.found()
+    assert (found.name, found.type, found.usable) == ("cpu", "cpu", True)
+    assert found.version == ort.__version__
+
+
+def test_several_devices_of_one_type_are_numbered(machine: list[Any]) -> None:
+    machine += [device("gpu"), device("cpu"), device("gpu"), device("gpu", is_virtual="1")]
+    assert [found.name for found in CUDA.found()] == ["cuda:0", "cuda:1"]
+    assert CUDA.place(Device("cuda")).device is machine[0]
+    assert CUDA.place(Device("cuda", unit="1")).device is machine[2]
+    with pytest.raises(DeviceError, match=r"device 'cuda:2': is not on .* cuda:0, cuda:1 is"):
+        CUDA.place(Device("cuda", unit="2"))
+
+
+def test_devices_of_several_types_go_by_their_type_best_first(machine: list[Any]) -> None:
+    machine += [device(kind, OPENVINO.name) for kind in ("cpu", "gpu", "npu", "gpu")]
+    names = ["openvino:npu", "openvino:gpu", "openvino:gpu1", "openvino:cpu"]
+    assert [found.name for found in OPENVINO.found()] == names
+    assert OPENVINO.place(Device("openvino")).device is machine[2]
+    assert OPENVINO.place(Device.parse("openvino:gpu1")).device is machine[3]
+    assert OPENVINO.found()[0].roles == ("draft",)
+
+
+def test_an_emulated_device_says_so_and_comes_last(machine: list[Any]) -> None:
+    machine += [device("cpu", QNN.name)]
+    assert [(found.name, found.note[:8]) for found in QNN.found()] == [("qnn", "emulated")]
+    machine += [device("npu", QNN.name)]
+    assert [(found.name, found.note[:8]) for found in QNN.found()] == [
+        ("qnn:0", ""),
+        ("qnn:1", "emulated"),
+    ]
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_machine_without_such_a_device_is_told_what_it_lacks() -> None:
+    with pytest.raises(DeviceError, match=r"finds no device .* It needs an NVIDIA driver"):
+        CUDA.place(Device("cuda"))
+    assert not CUDA.found()[0].usable
+
+
+def test_a_missing_package_comes_with_the_line_that_installs_it() -> None:
+    with pytest.raises(MissingExtraError, match="pip install onnxruntime-gpu"):
+        mirror_edge.load(target_device="cuda")
+    absent = Provider("odd", "OddProvider", "ort-odd", plugin="no_such_module", install="pip x")
+    with pytest.raises(MissingExtraError, match="needs the package ort-odd: pip x"):
+        absent.place(Device("odd"))
+    assert [found.usable for found in absent.found()] == [False]
+
+
+def test_every_kind_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("cannot open shared object file")
+
+    providers._register.cache_clear()
+    monkeypatch.setattr(ort, "register_execution_provider_library", broken)
+    kinds = {found.name.partition(":")[0] for found in all_devices()}
+    assert kinds >= {"cpu", "cuda", "openvino", "qnn", "webgpu"}
+    providers._register.cache_clear()
+
+
+def assigned(**providers: list[str]) -> Any:
+    """A session whose nodes ONNX Runtime gave to these providers."""
+    parts = [
+        SimpleNamespace(
+            ep_name=name, get_nodes=lambda ops=ops: [SimpleNamespace(op_type=op) for op in ops]
+        )
+        for name, ops in providers.items()
+    ]
+    return SimpleNamespace(get_provider_graph_assignment_info=lambda: parts)
+
+
+def test_a_graph_that_is_wholly_on_its_provider_is_counted() -> None:
+    assert nodes_on(assigned(Npu=["MatMul", "Add", "Add"]), "Npu", "draft.onnx") == 3
+
+
+def test_a_provider_that_took_only_a_part_is_refused_with_what_it_left() -> None:
+    session = assigned(Npu=["MatMul", "Add"], Cpu=["TopK", "TopK", "Log"])
+    with pytest.raises(DeviceError, match=r"draft.onnx: Npu would leave 3 of 5 .*2 TopK, 1 Log"):
+        nodes_on(session, "Npu", "draft.onnx")
+
+
+def test_a_provider_that_took_nothing_is_refused() -> None:
+    with pytest.raises(DeviceError, match="would leave 1 of 1 nodes to the CPU"):
+        nodes_on(assigned(Cpu=["MatMul"]), "Npu", "draft.onnx")
+
+
+def test_a_model_knows_where_its_graphs_run(demo: mirror_edge.Model, prompts: list[str]) -> None:
+    assert demo.placement.keys() == {"prefix", "exit", "suffix", "draft"}
+    assert all(set(nodes) == {CPU.name} for nodes in demo.placement.values())
+    answer = demo.generate(prompts[0], max_new_tokens=6)
+    figures = answer.stats.as_dict()
+    assert figures["placement"]["suffix"] == {CPU.name: 1.0}
+    assert figures["time_by_provider"] == {CPU.name: 1.0}
+    assert figures["bytes_per_step"] == {"sent": 0, "read": 0}
+    assert isinstance(demo.placement["draft"], Counter)
+
+
+def test_a_draft_in_a_process_of_its_own_tells_where_it_runs() -> None:
+    with mirror_edge.load(target_device="cpu", draft_device="cpu", draft_process=True) as model:
+        assert set(model.placement["draft"]) == {CPU.name}
