@@ -90,6 +90,8 @@ def show(figures: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console()
+    # Wider than the terminal rather than cut off.
+    console.width = max(console.width, 26 + 18 * len(figures["overall"]))
     for line in heading(figures):
         console.print(line, highlight=False, soft_wrap=True)
     for key, title in TITLES.items():

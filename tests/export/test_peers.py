@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf_file
 import pytest
 
 import mirror_edge
@@ -38,11 +39,22 @@ def text(model: mirror_edge.Model) -> Text:
     return Text.read(model.bundle.folder)
 
 
-@pytest.mark.parametrize("kind", ["onnxruntime-genai", "transformers", "assisted"])
+@pytest.mark.parametrize("kind", ["onnxruntime-genai", "llama.cpp", "transformers", "assisted"])
 def test_a_peer_says_what_plain_decoding_says(
-    kind: str, model: mirror_edge.Model, text: Text, genai: Path, target: Path, draft: Path
+    kind: str,
+    model: mirror_edge.Model,
+    text: Text,
+    genai: Path,
+    target: Path,
+    draft: Path,
+    tmp_path: Path,
 ) -> None:
+    if kind == "llama.cpp":
+        for package in ("llama_cpp", "gguf"):
+            pytest.importorskip(package, reason="pip install llama-cpp-python gguf")
+        gguf_file.write(target, tmp_path / "target.gguf")
     asked = {
+        "llama.cpp": f"llama.cpp={tmp_path / 'target.gguf'}",
         "onnxruntime-genai": f"onnxruntime-genai={genai}",
         "transformers": f"transformers={target}",
         "assisted": f"transformers={target},{draft}",
