@@ -85,16 +85,17 @@ def fresh(shape: DraftShape, target: PreTrainedModel, recipe: Recipe) -> Draft:
     config: Any = target.config
     named = {name: getattr(config, name, None) for name in _NAMED}
     model = decoder(shape, config.vocab_size, config.max_position_embeddings, named)
-    table = target.get_input_embeddings().weight.detach()
-    if shape.hidden < table.shape[1]:
+    taught: Any = target.get_input_embeddings()
+    own: Any = model.get_input_embeddings()
+    if shape.hidden < taught.embedding_dim:
         with torch.no_grad():
-            model.get_input_embeddings().weight.copy_(_narrowed(table.float(), shape.hidden))
+            own.weight.copy_(_narrowed(taught.weight.float(), shape.hidden))
     return _streaming(model, recipe)
 
 
 def _narrowed(table: torch.Tensor, hidden: int) -> torch.Tensor:
     """The rows of `table` [V, H] along its `hidden` strongest directions: their angles stay."""
-    _, directions = torch.linalg.eigh(table.T @ table)
+    directions: torch.Tensor = torch.linalg.eigh(table.T @ table)[1]
     return table @ directions[:, -hidden:]
 
 

@@ -49,11 +49,12 @@ def early_exit_loss(model: PreTrainedModel, call: Callable[..., Any], exits: Seq
     An exit is read as the exit head reads it: through the final norm and the output embeddings.
     `call` is the model, compiled or not.
     """
-    norm, head = model.base_model.norm, model.get_output_embeddings()
+    decoder: Any = model
+    norm, head = decoder.model.norm, decoder.lm_head
 
     def loss(windows: torch.Tensor) -> torch.Tensor:
         out = call(input_ids=windows[:, :-1], use_cache=False, output_hidden_states=True)
-        logits = out.logits.float()
+        logits: torch.Tensor = out.logits.float()
         total = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
         rows = torch.randperm(logits.shape[1])[: max(1, int(logits.shape[1] * _EXIT_DENSITY))]
         wanted = logits[:, rows.to(logits.device)].detach()
