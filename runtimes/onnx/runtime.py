@@ -25,7 +25,7 @@ class OnnxRuntime:
 
     formats = ("onnx",)
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider = providers.CPU) -> None:
         """Use `provider`."""
         self._provider = provider
 
