@@ -52,7 +52,7 @@ def in_use(costs: Costs, steps: Sequence[StepRecord]) -> Costs:
         draft=_scaled(
             costs.draft,
             _factor((s.fresh, s.proposed * costs.draft(1)) for s in alone if s.fresh),
-            _factor((s.rollout, s.depth * costs.draft(s.roots)) for s in mirrored if s.depth),
+            _factor((s.rollout, costs.rollout(s.roots, s.depth, s.suffix)) for s in mirrored),
         ),
         beside=max(
             1.0, _factor((s.suffix, target * costs.suffix(s.proposed + 1)) for s in mirrored)

@@ -256,14 +256,16 @@ class Rollout(NamedTuple):
     def after(self, verdict: Verdict) -> Branch | None:
         """The branch prepared for this outcome.
 
-        If it is among the roots, or these are not chosen yet, the draft is waited for; else the
-        rollout is told to end early.
+        If it is among the roots, or these are not chosen yet, the draft is waited for, and goes on
+        with this branch alone; else the rollout is told to end early.
         """
         if self.made is None:
             return None
         if self.ranking and Root(*verdict) not in self.roots:
             self.dropped.set()
             return None
+        if not self.made.done():
+            self.dropped.drop_all_but(Root(*verdict))
         return HypothesisTree(self.answer.branches(self.made)).lookup(*verdict)
 
     def rank(self, verdict: Verdict) -> int | None:

@@ -84,7 +84,7 @@ class Child:
             except OSError:
                 raise ChildError(self.how_it_ended()) from None
             if dropped is not None:
-                dropped.then(partial(self._drop, message.call))
+                dropped.then(partial(self._drop, message.call, dropped))
             reply = self._receive(seconds)
         if (reply.kind, reply.call) != (Kind.DONE, message.call) or len(reply.floats) % 2:
             raise ChildError("it answered nonsense: a message that is no reply")
@@ -118,10 +118,11 @@ class Child:
         with self._asking:
             self._wire.close()
 
-    def _drop(self, call: int) -> None:
-        """Tell it that nobody wants the call's branches any more, called from any thread."""
+    def _drop(self, call: int, dropped: Dropped) -> None:
+        """Tell it which of the call's branches nobody wants any more, called from any thread."""
+        only = () if dropped.is_set() or dropped.all_but is None else dropped.all_but
         with contextlib.suppress(OSError):  # Whoever waits for the reply will see.
-            self._wire.send(Message(Kind.DROP, call))
+            self._wire.send(Message(Kind.DROP, call, only))
 
     def _receive(self, seconds: float) -> Message:
         try:

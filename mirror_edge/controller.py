@@ -74,7 +74,6 @@ class Controller:
         exits = {n: costs.exit(n) for n in rows}
         tokens = {n: sum(p**j for j in range(n)) for n in rows}
         roots = {_roots(plan) for plan in plans if plan.mode == "mirror"}
-        rollouts = {r: known.rollout.mean * costs.draft(r) for r in roots}
         missed = {r: 1.0 - known.hit_rate(r) for r in roots}
         found = []
         for plan in plans:
@@ -83,7 +82,8 @@ class Controller:
             step = prefix + suffix + gamma * forward
             if plan.mode == "mirror":
                 r = _roots(plan)
-                step = prefix + exits[n] + max(beside * suffix, gamma * rollouts[r])
+                rollout = known.rollout.mean * costs.rollout(r, gamma, beside * suffix)
+                step = prefix + exits[n] + max(beside * suffix, rollout)
                 step += missed[r] * gamma * forward
             found.append((step + host[plan.mode]) / tokens[n])
         return found

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 from typing import Any
 
 __all__ = ["Costs", "Curve"]
@@ -54,6 +55,15 @@ class Costs:
     suffix: Curve
     draft: Curve
     beside: float = 1.0
+
+    def rollout(self, roots: int, depth: int, suffix: float) -> float:
+        """Seconds of a rollout that hits, beside a suffix of so many.
+
+        The forwards that begin after it advance one branch alone: the outcome is known.
+        """
+        wide, alone = self.draft(roots), self.draft(1)
+        together = depth if depth * wide <= suffix else min(depth, max(1, ceil(suffix / wide)))
+        return together * wide + (depth - together) * alone
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Costs:

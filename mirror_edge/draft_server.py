@@ -105,7 +105,10 @@ class _Dropped(Dropped):
         while not super().is_set() and self._wire.arrived():
             message = self._wire.receive()
             if (message.kind, message.call) == (Kind.DROP, self._call):
-                self.set()
+                if message.ints:
+                    self.drop_all_but(Root(*message.ints))
+                else:
+                    self.set()
         return super().is_set()
 
 

@@ -87,8 +87,10 @@ class Experience:
             self.ranks[_RANKS if step.rank is None else min(step.rank, _RANKS)] += 1.0
         if step.fresh and step.proposed:
             self.fresh.add(_ratio(step.fresh, step.proposed * costs.draft(1)))
-        if step.hit and step.depth:
-            self.rollout.add(_ratio(step.rollout, step.depth * costs.draft(step.roots)))
+        if step.hit and not step.waited:
+            self.rollout.add(
+                _ratio(step.rollout, costs.rollout(step.roots, step.depth, step.suffix))
+            )
 
     def hit_rate(self, roots: int) -> float:
         """How often the outcome is among the `roots` best."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mirror_edge.hypotheses import Root
+    from mirror_edge.lanes import Dropped
     from mirror_edge.protocols import DraftGraph
     from mirror_edge.sampling import Sampler
 
@@ -75,6 +76,14 @@ class Growth:
         """Slots, from `first` on, that the rows of each branch must not see."""
         parents = np.array([[branch.after] for branch in branches])
         self._hidden[:, : len(trunk) - first] = np.arange(first, len(trunk)) >= parents
+
+    def goes_on(self, dropped: Dropped | None) -> bool:
+        """Whether branches are left to grow, once those that nobody wants are left out."""
+        if dropped is not None and dropped.is_set():
+            self.growing = []
+        elif dropped is not None and dropped.all_but is not None:
+            self.growing = [pair for pair in self.growing if pair[1].root == dropped.all_but]
+        return bool(self.growing)
 
     def forward(self, missing: int = 0) -> None:
         """One forward. The last `missing` rows of the trunk go along, plainly causal."""

@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mirror_edge.errors import ClosedError
 from mirror_edge.trace import Span, Trace
+
+if TYPE_CHECKING:
+    from mirror_edge.hypotheses import Root
 
 __all__ = ["Dropped", "ThreadLane"]
 
@@ -28,22 +31,32 @@ class _Work:
 
 
 class Dropped(threading.Event):
-    """Set by one lane once it no longer wants what another is at work on."""
+    """Set by one lane once it no longer wants what another is at work on, or only a part of it."""
 
     def __init__(self) -> None:
-        """Still wanted."""
+        """All is still wanted."""
         super().__init__()
+        self.all_but: Root | None = None
+        """The one root whose branch is still wanted, once that is known."""
         self._then: list[Callable[[], None]] = []
 
     def then(self, call: Callable[[], None]) -> None:
-        """Have `call` called once it is set, at once if it is; twice may happen."""
+        """Have `call` called whenever less is wanted, at once if it is; twice may happen."""
         self._then.append(call)
-        if self.is_set():
+        if self.is_set() or self.all_but is not None:
             call()
 
     def set(self) -> None:
         """See `Event.set`."""
         super().set()
+        self._tell()
+
+    def drop_all_but(self, root: Root) -> None:
+        """Go on with the branch of `root` alone."""
+        self.all_but = root
+        self._tell()
+
+    def _tell(self) -> None:
         for call in self._then:
             call()
 

@@ -90,7 +90,7 @@ class Drafter(Protocol):
 
         `committed` are the tokens committed since the last call, `drafted` the window's d1..dγ
         after them. Root (j, v) stands after d1..dj. A drafter may leave roots out. Once `dropped`
-        is set nobody wants the branches any more: it may return early with shorter ones.
+        is set nobody wants the branches any more, or all but one: it may return shorter ones.
         """
         ...
 

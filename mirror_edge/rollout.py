@@ -8,7 +8,6 @@ the main ones, so nothing the draft has computed is computed again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from mirror_edge.growth import Growing, Growth, most_rows
 from mirror_edge.hypotheses import Branch, Root
 
 if TYPE_CHECKING:
+    from mirror_edge.lanes import Dropped
     from mirror_edge.protocols import Clock, DraftGraph
     from mirror_edge.sampling import Sampler
 
@@ -61,7 +61,7 @@ class ModelDrafter:
         roots: Sequence[Root],
         depth: int,
         sampler: Sampler,
-        dropped: Event | None = None,
+        dropped: Dropped | None = None,
     ) -> list[Branch]:
         """Continue every root that fits by `depth` tokens; see `Drafter.rollout`."""
         self._committed += committed
@@ -98,22 +98,20 @@ class ModelDrafter:
         depth: int,
         streams: int,
         sampler: Sampler,
-        dropped: Event | None,
+        dropped: Dropped | None,
     ) -> bool:
         """Let `branches` grow behind `trunk`, of which the cache has all but the last row at least.
 
-        Whether they all have `depth` tokens; not if they were dropped.
+        Whether those that are wanted have `depth` tokens; not if none is.
         """
         fed, base = len(self._rows), len(self._committed)
         growth = Growth(self._graph, sampler, trunk, branches, depth, streams, min(fed, base))
         growth.forward(missing=len(trunk) - fed)
         self._rows += trunk[fed:]
         self._grown = branches
-        while growth.growing:
-            if dropped is not None and dropped.is_set():
-                return False
+        while growth.goes_on(dropped):
             growth.forward()
-        return True
+        return any(len(branch.tokens) > depth for branch in branches)
 
     def _settle(self, trunk: Sequence[int]) -> None:
         """Make the main rows the longest stretch of `trunk` that the cache can spell."""

@@ -42,7 +42,7 @@ class Kind(IntEnum):
     ROLLOUT = 3
     """An `Asked`; `floats` begin with the seconds that the call may take."""
     DROP = 4
-    """Nobody wants the call's branches any more."""
+    """Nobody wants the call's branches any more, or none but that of the root in `ints`."""
     DONE = 5
     """The call's branches; `floats` hold when each of its forwards began and ended."""
     FAILED = 6

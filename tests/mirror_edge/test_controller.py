@@ -184,3 +184,15 @@ def test_measuring_finds_the_times_of_the_devices() -> None:
     assert costs.draft(8) == pytest.approx((0.5 + 0.3 * 8) / 1000, rel=0.15)
     assert costs.beside == 1.0
     assert Costs.of(asdict(costs)) == costs
+
+
+@pytest.mark.parametrize(
+    ("suffix", "forwards"),
+    [(0.0, [8, 1, 1]), (0.001, [8, 1, 1]), (0.005, [8, 1, 1]), (0.006, [8, 8, 1]), (1.0, [8] * 3)],
+)
+def test_forwards_of_a_rollout_that_begin_after_the_suffix_advance_one_branch(
+    suffix: float, forwards: list[int]
+) -> None:
+    draft, other = Curve((1, 8), (0.002, 0.005)), Curve((1,), (0.01,))
+    costs = Costs(other, other, other, draft)
+    assert costs.rollout(8, 3, suffix) == pytest.approx(sum(map(draft, forwards)))

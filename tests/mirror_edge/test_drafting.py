@@ -226,3 +226,12 @@ def test_who_drops_is_heard_before_and_after() -> None:
     assert dropped.is_set()
     dropped.then(lambda: heard.append("second"))
     assert heard == ["first", "second"]
+
+
+def test_who_wants_only_a_part_is_heard_before_and_after() -> None:
+    dropped, heard = Dropped(), []
+    dropped.then(lambda: heard.append(dropped.all_but))
+    dropped.drop_all_but(Root(1, 7))
+    assert not dropped.is_set()
+    dropped.then(lambda: heard.append(dropped.all_but))
+    assert heard == [Root(1, 7), Root(1, 7)]

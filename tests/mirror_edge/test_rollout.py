@@ -6,7 +6,6 @@ The scripted draft refuses a row that is not shown exactly one token for each po
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror_edge.hypotheses import Branch, Root
+from mirror_edge.lanes import Dropped
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.scripted import Language, ScriptedDraft, random_language
 from mirror_edge.runtimes.virtual import VirtualClock
@@ -399,7 +399,7 @@ def test_nothing_to_do_is_nothing_done() -> None:
 @pytest.mark.parametrize("streams", [0, 2])
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_dropped_rollout_ends_early_and_leaves_the_cache_usable(after: int, streams: int) -> None:
-    sampler, dropped = SAMPLERS[sorted(SAMPLERS)[0]], Event()
+    sampler, dropped = SAMPLERS[sorted(SAMPLERS)[0]], Dropped()
 
     class Dropping(ScriptedDraft):
         def forward(self, *args: Any) -> Any:
@@ -422,3 +422,35 @@ def test_a_dropped_rollout_ends_early_and_leaves_the_cache_usable(after: int, st
     come_true = serial(LANGUAGE, [1, 2, 3, 4, 6], 4, sampler)
     [branch] = drafter.rollout([6], come_true, [Root(4, 2)], 3, sampler)
     assert branch.tokens == serial(LANGUAGE, [1, 2, 3, 4, 6, *come_true, 2], 3, sampler)
+
+
+@pytest.mark.parametrize("streams", [0, 2])
+@pytest.mark.parametrize("wanted", [Root(0, 4), Root(1, 2), Root(2, 6), Root(0, 0)])
+def test_once_the_outcome_is_known_only_its_branch_goes_on(wanted: Root, streams: int) -> None:
+    dropped = Dropped()
+
+    class Deciding(Counted):
+        def forward(self, *args: Any) -> Any:
+            if len(self.fed) == 1:  # Beside the first forward of the branches.
+                dropped.drop_all_but(wanted)
+            return super().forward(*args)
+
+    draft = Deciding(LANGUAGE, VOCABULARY, streams=foreseen(GREEDY, streams, 0.5))
+    drafter = ModelDrafter(draft)
+    drafter.prefill([1, 2, 3])
+    draft.fed.clear()
+    drafted = serial(LANGUAGE, [1, 2, 3], 2, GREEDY)
+    roots = [Root(0, 4), Root(0, 5), Root(1, 2), Root(2, 6)]
+    branches = drafter.rollout([], drafted, roots, 9, GREEDY, dropped)
+    for root, tokens in branches:
+        assert len(tokens) == 9 if root == wanted else len(tokens) < 9
+        before = [1, 2, 3, *drafted[: root.row], root.token]
+        assert tokens == serial(LANGUAGE, before, len(tokens), GREEDY)
+    # Without a branch for it there is nothing left to do; with one, a forward feeds no other.
+    assert len(draft.fed) > 2 if wanted in roots else len(draft.fed) == 2
+    assert all(rows <= 1 + streams for rows, _ in draft.fed[2:])
+
+    said = [*drafted[: wanted.row], wanted.token]
+    come_true = serial(LANGUAGE, [1, 2, 3, *said], 4, GREEDY)
+    [branch] = drafter.rollout(said, come_true, [Root(4, 2)], 3, GREEDY)
+    assert branch.tokens == serial(LANGUAGE, [1, 2, 3, *said, *come_true, 2], 3, GREEDY)
