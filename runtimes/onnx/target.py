@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,6 +53,8 @@ class OnnxTarget:
         prefix, suffix = session(spec.prefix), session(spec.suffix)
         self._exit = session(spec.exit)
         self._ids = self._exit.dtype("exit_ids")
+        self._named: dict[tuple[int, ...], tuple[NDArray[Any], NDArray[np.float32]]] = {}
+        """What the exit head names, by shape: kept, so that it is bound once."""
         first, last = range(spec.exit_layer), range(spec.exit_layer, model.layers)
         self._prefix = open_cache(prefix, memory, model, first, model.context)
         self._suffix = open_cache(suffix, memory, model, last, model.context)
@@ -89,13 +91,16 @@ class OnnxTarget:
         if candidates == 0:
             return None
         k = min(candidates, self._exit_vocabulary)
-        ids = np.empty((1, len(fed), k), dtype=self._ids)
-        logprobs = np.empty((1, len(fed), k), dtype=np.float32)
+        shape = (1, len(fed), k)
+        ids, logprobs = self._named.setdefault(
+            shape, (np.empty(shape, self._ids), np.empty(shape, np.float32))
+        )
         self._exit.run(
             {"hidden": self._hidden.rows(len(fed)), "top": np.array([k])},
             {"exit_ids": ids, "exit_logprobs": logprobs},
         )
-        return ExitSignal(ids[0, : self._rows].astype(np.int64), logprobs[0, : self._rows])
+        # Copied: the draft may read them beside the next window.
+        return ExitSignal(ids[0, : self._rows].astype(np.int64), logprobs[0, : self._rows].copy())
 
     def suffix(self) -> NDArray[np.float32]:
         """See `Target.suffix`."""
