@@ -117,9 +117,10 @@ def _print(made: Exported) -> None:
     )
     if made.calibration is not None:
         found = made.calibration.content()
+        rank = f"rank {found['rank']}" if found["rank"] else "the plain head foresees best there"
         console.print(
             f"Coverage on {found['held_out_rows']:,} held-out tokens (how often the next token is "
-            f"among κ candidates; rank {found['rank']}), and what a step is expected to take, in "
+            f"among κ candidates; {rank}), and what a step is expected to take, in "
             "passes of the target:",
             soft_wrap=True,
         )

@@ -46,10 +46,10 @@ class Calibration:
 
     def content(self) -> dict[str, Any]:
         """As JSON has it."""
-        assert self.exit.correction is not None
+        kept = self.exit.correction
         return {
             "held_out_rows": self.held_out,
-            "rank": self.exit.correction.a.shape[1],
+            "rank": 0 if kept is None else kept.a.shape[1],
             "expected_step": {str(layer): step for layer, step in self.steps.items()},
             "coverage": entries(self.coverage),
         }
@@ -87,7 +87,7 @@ def calibrate(
     named = tokens(_counts(head, fitted, final[border : border + sample.HELD_OUT]))
     matrix, bias = head.over(np.arange(spec.vocabulary) if named is None else named, final[:CHUNK])
 
-    corrections: dict[int, Correction] = {}
+    corrections: dict[int, Correction | None] = {}
     for at in layers:
         done = len(corrections) / len(layers)
 

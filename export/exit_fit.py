@@ -2,7 +2,8 @@
 
 The loss is the divergence of the exit head's distribution from the target's own, over the tokens
 that the exit head can name. Rows are counted in units of the final rows' size, so that one learning
-rate serves every target.
+rate serves every target. Some rows are only judged by: a step that does not foresee these better
+is not kept, as behind layers that were trained to be left from.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _WORK = 6.5e12
 """Multiplications and additions to spend: a minute or so of a CPU core."""
 _FEWEST, _MOST = 200, 3000
 """Steps."""
+_JUDGES = 16
+"""One row of so many, at the end, is not learnt from."""
 
 
 def fit(
@@ -37,30 +40,43 @@ def fit(
     bias: NDArray[np.float32],
     rank: int,
     on_share: Callable[[float], None],
-) -> Correction:
+) -> Correction | None:
     """The step for `rows` [rows, hidden] of a layer, given the `final` rows of the same tokens.
 
     `matrix` [hidden, tokens] and `bias` [tokens] are the LM head over the exit head's tokens. The
-    same arguments give the same step.
+    same arguments give the same step; None where the rows are better left as they are.
     """
     hidden, size = rows.shape[1], float(np.sqrt(np.mean(np.square(final, dtype=np.float32))))
     random = torch.Generator().manual_seed(0)
     a = torch.randn(hidden, rank, generator=random) / math.sqrt(hidden)
     b = torch.zeros(rank, hidden)
     head, offset = torch.from_numpy(matrix) * size, torch.from_numpy(bias)
-    optimizer = torch.optim.Adam([a.requires_grad_(), b.requires_grad_()], betas=(0.9, 0.98))
-    steps = _steps(hidden, matrix.shape[1])
-    for step in range(steps):
-        at = torch.randint(len(rows), (_BATCH,), generator=random).numpy()
+
+    def divergence(at: NDArray[np.int64]) -> torch.Tensor:
         row, last = (torch.from_numpy(part[at]).float() / size for part in (rows, final))
         wanted = (last @ head + offset).softmax(dim=-1)
-        found = (row + F.silu(row @ a) @ b) @ head + offset
+        return F.cross_entropy((row + F.silu(row @ a) @ b) @ head + offset, wanted)
+
+    def judged() -> float:
+        with torch.no_grad():
+            batches = np.split(judges, range(_BATCH, len(judges), _BATCH))
+            return sum(float(divergence(at)) * len(at) for at in batches)
+
+    learnt = len(rows) - max(1, len(rows) // _JUDGES)
+    judges = np.arange(learnt, len(rows))
+    optimizer = torch.optim.Adam([a.requires_grad_(), b.requires_grad_()], betas=(0.9, 0.98))
+    before = judged()
+    steps = _steps(hidden, matrix.shape[1])
+    for step in range(steps):
+        at = torch.randint(learnt, (_BATCH,), generator=random).numpy()
         for group in optimizer.param_groups:
             group["lr"] = _rate(step, steps)
         optimizer.zero_grad()
-        F.cross_entropy(found, wanted).backward()
+        divergence(at).backward()
         optimizer.step()
         on_share((step + 1) / steps)
+    if judged() >= before:
+        return None
     return Correction((a.detach() / size).numpy(), (b.detach() * size).numpy())
 
 

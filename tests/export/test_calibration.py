@@ -15,6 +15,7 @@ from mirror_edge import bundle
 from mirror_edge.apps.cli import app
 from mirror_edge.errors import DataError, MissingExtraError, OptionError
 from mirror_edge.export import export, sample
+from mirror_edge.export.coverage import POOL
 from mirror_edge.export.pipeline import Exported
 from mirror_edge.export.reference import session
 from mirror_edge.sampling import gumbel
@@ -106,7 +107,7 @@ def test_the_fitted_shares_are_those_of_the_bundles_own_graphs(made: Exported, t
         (hidden,) = prefix.run(["hidden"], {"input_ids": ids[None], **feeds, **first})
         wanted = {"hidden": hidden, "rows": np.arange(len(ids))}
         (logits,) = suffix.run(["logits"], {**wanted, **feeds, **second})
-        found, chances = exits.run(None, {"hidden": hidden, "top": np.array([64])})
+        found, chances = exits.run(None, {"hidden": hidden, "top": np.array([POOL])})
         tokens = np.arange(VOCABULARY, dtype=np.uint32)
         for row in range(len(ids)):
             (noise,) = gumbel(number, [row + 1], tokens)
