@@ -2,7 +2,7 @@
 
 It predicts every plan's step by the step law, from measured costs and from what the steps so far
 have taught, and takes the best. What a mode cannot teach is found out by trying another one now and
-then; the less that brought, the rarer.
+then; the more that cost, the rarer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,22 @@ __all__ = ["Controller"]
 
 _PROBE = 2
 """Steps of a probe."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 48, 768
-"""Tokens between two probes."""
+_TEACHERS: dict[Mode, tuple[Mode, ...]] = {
+    "ar": ("mirror",),
+    "sd": ("ar", "mirror"),
+    "mirror": ("ar",),
+}
+"""Whom to learn from: the target alone shows how fast it is, the mirror what its roots hit."""
+_FAR = 1.5
+"""The target alone is not asked when it is held to be slower than that: its times are no guess."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 48, 384
+"""Tokens between two probes that cost nothing."""
+_PROBING = 0.0025
+"""Of all tokens, those that the windows of probes may cost."""
+_LONGEST_WAIT = 2048
+"""Tokens before the next probe, whatever the last one cost."""
+_HOLD: dict[Mode, int] = {"ar": 32, "sd": 4, "mirror": 4}
+"""Steps for which a plan that lasts is kept at most: planning takes time from the lanes."""
 
 
 @dataclass
@@ -29,7 +43,14 @@ class Controller:
 
     costs: Costs
     experience: Experience = field(default_factory=Experience)
-    _chosen: Mode | None = None
+    _chosen: Strategy | None = None
+    _pace: float = 0.0
+    """Seconds that a token takes under it, by prediction."""
+    _hold: int = 0
+    """Steps that it was to be kept for when it was last weighed."""
+    _held: int = 0
+    """Those of them to come."""
+    _probes: int = 0
     _probe: Strategy | None = None
     _left: int = 0
     """Steps of the probe to come."""
@@ -39,38 +60,60 @@ class Controller:
 
     def plan(self, among: Sequence[Strategy]) -> Strategy:
         """The next step's plan."""
-        if self._left and self._probe is not None and self._probe in among:
+        before, probe = self._chosen, self._probe
+        if self._left and probe is not None and probe in among:
             self._left -= 1
-            return self._probe
+            return probe
+        if self._held and self._until > 0 and before is not None and before in among:
+            self._held -= 1
+            return before
         best: dict[Mode, tuple[float, Strategy]] = {}
         for seconds, plan in zip(self.seconds_a_token(among), among, strict=True):
             if plan.mode not in best or seconds < best[plan.mode][0]:
                 best[plan.mode] = seconds, plan
-        chosen = min(best.values(), key=lambda found: found[0])[1]
-        if chosen.mode != self._chosen:
-            self._chosen, self._pause, self._until = chosen.mode, _FIRST_PAUSE, _FIRST_PAUSE
-        # Whoever drafts learns how often that is right; only the mirror learns what its roots hit.
-        teacher = best.get("mirror") or best.get("sd")
-        if self._until > 0 or teacher is None or teacher[1].mode == chosen.mode:
+        self._pace, chosen = min(best.values(), key=lambda found: found[0])
+        self._chosen = chosen
+        if before is None or chosen.mode != before.mode:
+            self._pause = self._until = max(self._pause // 2, _FIRST_PAUSE)
+            self._hold = 0
+        else:
+            self._hold = min(2 * self._hold + 1, _HOLD[chosen.mode])
+        self._held = self._hold
+        if self._until > 0:
             return chosen
         self._pause = self._until = min(2 * self._pause, _LONGEST_PAUSE)
-        self._probe, self._left = teacher[1], _PROBE - 1
-        return self._probe
+        self._probes += 1
+        teachers = _TEACHERS[chosen.mode]
+        seconds, probe = best[teachers[self._probes % len(teachers)]]
+        if probe.mode == "ar" and seconds > _FAR * self._pace:
+            return chosen
+        self._probe, self._left = probe, _PROBE - 1
+        return probe
 
     def learn(self, step: StepRecord) -> None:
         """Take in what a step was like."""
         self.experience.learn(step, self.costs)
         self._until -= step.committed
+        chosen, probe = self._chosen, self._probe
+        # The first step of the draft's probe has no window: it only waits for what is read up.
+        telling = step.proposed > 0 or step.mode == "ar"
+        if telling and chosen and probe and step.mode == probe.mode != chosen.mode:
+            lost = step.seconds / self._pace - step.committed
+            if lost < 0.0:
+                self._until -= self._pause
+                self._pause = _FIRST_PAUSE
+            self._until = min(self._until + int(lost / _PROBING), _LONGEST_WAIT)
 
     def seconds_a_token(self, plans: Sequence[Strategy]) -> list[float]:
         """What a token is predicted to take under each of `plans`, by the law of the step."""
         costs, known = self.costs, self.experience
-        p, factor = known.acceptance.mean, known.target.mean
-        host = {mode: known.host[mode].mean for mode in known.host}
+        p = known.acceptance.mean
+        host = {mode: host.mean for mode, host in known.host.items()}
+        factors = {mode: target.mean for mode, target in known.target.items()}
         forward = known.fresh.mean * costs.draft(1)
         beside = known.beside.mean * costs.beside
         rows = {1 if plan.mode == "ar" else plan.window + 1 for plan in plans}
-        times = {n: (factor * costs.prefix(n), factor * costs.suffix(n)) for n in rows}
+        times = {n: (costs.prefix(n), costs.suffix(n)) for n in rows}
         exits = {n: costs.exit(n) for n in rows}
         tokens = {n: sum(p**j for j in range(n)) for n in rows}
         roots = {_roots(plan) for plan in plans if plan.mode == "mirror"}
@@ -78,7 +121,7 @@ class Controller:
         found = []
         for plan in plans:
             n, gamma = (1, 0) if plan.mode == "ar" else (plan.window + 1, plan.window)
-            prefix, suffix = times[n]
+            prefix, suffix = (factors[plan.mode] * seconds for seconds in times[n])
             step = prefix + suffix + gamma * forward
             if plan.mode == "mirror":
                 r = _roots(plan)

@@ -6,7 +6,7 @@ Everything is forgotten slowly, so that a text that changes its character is not
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -61,13 +61,16 @@ class Experience:
         default_factory=lambda: np.array([4.0 * 0.5 ** (rank + 1) for rank in range(_RANKS + 1)])
     )
     """How often the outcome stood at each rank of the roots; the last is for those nowhere."""
-    target: Fading = field(default_factory=lambda: Fading(1.0))
+    target: dict[Mode, Fading] = field(
+        default_factory=lambda: {mode: Fading(1.0) for mode in get_args(Mode)}
+    )
+    """By mode: a draft at work slows a target with which it shares a memory."""
     beside: Fading = field(default_factory=lambda: Fading(1.0))
     """Of the suffix with a rollout beside it, on top of `target`."""
     fresh: Fading = field(default_factory=lambda: Fading(1.0))
     rollout: Fading = field(default_factory=lambda: Fading(1.0))
     host: dict[Mode, Fading] = field(
-        default_factory=lambda: {mode: Fading(2e-4) for mode in ("ar", "sd", "mirror")}
+        default_factory=lambda: {mode: Fading(2e-4) for mode in get_args(Mode)}
     )
 
     def learn(self, step: StepRecord, costs: Costs) -> None:
@@ -77,11 +80,12 @@ class Experience:
             judged = min(step.accepted + 1, step.proposed)
             self.acceptance.add(step.accepted / judged, judged)
         self.host[step.mode].add(step.host)
-        self.target.add(_ratio(step.prefix, costs.prefix(rows)))
+        target = self.target[step.mode]
+        target.add(_ratio(step.prefix, costs.prefix(rows)))
         if step.mode != "mirror":
-            self.target.add(_ratio(step.suffix, costs.suffix(rows)))
+            target.add(_ratio(step.suffix, costs.suffix(rows)))
         elif step.roots:
-            expected = costs.beside * costs.suffix(rows) * self.target.mean
+            expected = costs.beside * costs.suffix(rows) * target.mean
             self.beside.add(_ratio(step.suffix, expected))
             self.ranks *= 1.0 - 1.0 / _MEMORY
             self.ranks[_RANKS if step.rank is None else min(step.rank, _RANKS)] += 1.0

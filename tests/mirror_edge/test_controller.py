@@ -18,19 +18,20 @@ from mirror_edge.costs import Costs, Curve
 from mirror_edge.decode import decode
 from mirror_edge.experience import Experience, Fading
 from mirror_edge.measuring import measure
-from mirror_edge.policy import Speculation, Strategy, choices
+from mirror_edge.policy import Mode, Speculation, Strategy, choices
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.scripted import Language, ScriptedDraft, ScriptedTarget
 from mirror_edge.runtimes.virtual import VirtualClock, VirtualLane
 from mirror_edge.sampling import Sampler, Sampling
+from mirror_edge.stats import StepRecord
 from mirror_edge.trace import Trace
 
 VOCABULARY = 64
 TOKENS = 300
 
 
-def chain(agreement: float, seed: int) -> Language:
-    """Says the successor of the last token, or, in a stated share of contexts, another one."""
+def chain(agreement: Callable[[int], float], seed: int) -> Language:
+    """Says the successor of the last token, or, in a share of contexts by position, another one."""
 
     @cache
     def logits(position: int, last: int) -> np.ndarray:
@@ -38,7 +39,7 @@ def chain(agreement: float, seed: int) -> Language:
         found = np.zeros(VOCABULARY, dtype=np.float32)
         right = (7 * last + 3) % VOCABULARY
         found[(right + 1 + draw.integers(20)) % VOCABULARY] = 1.0
-        found[right] = 2.0 if draw.random() < agreement else 0.5
+        found[right] = 2.0 if draw.random() < agreement(position) else 0.5
         return found
 
     return lambda tokens: logits(len(tokens), tokens[-1])
@@ -51,20 +52,27 @@ class Devices:
     target: Callable[[int], float]
     draft: Callable[[int], float]
     agreement: float
+    later: float | None = None
+    """From the middle of the answer on."""
+    tokens: int = TOKENS
+
+    def agreed(self, position: int) -> float:
+        changed = self.later is not None and position > self.tokens / 2
+        return self.later if changed and self.later is not None else self.agreement
 
     def answer(self, plan: Strategy | None) -> Answer:
         clock, trace = VirtualClock(), Trace()
         half = lambda rows: self.target(rows) / 2000  # noqa: E731
         target = ScriptedTarget(
-            chain(1.0, 0),
-            chain(0.9, 2),
+            chain(lambda _: 1.0, 0),
+            chain(lambda _: 0.9, 2),
             VOCABULARY,
             seconds={"prefix": half, "suffix": half, "exit": 1e-4},
             trace=trace,
             virtual=clock,
         )
         draft = ScriptedDraft(
-            chain(self.agreement, 1),
+            chain(self.agreed, 1),
             VOCABULARY,
             seconds=lambda rows: self.draft(rows) / 1000,
             trace=trace,
@@ -82,7 +90,7 @@ class Devices:
             sampler=Sampler(Sampling(), VOCABULARY),
             drafter=drafter,
             eos=frozenset(),
-            limit=3 + TOKENS,
+            limit=3 + self.tokens,
             controller=controller,
             choices=first if plan is None else (),
         )
@@ -96,7 +104,7 @@ class Devices:
                 pass
 
         asyncio.run(run())
-        return TOKENS / answer.stats.decode_seconds, [step.mode for step in answer.stats.steps]
+        return self.tokens / answer.stats.decode_seconds, [step.mode for step in answer.stats.steps]
 
 
 PAIRS = {
@@ -131,6 +139,67 @@ def test_a_useless_draft_is_tried_ever_more_rarely() -> None:
     tried = [at for at, mode in enumerate(modes) if mode != "ar"]
     assert modes[-1] == "ar"
     assert len([at for at in tried if at > 30]) <= 8
+
+
+@pytest.mark.parametrize(("first", "later"), [(0.0, 0.95), (0.95, 0.0)])
+def test_auto_recovers_when_the_text_changes_its_character(first: float, later: float) -> None:
+    pair = Devices(lambda n: 8 + 2 * n, lambda n: 1 + 0.1 * n, first, later, tokens=2000)
+    _, modes = pair.speed(None)
+    drafted = sum(mode != "ar" for mode in modes[-50:])
+    assert drafted >= 45 if later > first else drafted <= 5
+
+
+def step(mode: Mode, factor: float, committed: int = 1) -> StepRecord:
+    """Of a target of which a forward takes `factor` times what was measured, with a window of 1."""
+    return StepRecord(
+        mode=mode, proposed=1, accepted=committed - 1, committed=committed, depth=0, roots=0,
+        rank=None, hit=None, began=0.0, seconds=0.02 * factor, waited=0.0, prefix=0.01 * factor,
+        exit=0.0, suffix=0.01 * factor, rollout=0.0, hidden=0.0, fresh=0.0, host=0.0, busy={},
+        sent=0, read=0,
+    )  # fmt: skip
+
+
+class Counting(Controller):
+    """Counts how often plans are weighed."""
+
+    weighed = 0
+
+    def seconds_a_token(self, plans: Sequence[Strategy]) -> list[float]:
+        self.weighed += 1
+        return super().seconds_a_token(plans)
+
+
+def slow_draft() -> Counting:
+    """Of a draft that takes as long as its target."""
+    flat = Curve((1,), (0.01,))
+    return Counting(Costs(flat, flat, flat, Curve((1,), (0.02,))))
+
+
+def test_a_target_that_is_slow_beside_a_draft_is_not_held_to_be_slow_alone() -> None:
+    controller, among = slow_draft(), choices(Speculation())
+    alone, *_, beside = controller.seconds_a_token(among)
+    for _ in range(50):
+        controller.learn(step("mirror", 2.0))
+    assert controller.seconds_a_token(among)[0] == alone
+    assert controller.seconds_a_token(among)[-1] > beside
+
+
+def test_a_plan_that_lasts_is_hardly_ever_weighed_again() -> None:
+    controller, among = slow_draft(), choices(Speculation())
+    for _ in range(640):
+        mode = controller.plan(among).mode
+        controller.learn(step(mode, 1.0 if mode == "ar" else 1.2))
+    assert controller.weighed < 40
+
+
+@pytest.mark.parametrize(("factor", "most"), [(1.2, 24), (40.0, 8)])
+def test_probes_that_cost_much_are_rarer(factor: float, most: int) -> None:
+    controller, among, probes = slow_draft(), choices(Speculation()), 0
+    for _ in range(4000):
+        mode = controller.plan(among).mode
+        probes += mode != "ar"
+        controller.learn(step(mode, 1.0 if mode == "ar" else factor))
+    assert 2 <= probes <= most
 
 
 def learnt(agreements: Sequence[float]) -> Experience:
