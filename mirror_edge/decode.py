@@ -101,7 +101,8 @@ async def decode(answer: Answer) -> AsyncIterator[Said]:
     began = on.clock()
     if answer.controller is not None:
         answer.planned = answer.controller.plan(answer.choices)
-    answer.draft.read(answer.tokens)
+    if answer.planned is not None and answer.planned.mode != "ar":
+        answer.draft.read(answer.tokens)
     kept = await asyncio.wrap_future(lane.start("prefill", answer.reuse))
     stats.placed = on.trace.placed
     stats.prompt_tokens = len(answer.tokens)

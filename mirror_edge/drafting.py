@@ -33,6 +33,7 @@ class Drafting:
         self._reading: Future[None] | None = None
         self._late: Future[Any] | None = None
         self._lost: Recovering | None = None
+        self._begun = False
 
     @property
     def drafter(self) -> Drafter | None:
@@ -41,11 +42,19 @@ class Drafting:
 
     def read(self, tokens: Sequence[int]) -> None:
         """Have it read the committed `tokens`; nobody waits for that before it is needed."""
-        drafter = self._drafter
+        drafter, self._begun = self._drafter, True
         if isinstance(drafter, Recovering) and not drafter.ready:
             self._drafter, self._lost = None, drafter
         elif drafter is not None:
             self._reading = self._lane.start("prefill", drafter.prefill, list(tokens))
+
+    def catch_up(self, tokens: Sequence[int]) -> bool:
+        """Whether it has read nothing yet: then it reads `tokens` while the target goes on."""
+        if self._begun or self._drafter is None:
+            return False
+        self.read(tokens)
+        self._late = self._reading
+        return True
 
     def returned(self, tokens: Sequence[int]) -> bool:
         """Whether it was lost and is back: then it reads `tokens` while the target goes on."""

@@ -202,6 +202,25 @@ def test_probes_that_cost_much_are_rarer(factor: float, most: int) -> None:
     assert 2 <= probes <= most
 
 
+def test_an_answer_of_the_target_alone_leaves_the_draft_in_peace() -> None:
+    answer = PAIRS["useless draft"].answer(None)
+    controller, trace = answer.controller, answer.on.trace
+    trace.take()
+    spans = trace.keep()
+    assert isinstance(controller, Controller)
+    while controller.plan(answer.choices).mode != "ar":
+        controller.learn(step("mirror", 3.0))
+    answer.limit = len(answer.tokens) + 20
+
+    async def run() -> None:
+        async for _ in decode(answer):
+            pass
+
+    asyncio.run(run())
+    assert len(answer.tokens) == answer.limit
+    assert {call.lane for call in spans.calls} == {"target"}
+
+
 def learnt(agreements: Sequence[float]) -> Experience:
     """From windows of 4 whose tokens are accepted with the probability of their moment."""
     rng, experience = np.random.default_rng(0), Experience()

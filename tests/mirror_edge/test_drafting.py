@@ -175,6 +175,25 @@ def test_a_late_draft_is_waited_for_no_longer_than_patience_and_asked_again_once
     assert draft.record == ((), 0, 1)
 
 
+def test_a_draft_that_is_first_wanted_in_mid_answer_reads_while_the_target_goes_on() -> None:
+    draft, lane = drafting(Mortal([], 0))
+    assert draft.catch_up(PROMPT)
+    assert not draft.catch_up(PROMPT)
+    draft.settle()
+    assert draft.drafter is None
+    lane.calls[0].set_result(None)
+    draft.settle()
+    assert draft.drafter is not None
+    assert not draft.record.lapses
+    assert len(lane.calls) == 1
+
+
+def test_a_draft_that_has_read_the_prompt_has_nothing_to_catch_up_with() -> None:
+    draft, _ = drafting(Mortal([], 0))
+    draft.read(PROMPT)
+    assert not draft.catch_up(PROMPT)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("gone"), TimeoutError("gone")])
 def test_a_late_draft_that_fails_after_all_is_one_loss(error: Exception) -> None:
     drafter = Mortal([], 0)
