@@ -17,8 +17,8 @@ from mirror_edge.stats import StepRecord
 
 __all__ = ["Controller"]
 
-_PROBE = 2
-"""Steps of a probe."""
+_PROBE: dict[Mode, int] = {"ar": 8, "mirror": 2}
+"""Steps of a probe: the target's first ones still stand beside the last draft."""
 _TEACHERS: dict[Mode, tuple[Mode, ...]] = {
     "ar": ("mirror",),
     "sd": ("ar", "mirror"),
@@ -87,7 +87,7 @@ class Controller:
         seconds, probe = best[teachers[self._probes % len(teachers)]]
         if probe.mode == "ar" and seconds > _FAR * self._pace:
             return chosen
-        self._probe, self._left = probe, _PROBE - 1
+        self._probe, self._left = probe, _PROBE[probe.mode] - 1
         return probe
 
     def learn(self, step: StepRecord) -> None:

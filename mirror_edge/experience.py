@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Experience", "Fading"]
 
 _MEMORY = 48.0
+_OUTLIER = 2.0
+"""A time that is so many times the mean counts for no more: something else had the machine."""
 _RANKS = 64
 """Ranks of an outcome among the roots that are told apart."""
 
@@ -70,8 +72,11 @@ class Experience:
     fresh: Fading = field(default_factory=lambda: Fading(1.0))
     rollout: Fading = field(default_factory=lambda: Fading(1.0))
     host: dict[Mode, Fading] = field(
-        default_factory=lambda: {mode: Fading(2e-4) for mode in get_args(Mode)}
+        default_factory=lambda: {
+            mode: Fading(1e-4 if mode == "ar" else 3e-4) for mode in get_args(Mode)
+        }
     )
+    _last: Mode | None = None
 
     def learn(self, step: StepRecord, costs: Costs) -> None:
         """Take in one step."""
@@ -79,11 +84,15 @@ class Experience:
         if step.proposed:
             judged = min(step.accepted + 1, step.proposed)
             self.acceptance.add(step.accepted / judged, judged)
-        self.host[step.mode].add(step.host)
-        target = self.target[step.mode]
-        target.add(_ratio(step.prefix, costs.prefix(rows)))
+        before, self._last = self._last, step.mode
+        if step.mode == "ar" and before != "ar":
+            return  # The draft still works at what nobody wants any more.
+        host, target = self.host[step.mode], self.target[step.mode]
+        host.add(min(step.host, _OUTLIER * host.mean))
+        most = _OUTLIER * target.mean
+        target.add(min(most, _ratio(step.prefix, costs.prefix(rows))))
         if step.mode != "mirror":
-            target.add(_ratio(step.suffix, costs.suffix(rows)))
+            target.add(min(most, _ratio(step.suffix, costs.suffix(rows))))
         elif step.roots:
             expected = costs.beside * costs.suffix(rows) * target.mean
             self.beside.add(_ratio(step.suffix, expected))

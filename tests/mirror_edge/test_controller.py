@@ -184,6 +184,22 @@ def test_a_target_that_is_slow_beside_a_draft_is_not_held_to_be_slow_alone() -> 
     assert controller.seconds_a_token(among)[-1] > beside
 
 
+def test_a_step_beside_the_end_of_a_draft_says_nothing_of_the_target_alone() -> None:
+    controller, among = slow_draft(), choices(Speculation())
+    alone = controller.seconds_a_token(among)[0]
+    for _ in range(20):
+        controller.learn(step("mirror", 5.0))
+        controller.learn(step("ar", 5.0))
+    assert controller.seconds_a_token(among)[0] == alone
+
+
+def test_a_single_step_that_took_very_long_counts_for_little() -> None:
+    controller, among = slow_draft(), choices(Speculation())
+    for factor in (*[1.0] * 20, 1000.0):
+        controller.learn(step("ar", factor))
+    assert controller.seconds_a_token(among)[0] < 1.1 * 0.0201
+
+
 def test_a_plan_that_lasts_is_hardly_ever_weighed_again() -> None:
     controller, among = slow_draft(), choices(Speculation())
     for _ in range(640):
