@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 app = typer.Typer(
-    help="Compiled graphs, shaders and probes that are kept between runs.", no_args_is_help=True
+    help="Compiled graphs, shaders, probes and measured costs that are kept between runs.",
+    no_args_is_help=True,
 )
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
@@ -22,7 +23,7 @@ from mirror_edge.devices import Device, available_memory, runtime_for, usable_co
 from mirror_edge.driving import drive, run
 from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
 from mirror_edge.lanes import ThreadLane
-from mirror_edge.measuring import measure
+from mirror_edge.measuring import measure, recall
 from mirror_edge.memory import plan_memory
 from mirror_edge.ngram import NgramDrafter
 from mirror_edge.policy import DrafterName, Speculation, choices, resolve
@@ -172,6 +173,12 @@ class Model:
                 graph = runtimes[1].open_draft(bundle, draft_device, threads, self._trace)
                 self._drafters["model"] = ModelDrafter(graph, clock=time.perf_counter)
         self._controllers: dict[str, Controller] = {}
+        self._devices = list(zip(runtimes, (target_device, draft_device), strict=True))
+        self._setup = {
+            "threads": f"{target_threads} {draft_threads}",
+            "process": str(draft_process),
+            "cores": str(sorted(usable_cores())),
+        }
         self._decoder = Decoder(
             target=self._target,
             target_lane=ThreadLane("target", self._trace, target_device.cores),
@@ -200,7 +207,7 @@ class Model:
         return self._trace
 
     def costs(self, drafter: DrafterName = "model") -> Costs | None:
-        """What forwards take on the devices at hand; measured on the first call, in two seconds.
+        """What forwards take on the devices at hand; measured once, in two seconds.
 
         None for devices that could not be measured.
 
@@ -373,14 +380,30 @@ class Model:
         finally:
             self._busy.release()
 
+    def _key(self, drafter: str) -> dict[str, str]:
+        """All that the costs depend on: another version of anything may be faster."""
+        drivers = [
+            sorted(str(found) for found in runtime.devices() if found.name.startswith(device.kind))
+            for runtime, device in self._devices
+        ]
+        return self._setup | {
+            "bundle": bundles.digest(self.bundle.folder / bundles.MANIFEST),
+            "drafter": drafter,
+            "devices": " ".join(str(device) for _, device in self._devices),
+            "drivers": str(drivers),
+            "version": version("mirror-edge"),
+        }
+
     async def _controller(self, name: str, drafter: Drafter) -> Controller | None:
         """The controller of a pair, which measures its devices once; None if that fails."""
         if name not in self._controllers:
             lane = self._decoder.target_lane
+
+            def costs_of() -> Costs:
+                return recall(self._key(name), lambda: measure(self._decoder, drafter))
+
             try:
-                costs = await asyncio.wrap_future(
-                    lane.start("measure", measure, self._decoder, drafter)
-                )
+                costs = await asyncio.wrap_future(lane.start("measure", costs_of))
             except DeviceError as error:
                 _log.warning("the devices could not be measured: %s", error)
                 return None

@@ -1,4 +1,4 @@
-"""What is kept between runs in the user's cache folder: compiled graphs, probes, shaders.
+"""What is kept between runs in the user's cache folder: compiled graphs, costs, probes, shaders.
 
 An entry is a folder with files and the list of them, ``entry.json``, which is written last. It is
 made beside its place and moved there, so it is whole or absent; and it is checked whenever it is
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from mirror_edge.bundle import digest
 
-__all__ = ["KINDS", "clear", "entry", "folder"]
+__all__ = ["KINDS", "Key", "clear", "entry", "folder"]
 
-KINDS = ("compiled", "probes", "shaders")
+KINDS = ("compiled", "costs", "probes", "shaders")
 """The folders in the cache folder."""
 
 _log = logging.getLogger("mirror_edge")

@@ -1,0 +1,74 @@
+"""Measured costs that are kept from one start to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import mirror_edge
+from mirror_edge import api, kept
+from mirror_edge.costs import Costs, Curve
+from mirror_edge.measuring import recall
+
+KEY = {"bundle": "abc", "devices": "cpu cpu"}
+
+
+class Measuring:
+    """Counts how often it is asked; every time something else comes out."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, *_: object) -> Costs:
+        self.asked += 1
+        curve = Curve((1, 8), (1e-3 * self.asked, 0.1))
+        return Costs(curve, curve, curve, curve, 1.25)
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measuring:
+    monkeypatch.setenv("MIRROR_EDGE_CACHE", str(tmp_path / "cache"))
+    return Measuring()
+
+
+def test_costs_are_measured_once_for_all_that_they_depend_on(measured: Measuring) -> None:
+    first = recall(KEY, measured)
+    assert recall(KEY, measured) == first
+    assert recall(KEY | {"devices": "cpu gpu"}, measured) != first
+    assert measured.asked == 2
+
+
+@pytest.mark.parametrize("damage", ["", '{"prefix": 1}', "not JSON"])
+def test_damaged_costs_are_measured_anew(measured: Measuring, damage: str) -> None:
+    recall(KEY, measured)
+    for file in kept.folder().glob("costs/*/costs.json"):
+        file.write_text(damage)
+    again = recall(KEY, measured)
+    assert measured.asked == 2
+    assert recall(KEY, measured) == again
+
+
+def test_cleared_costs_are_measured_anew(measured: Measuring) -> None:
+    recall(KEY, measured)
+    assert kept.clear() > 0
+    recall(KEY, measured)
+    assert measured.asked == 2
+
+
+def test_costs_that_cannot_be_kept_are_measured_all_the_same(measured: Measuring) -> None:
+    kept.folder().write_text("no folder")
+    assert recall(KEY, measured).beside == 1.25
+    assert measured.asked == 1
+
+
+def test_a_second_start_does_not_measure_again_unless_its_threads_differ(
+    measured: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "measure", measured)
+    found = []
+    for threads in (1, 1, 2):
+        with mirror_edge.load(target_threads=threads, draft_threads=1) as model:
+            found.append(model.costs())
+    assert found[0] == found[1] != found[2]
+    assert measured.asked == 2
