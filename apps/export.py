@@ -147,6 +147,8 @@ _CONTENTS = {
     "target/exit.bin": "the exit head's own weights",
     "target/draft.onnx": "the target's own layers up to the exit, as the draft",
     "draft/draft.onnx": "the draft, with positions and mask as inputs",
+    "draft/fixed_prefill.onnx": "the draft for NPUs, reading a prompt",
+    "draft/fixed_rollout.onnx": "the draft for NPUs, rolling out",
     "draft/weights.bin": "the draft's weights",
     "tokenizer.json": "the tokenizer that both share",
     "tokenizer_config.json": "its settings",

@@ -217,7 +217,7 @@ def main(
         [train_file],
         output / "draft",
         held_out=[held_out_file],
-        recipe=Recipe(minutes=draft_minutes, seed=seed + 1, compiled=compiled),
+        recipe=Recipe(minutes=draft_minutes, stream_layers=2, seed=seed + 1, compiled=compiled),
         on_progress=_Percents(),
     )
     trained = read_json(output / "target" / RUN_FILE)

@@ -141,7 +141,7 @@ def test_the_command_prints_a_table_or_one_object(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("Hello!\n\nTell me a story.\n")
     options = ["--prompts", str(tmp_path / "prompts.txt"), "--new-tokens", "12", "--window", "3"]
     shown = CliRunner().invoke(single(agreement), options, catch_exceptions=False)
-    assert "fp32, exit after layer 3 of 6; 2 prompts, γ=3, κ=8, seed 0" in shown.stdout
+    assert "of 6; 2 prompts, γ=3, κ=8, seed 0" in shown.stdout
     for row in ("acceptance per token", "coverage Ω_8", "hit rate, R=all", "T=0", "T=1"):
         assert row in shown.stdout
     done = CliRunner().invoke(single(agreement), [*options, "--json"], catch_exceptions=False)
