@@ -14,7 +14,7 @@ import pytest
 
 from mirror_edge import bundle as bundles
 from mirror_edge.devices import Device
-from mirror_edge.errors import DeviceError
+from mirror_edge.errors import DeviceError, MissingExtraError
 from mirror_edge.runtimes.onnx.providers import CPU, QNN, WEBGPU, Provider
 from mirror_edge.runtimes.onnx.session import Setup
 from mirror_edge.trace import Trace
@@ -30,7 +30,7 @@ SetupMaker = Callable[[], Setup]
 def there(provider: Provider) -> SetupMaker:
     try:
         place = provider.place(Device(provider.kind))
-    except DeviceError as error:
+    except (DeviceError, MissingExtraError) as error:
         if provider.kind in REQUIRED:
             raise
         pytest.skip(str(error))
