@@ -282,6 +282,47 @@ def test_streams_that_do_not_fit_the_draft(folder: Path, streams: int, layers: i
     )
 
 
+FIXED = {"context": 64, "slots": 96, "chunk": 32, "rows": 8, "streamed": 4}
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "allowed"),
+    [
+        ("target.exit_vocabulary", 0, "from 1 to 512"),
+        ("target.exit_vocabulary", 513, "from 1 to 512"),
+        ("target.model.hidden", 0, "1 or more"),
+        ("target.model.context", -1, "1 or more"),
+        ("draft.model.kv_heads", 0, "1 or more"),
+        ("draft.branch_rows", -1, "0 or more"),
+        ("draft.shared_bytes", -1, "0 or more"),
+        ("draft.fixed.context", 129, "from 1 to 128"),
+        ("draft.fixed.slots", 63, "64 or more"),
+        ("draft.fixed.chunk", 0, "1 or more"),
+        ("draft.fixed.rows", 0, "1 or more"),
+        ("draft.fixed.streamed", 9, "from 0 to 8"),
+    ],
+)
+def test_a_size_that_cannot_be(folder: Path, where: str, value: int, allowed: str) -> None:
+    *path, field = where.split(".")
+
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["draft"]["fixed"] = dict(FIXED)
+        inside(manifest, tuple(path))[field] = value
+
+    edited(folder, edit)
+    refused(folder, f"{MANIFEST}: {where} is {value}; it must be {allowed}. Export again.")
+
+
+def test_a_folder_of_files_is_no_graph(folder: Path) -> None:
+    edited(folder, lambda manifest: manifest["target"].update(prefix="target"))
+    refused(folder, f"{MANIFEST}: does not list target")
+
+
+def test_the_tokenizer_is_the_one_among_the_files(folder: Path) -> None:
+    edited(folder, lambda manifest: manifest.update(tokenizer="0" * 64))
+    refused(folder, f"{MANIFEST}: tokenizer is not the SHA-256 of the tokenizer.json")
+
+
 def test_a_manifest_from_before_there_were_streams(folder: Path) -> None:
     def plain(manifest: dict[str, Any]) -> None:
         manifest["draft"]["streams"] = 0

@@ -1,4 +1,4 @@
-// The bundle: what its manifest says, as `mirror_edge/bundle.py` writes it.
+// The bundle: what its manifest says, as `mirror_edge/manifest.py` has it.
 
 import CryptoKit
 import Foundation
