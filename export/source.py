@@ -20,7 +20,7 @@ OnProgress = Callable[[str, float], None]
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.onnx", "*.onnx.data", "*.txt"]
-_NOT_HUB_FILES = ["*/*", "consolidated*"]
+_NOT_HUB_FILES = [*(f"*/{kind}" for kind in _HUB_FILES if kind != "*.jinja"), "consolidated*"]
 """Other exports of the same model, and Mistral's second copy of its weights."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 

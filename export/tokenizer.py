@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 
 from mirror_edge.errors import ExportError
 from mirror_edge.export.source import Source, install_line, read_json
+from mirror_edge.template import MORE_TEMPLATES, template_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +25,7 @@ def mean(xs): return sum(xs) / len(xs)  # 3.14159, 2,718 and -42
 Пингвины не летают, 企鹅不会飞, e i pinguini neppure.\tIt's what they DON'T do.\n\n  - first
   - second: 10% off!  🐧🐧
 """
+_NAME = re.compile(r"[\w-]+")
 _SHOWN = 3
 """Differing entries that a refusal names."""
 
@@ -125,10 +128,12 @@ def write_files(source: Source, tokenizer: Tokenizer, folder: Path, context: int
         (folder / "tokenizer.json").write_bytes(path.read_bytes())
     else:
         tokenizer.save(str(folder / "tokenizer.json"))
-    config = read_json(source.folder / "tokenizer_config.json")
-    template = _template(source.folder, config.pop("chat_template", None))
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    config_path = source.folder / "tokenizer_config.json"
+    config = read_json(config_path)
+    for name, template in _templates(config.pop("chat_template", None), config_path).items():
+        file = folder / template_file(name)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(template, encoding="utf-8")
     config["model_max_length"] = context
     _write(folder / "tokenizer_config.json", config)
     generation = read_json(source.folder / "generation_config.json")
@@ -142,14 +147,40 @@ def write_files(source: Source, tokenizer: Tokenizer, folder: Path, context: int
 _SETTINGS = ("bos_token_id", "pad_token_id", "do_sample", "temperature", "top_k", "top_p")
 
 
-def _template(folder: Path, inside: Any) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
+def _templates(inside: Any, config: Path) -> dict[str, str]:
+    """The chat templates by name, one of them the default; none for a model that has none.
+
+    They are files beside `config`, or `inside` it, or in older folders a file of their own.
+    """
+    folder = config.parent
+    named = {"default": folder / template_file("default")}
+    named |= {path.stem: path for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+    files = {name: _read(path) for name, path in named.items() if path.is_file()}
+    if "default" in files:
+        return files
+    inside = inside or read_json(folder / "chat_template.json").get("chat_template") or []
+    if isinstance(inside, str):
+        return {"default": inside}
+    try:
+        found = {entry["name"]: entry["template"] for entry in inside}
+    except (TypeError, KeyError):
+        found = {None: None}
+    for name, template in found.items():
+        if not (isinstance(name, str) and _NAME.fullmatch(name) and isinstance(template, str)):
+            raise ExportError(
+                f"{config}: chat_template must be a text or a list of {{name, template}}. "
+                "Copy the model folder again."
+            )
+    return {"default": next(iter(found.values())), **found} if found else {}
+
+
+def _read(path: Path) -> str:
+    try:
         return path.read_text(encoding="utf-8")
-    if isinstance(inside, list):  # several, by name
-        named = {entry["name"]: entry["template"] for entry in inside}
-        inside = named.get("default", next(iter(named.values()), None))
-    return inside or read_json(folder / "chat_template.json").get("chat_template")
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"{path}: cannot be read ({error}). Copy the model folder again."
+        ) from error
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

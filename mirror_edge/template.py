@@ -22,7 +22,15 @@ from jinja2.utils import Namespace
 
 from mirror_edge.errors import TemplateError
 
-__all__ = ["ChatTemplate", "Message"]
+__all__ = ["MORE_TEMPLATES", "ChatTemplate", "Message", "template_file"]
+
+MORE_TEMPLATES = "additional_chat_templates"
+"""The folder of a model's templates beside the default one."""
+
+
+def template_file(name: str) -> str:
+    """Where a model's folder has the template called `name`."""
+    return "chat_template.jinja" if name == "default" else f"{MORE_TEMPLATES}/{name}.jinja"
 
 
 class Message(TypedDict):

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from mirror_edge.detokenize import TextStream, opener
 from mirror_edge.errors import BundleError, OptionError
 from mirror_edge.stops import StopStrings
-from mirror_edge.template import ChatTemplate, Message
+from mirror_edge.template import MORE_TEMPLATES, ChatTemplate, Message, template_file
 
 __all__ = ["Message", "StopStrings", "Text", "TextStream"]
 
@@ -42,7 +42,7 @@ class Text:
     @classmethod
     def read(cls, folder: Path) -> Text:
         """Read ``tokenizer.json``, ``tokenizer_config.json`` and, where there are any,
-        ``generation_config.json`` and ``chat_template.jinja``.
+        ``generation_config.json``, ``chat_template.jinja`` and ``additional_chat_templates``.
 
         Raises:
             BundleError: naming the file at fault, what is wrong with it, and what to do.
@@ -153,9 +153,10 @@ def _named_tokens(config: Mapping[str, Any], path: Path) -> dict[str, str]:
 
 def _templates(folder: Path, config: Mapping[str, Any], path: Path) -> dict[str, str]:
     """The chat templates by name; none for a model that has none."""
-    file = folder / "chat_template.jinja"
+    file = folder / template_file("default")
     if file.exists():
-        return {"default": _read_text(file)}
+        more = sorted((folder / MORE_TEMPLATES).glob("*.jinja"))
+        return {"default": _read_text(file)} | {path.stem: _read_text(path) for path in more}
     templates = config.get("chat_template") or []
     if isinstance(templates, str):
         return {"default": templates}

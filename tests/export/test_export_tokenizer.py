@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import TEXT, make_tokenizer, write_tokenizer
@@ -14,6 +15,8 @@ from mirror_edge.errors import ExportError
 from mirror_edge.export import export
 from mirror_edge.export.source import locate
 from mirror_edge.export.tokenizer import read_tokenizer, write_files
+from mirror_edge.template import Message, template_file
+from mirror_edge.text import Text
 
 
 @pytest.fixture
@@ -76,10 +79,75 @@ def test_the_chat_template_gets_a_file_of_its_own(target: Path, tmp_path: Path) 
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     write_files(source, read_tokenizer(source), out, 99)
     assert (out / "chat_template.jinja").read_text() == "d"
+    assert (out / "additional_chat_templates/tool_use.jinja").read_text() == "t"
 
     (folder / "chat_template.jinja").write_text("from a file")
     write_files(source, read_tokenizer(source), out, 99)
     assert (out / "chat_template.jinja").read_text() == "from a file"
+
+
+HELLO = [Message(role="user", content="Hello")]
+
+
+@pytest.mark.parametrize("layout", ["in the configuration", "in files"])
+def test_every_named_template_is_there_in_the_bundle(
+    target: Path, tmp_path: Path, layout: str
+) -> None:
+    folder = Path(shutil.copytree(target, tmp_path / "model"))
+    templates = {"default": "plain {{ messages[0].content }}", "tool_use": "tools"}
+    config: dict[str, Any] = {}
+    if layout == "in files":
+        (folder / "additional_chat_templates").mkdir()
+        for name, template in templates.items():
+            (folder / template_file(name)).write_text(template)
+    else:
+        config["chat_template"] = [{"name": n, "template": t} for n, t in templates.items()]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    source, out = locate(folder, "TARGET", lambda *_: None), tmp_path / "out"
+    out.mkdir()
+    write_files(source, read_tokenizer(source), out, 99)
+    text = Text.read(out)
+    assert text.render_chat(HELLO) == "plain Hello"
+    assert text.render_chat(HELLO, tools=[{"name": "clock"}]) == "tools"
+
+
+def test_the_first_of_named_templates_is_the_default(target: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(target, tmp_path / "model"))
+    named = [{"name": "rag", "template": "first"}, {"name": "tool_use", "template": "second"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    source, out = locate(folder, "TARGET", lambda *_: None), tmp_path / "out"
+    out.mkdir()
+    write_files(source, read_tokenizer(source), out, 99)
+    assert Text.read(out).render_chat(HELLO) == "first"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        7,
+        [{"name": "x"}],
+        ["x"],
+        [{"name": "x", "template": None}],
+        [{"name": "../x", "template": "t"}],
+        [{"name": 1, "template": None}],
+    ],
+)
+def test_a_chat_template_that_is_none_is_refused(
+    target: Path, tmp_path: Path, template: object
+) -> None:
+    folder = Path(shutil.copytree(target, tmp_path / "model"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    source = locate(folder, "TARGET", lambda *_: None)
+    with pytest.raises(ExportError, match=r"tokenizer_config.json: chat_template must be a text"):
+        write_files(source, read_tokenizer(source), tmp_path, 99)
+
+
+def test_a_chat_template_that_is_no_text_is_refused(target: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(target, tmp_path / "model"))
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    source = locate(folder, "TARGET", lambda *_: None)
+    with pytest.raises(ExportError, match=r"chat_template.jinja: cannot be read"):
+        write_files(source, read_tokenizer(source), tmp_path, 99)
 
 
 def test_a_slow_tokenizer_is_converted(target: Path, tmp_path: Path) -> None:
