@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import SHAPE as TINY
 from tiny import Checkpoint, make_tokenizer, write_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -86,21 +87,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = "".join(sentence(draw) for _ in range(3000))
     tokenizer = make_tokenizer(text, 320)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=320,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=128,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-    )
+    config = {"num_hidden_layers": 2, "intermediate_size": 128, "initializer_range": 0.02}
+    model = LlamaForCausalLM(LlamaConfig(**{**TINY, **config, "tie_word_embeddings": True}))
     stream = np.array(tokenizer.encode(text).ids, np.uint16)
     schedule = Schedule(
         Budget(tokens=150_000), batch=16, length=64, long_length=64, learning_rate=1e-2

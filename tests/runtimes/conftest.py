@@ -54,20 +54,13 @@ def on_qnn() -> SetupMaker:
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo pair with the graphs that an export for an NPU writes."""
-    from mirror_edge.export.exit_head import exit_graph
+    """The demo pair, and its draft at fixed shapes, as an export for an NPU writes it."""
     from mirror_edge.export.fixed import fixed_graph, fixed_spec
-    from mirror_edge.export.graph import part, value
 
     folder = tmp_path_factory.mktemp("pair") / "bundle"
     shutil.copytree(bundles.demo(), folder)
     spec = bundles.read(folder, verify=False).manifest
     assert spec.draft is not None
-    leave = onnx.load(folder / spec.target.exit, load_external_data=False)
-    rows = [entry for entry in leave.graph.input if entry.name == "hidden"]
-    named = [1, "S", spec.target.exit_vocabulary]
-    logits = part(leave, rows, [value("logits", onnx.TensorProto.FLOAT, named)])
-    onnx.save(exit_graph(logits, folder / "target", None), folder / spec.target.exit)
     free = onnx.load(folder / spec.draft.graph, load_external_data=False)
     model, streams = spec.draft.model, spec.draft.streams
     fixed = fixed_spec(model, streams)
