@@ -76,6 +76,8 @@ def export(
                 "--calibrate: is for --format onnx. Export that bundle first, and convert it: "
                 "its exit layer and exit head are kept."
             )
+        if draft_for is not None:
+            raise OptionError(f"--draft-for {draft_for}: is for --format onnx. Leave it out.")
         return _coreml(
             target,
             draft,

@@ -72,26 +72,42 @@ def decoder_spec(source: Source) -> DecoderSpec:
         raise ExportError(
             f"{source.folder}: config.json does not say {error}. Copy the model folder again."
         ) from error
+    except (TypeError, ValueError) as error:
+        raise ExportError(
+            f"{source.folder}: config.json does not say its sizes in numbers ({error}). "
+            "Copy the model folder again."
+        ) from error
 
 
 def rotary_tables(source: Source, size: int, context: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position and pair of features, each [context, size / 2]."""
+    try:
+        frequencies = _frequencies(source, size)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"{source.folder}: config.json does not say how its rotary positions are scaled "
+            f"({type(error).__name__}: {error}). Copy the model folder again."
+        ) from error
+    angles = torch.outer(torch.arange(context).float(), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def _frequencies(source: Source, size: int) -> Tensor:
     config = source.config
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     base = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
     frequencies: Tensor = base ** -(torch.arange(0, size, 2).float() / size)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "linear":
-        frequencies = frequencies / float(scaling["factor"])
-    elif kind == "llama3":
-        frequencies = _llama3(frequencies, scaling)
-    elif kind != "default":
+        return frequencies / float(scaling["factor"])
+    if kind == "llama3":
+        return _llama3(frequencies, scaling)
+    if kind != "default":
         raise ExportError(
             f"{source.folder}: its rotary positions are scaled by {kind}; "
             "known are linear and llama3. Choose another model, or --format onnx."
         )
-    angles = torch.outer(torch.arange(context).float(), frequencies)
-    return angles.cos(), angles.sin()
+    return frequencies
 
 
 def _llama3(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
@@ -105,7 +121,12 @@ def _llama3(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder's safetensors files, in float32."""
-    files = sorted(set(read_json(folder / _INDEX).get("weight_map", {}).values()))
+    named = read_json(folder / _INDEX).get("weight_map", {})
+    if not isinstance(named, dict):
+        raise ExportError(
+            f"{folder / _INDEX}: weight_map must be an object. Copy the model folder again."
+        )
+    files = sorted({str(file) for file in named.values()})
     weights: dict[str, Tensor] = {}
     for file in files or ["model.safetensors"]:
         try:

@@ -43,6 +43,7 @@ from mirror_edge.export.tokenizer import (
     write_files,
 )
 from mirror_edge.export.whole import DEFAULT_PRECISION
+from mirror_edge.runtimes.coreml.library import coremltools
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -103,6 +104,7 @@ def run(
         needed += _disk_needed(guide, draft_precision or precision)
     elif draft_precision is not None:
         raise OptionError(f"--draft-precision {draft_precision}: there is no --draft to apply to.")
+    coremltools()  # or a refusal, before the models are read
     with whole_folder(output) as folder:
         refuse_without_space(output, needed)
         one = _read("target", source, tokenizer, length, precision, on_progress)

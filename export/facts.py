@@ -30,7 +30,7 @@ def model_spec(source: Source, model: ModelProto, genai: dict[str, object]) -> M
     section = genai.get("model") or source.genai.get("model") or {}
     assert isinstance(section, dict)
     decoder = section.get("decoder", {})
-    config = source.config.get("text_config") or source.config
+    config = source.text_config
     past = inputs["past_key_values.0.key"]
     kinds = {node.op_type for node in model.graph.node}
     dtype: Literal["float32", "float16"] = "float32"
@@ -64,7 +64,7 @@ def model_spec(source: Source, model: ModelProto, genai: dict[str, object]) -> M
 
 def sliding_window(source: Source) -> int | None:
     """How far back attention of a checkpoint looks, where that is limited."""
-    config = source.config.get("text_config") or source.config
+    config = source.text_config
     if source.kind != "checkpoint" or not config.get("use_sliding_window", True):
         return None
     window = config.get("sliding_window")
@@ -73,7 +73,7 @@ def sliding_window(source: Source) -> int | None:
 
 def probe_layers(source: Source) -> int:
     """How many of a checkpoint's first layers show every kind of layer it has; two at least."""
-    config = source.config.get("text_config") or source.config
+    config = source.text_config
     kinds = config.get("layer_types") or []
     first = [kinds.index(kind) + 1 for kind in set(kinds)]
     return min(max([2, *first]), int(config.get("num_hidden_layers", 2)))

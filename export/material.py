@@ -53,7 +53,7 @@ class Material:
             OptionError: windows that are too long for the target.
             ExportError: a target whose configuration does not say what is needed.
         """
-        config = target.config.get("text_config") or target.config
+        config = target.text_config
         try:
             vocabulary, context = int(config["vocab_size"]), int(config["max_position_embeddings"])
         except KeyError as error:

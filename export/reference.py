@@ -91,15 +91,22 @@ def checkpoint_logits(
         raise install_line(error.name or "transformers") from error
 
     options: dict[str, Any] = {} if layers is None else {"num_hidden_layers": layers}
-    with quiet(), torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(
-            source.folder,
-            dtype=torch.float32 if exact else "auto",
-            local_files_only=True,
-            attn_implementation="eager",
-            **options,
-        ).eval()
-        return [
-            model(torch.from_numpy(text)[None], use_cache=False).logits[0].float().numpy()
-            for text in texts
-        ]
+    try:
+        with quiet(), torch.no_grad():
+            model = AutoModelForCausalLM.from_pretrained(
+                source.folder,
+                dtype=torch.float32 if exact else "auto",
+                local_files_only=True,
+                attn_implementation="eager",
+                **options,
+            ).eval()
+            return [
+                model(torch.from_numpy(text)[None], use_cache=False).logits[0].float().numpy()
+                for text in texts
+            ]
+    except Exception as error:
+        raise ExportError(
+            f"{source.folder}: transformers cannot run this model, so its graph cannot be checked "
+            f"({type(error).__name__}: {error}). Copy the model folder again, or try another "
+            "version of transformers."
+        ) from error

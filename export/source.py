@@ -36,20 +36,34 @@ class Source:
     config: dict[str, Any]
     """`config.json`, or empty."""
     genai: dict[str, Any]
-    """`genai_config.json`, or empty."""
+    """`genai_config.json`, its sections filled in, or empty."""
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """What `config` says of the decoder, which in a model of pictures is a part of it."""
+        return self.config.get("text_config") or self.config
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Every token that ends an answer, by any of the model's files."""
-        generation = read_json(self.folder / "generation_config.json")
-        text = self.config.get("text_config") or self.config
+        """Every token that ends an answer, by any of the model's files.
+
+        Raises:
+            ExportError: for a file that names something else.
+        """
         found: list[int] = []
-        for ids in (
-            generation.get("eos_token_id"),
-            text.get("eos_token_id"),
-            self.genai.get("model", {}).get("eos_token_id"),
+        for file, settings in (
+            ("generation_config.json", read_json(self.folder / "generation_config.json")),
+            ("config.json", self.text_config),
+            ("genai_config.json", self.genai.get("model", {})),
         ):
-            found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+            ids = settings.get("eos_token_id")
+            ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+            if not all(type(token) is int and token >= 0 for token in ids):
+                raise ExportError(
+                    f"{self.folder / file}: eos_token_id must be a token or a list of tokens. "
+                    "Copy the model folder again."
+                )
+            found += ids
         return list(dict.fromkeys(found))
 
 
@@ -85,9 +99,9 @@ def locate(model: str | Path, option: str, on_progress: OnProgress) -> Source:
         folder = _download(str(model), option, on_progress)
     if (folder / MANIFEST).is_file():
         return Source(folder, "bundle", None, {}, {})
-    genai, config = read_json(folder / "genai_config.json"), read_json(folder / "config.json")
+    genai, config = _genai(folder / "genai_config.json"), _config(folder / "config.json")
     if genai:
-        file = genai.get("model", {}).get("decoder", {}).get("filename", "model.onnx")
+        file = str(genai["model"]["decoder"].get("filename", "model.onnx"))
         graph = folder / file
         if not graph.is_file():
             raise ExportError(
@@ -106,6 +120,37 @@ def locate(model: str | Path, option: str, on_progress: OnProgress) -> Source:
         f"{option} {folder}: is not a model, it has no {wanted}. Give a Hugging Face folder, a "
         "name on the hub, or a folder with genai_config.json and model.onnx."
     )
+
+
+def _genai(path: Path) -> dict[str, Any]:
+    """`genai_config.json` with all of the sections that are read here, or an empty object."""
+    genai = read_json(path)
+    if not genai:
+        return {}
+    model = _object(genai, "model", path)
+    model = {**model, "decoder": _object(model, "decoder", path)}
+    return {**genai, "model": model, "search": _object(genai, "search", path)}
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """`config.json`, or an empty object."""
+    config = read_json(path)
+    text = _object(config, "text_config", path) or config
+    for name in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        if type(text.get(name, 0)) not in (int, type(None)):
+            raise ExportError(
+                f"{path}: {name} is {text[name]!r}; it must be a whole number. "
+                "Copy the model folder again."
+            )
+    return config
+
+
+def _object(content: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """The object called `name` in the `content` of a file, or an empty one."""
+    found = content.get(name) or {}
+    if not isinstance(found, dict):
+        raise ExportError(f"{path}: {name} must be an object. Copy the model folder again.")
+    return found
 
 
 def _download(name: str, option: str, on_progress: OnProgress) -> Path:

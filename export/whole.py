@@ -130,7 +130,7 @@ def disk_needed(source: Source, precision: Precision) -> int:
     files = [path for path in source.folder.iterdir() if path.is_file()]
     if source.graph is not None:
         return sum(path.stat().st_size for path in files if ".onnx" in path.name)
-    config = source.config.get("text_config") or source.config
+    config = source.text_config
     stored = sum(path.stat().st_size for path in files if path.suffix in {".safetensors", ".bin"})
     width = 4 if "32" in str(config.get("dtype", config.get("torch_dtype"))) else 2
     parameters = stored / width

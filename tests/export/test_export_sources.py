@@ -14,8 +14,12 @@ import pytest
 from tiny import Checkpoint, write_genai_folder
 
 from mirror_edge import bundle
-from mirror_edge.errors import ExportError, OptionError
+from mirror_edge.bundle import Format
+from mirror_edge.errors import ExportError, MissingExtraError, OptionError
 from mirror_edge.export import export
+from mirror_edge.export.checkpoint import read_checkpoint
+from mirror_edge.export.reference import checkpoint_logits
+from mirror_edge.export.source import locate
 
 PROGRAM = """
 import sys
@@ -131,6 +135,106 @@ def test_a_genai_folder_without_its_parts_is_refused(
     with pytest.raises(ExportError, match=r"names model.onnx, which is not there"):
         export(folder, draft, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def edited(source: Path, folder: Path, file: str, **changes: object) -> Path:
+    """A copy of a model's folder with some of the entries of one of its files changed."""
+    shutil.copytree(source, folder)
+    path = folder / file
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(content | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": []}, None),
+        ({"model": None}, None),
+        ({"model": ["decoder"]}, "genai_config.json: model must be an object"),
+        ({"model": {"decoder": 1}}, "genai_config.json: decoder must be an object"),
+        ({"model": {"decoder": {"filename": 5}}}, "genai_config.json names 5, which is not there"),
+        ({"search": "greedy"}, "genai_config.json: search must be an object"),
+    ],
+)
+def test_a_genai_configuration_of_the_wrong_kind(
+    genai: Path, tmp_path: Path, changes: dict[str, object], message: str | None
+) -> None:
+    folder = edited(genai, tmp_path / "genai", "genai_config.json", **changes)
+    with pytest.raises(ExportError, match=message or "nor its configuration says its"):
+        export(folder, None, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("format", ["onnx", "coreml"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": "x"}, "num_hidden_layers is 'x'; it must be a whole number"),
+        ({"hidden_size": 64.0}, "hidden_size is 64.0; it must be a whole number"),
+        ({"text_config": "x"}, "text_config must be an object"),
+    ],
+)
+def test_a_configuration_of_the_wrong_kind(
+    target: Path, tmp_path: Path, changes: dict[str, object], message: str, format: Format
+) -> None:
+    folder = edited(target, tmp_path / "model", "config.json", **changes)
+    with pytest.raises(ExportError, match=f"config.json: {message}. Copy the model folder again"):
+        export(folder, None, tmp_path / "bundle", format=format)
+
+
+@pytest.mark.parametrize("token", ["</s>", [1, None], -1, True])
+def test_an_end_token_that_is_none(target: Path, tmp_path: Path, token: object) -> None:
+    folder = edited(target, tmp_path / "model", "generation_config.json", eos_token_id=token)
+    with pytest.raises(ExportError, match=r"generation_config.json: eos_token_id must be a token"):
+        _ = locate(folder, "TARGET", lambda *_: None).eos_token_ids
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": None}, "does not say its sizes in numbers"),
+        ({"intermediate_size": "wide"}, "does not say its sizes in numbers"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "does not say how its rotary positions"),
+        ({"rope_parameters": [1]}, "does not say how its rotary positions"),
+    ],
+)
+def test_a_configuration_that_core_ml_programs_cannot_be_made_of(
+    target: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    folder = edited(target, tmp_path / "model", "config.json", **changes)
+    with pytest.raises(ExportError, match=f"config.json {message}"):
+        read_checkpoint(locate(folder, "TARGET", lambda *_: None), 32)
+
+
+def test_an_index_of_weights_that_is_none(target: Path, tmp_path: Path) -> None:
+    index = "model.safetensors.index.json"
+    folder = edited(target, tmp_path / "model", index, weight_map=["model.safetensors"])
+    with pytest.raises(ExportError, match=f"{index}: weight_map must be an object"):
+        read_checkpoint(locate(folder, "TARGET", lambda *_: None), 32)
+
+
+def test_core_ml_bundles_have_no_fixed_draft_beside(target: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--draft-for qnn: is for --format onnx"):
+        export(target, target, tmp_path / "bundle", format="coreml", draft_for="qnn")
+
+
+def test_core_ml_bundles_need_coremltools_before_anything_is_read(
+    target: Path, tmp_path: Path
+) -> None:
+    stages: dict[str, float] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "coremltools", None)
+        with pytest.raises(MissingExtraError, match=r"pip install 'mirror-edge\[.*coreml\]'"):
+            export(target, None, tmp_path / "b", format="coreml", on_progress=stages.__setitem__)
+    assert (stages, list(tmp_path.iterdir())) == ({}, [])
+
+
+def test_a_model_that_transformers_cannot_run(target: Path, tmp_path: Path) -> None:
+    folder = edited(target, tmp_path / "model", "config.json", num_attention_heads=3)
+    source = locate(folder, "TARGET", lambda *_: None)
+    with pytest.raises(ExportError, match="model: transformers cannot run this model"):
+        checkpoint_logits(source, [np.arange(4)], exact=True)
 
 
 def test_the_precision_of_an_onnx_folder_cannot_be_changed(
