@@ -57,6 +57,9 @@ def distill_command(
         int, typer.Option(help="Tokens a row guesses beyond the next one; 0: a plain draft.")
     ] = 2,
     stream_layers: Annotated[int, typer.Option(help="Layers that these guesses go through.")] = 1,
+    stream_weight: Annotated[
+        float, typer.Option(help="Of each stream's loss beside the main rows' 1.")
+    ] = 0.1,
     lossless: Annotated[
         bool,
         typer.Option(
@@ -99,6 +102,7 @@ def distill_command(
         tokens=tokens,
         streams=streams,
         stream_layers=stream_layers,
+        stream_weight=stream_weight,
         lossless=lossless,
         learning_rate=learning_rate,
         batch=batch,

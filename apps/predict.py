@@ -192,6 +192,7 @@ class _Pair:
 def _opened(read: Bundle, target: tuple[str, int], draft: tuple[str, int]) -> Iterator[_Pair]:
     from mirror_edge.answer import Decoder
     from mirror_edge.devices import Device, runtime_for
+    from mirror_edge.growth import Guesses
     from mirror_edge.lanes import ThreadLane
     from mirror_edge.rollout import ModelDrafter
     from mirror_edge.text import Text
@@ -212,7 +213,7 @@ def _opened(read: Bundle, target: tuple[str, int], draft: tuple[str, int]) -> It
     ]
     try:
         decoder = Decoder(opened, lanes[0], lanes[1], trace)
-        yield _Pair(decoder, graph, ModelDrafter(graph, streams=0), Text.read(read.folder).eos)
+        yield _Pair(decoder, graph, ModelDrafter(graph, Guesses(0)), Text.read(read.folder).eos)
     finally:
         for lane in lanes:
             lane.close()

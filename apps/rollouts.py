@@ -1,9 +1,10 @@
-"""What the draft's streams are worth: forwards and time of a rollout, with 0 to s of them.
+"""What the draft's streams are worth: forwards and time of a rollout, with and without them.
 
 ``python -P -m mirror_edge.apps.rollouts [BUNDLE] [--prompts FILE] [--json]`` has the target answer
 every prompt, and then walks along each answer as mode `mirror` does. At every step it rolls out the
 one branch that is drafted after a miss, and those of the R likeliest outcomes; it does so with
-every number of streams, in the same places. It prints for each, of the single branch and of the R:
+0 to s streams, and with siblings of the first guess (s+3: three), in the same places. It prints for
+each, of the single branch and of the R:
 
 - forwards a rollout (the slowest branch decides), and tokens that a branch gains a forward;
 - milliseconds a rollout, the median, on one thread.
@@ -29,6 +30,7 @@ from mirror_edge.apps.agreement import PROMPTS, lines, opened
 from mirror_edge.errors import OptionError
 
 if TYPE_CHECKING:
+    from mirror_edge.growth import Guesses
     from mirror_edge.hypotheses import Branch, Root
     from mirror_edge.policy import Strategy
     from mirror_edge.protocols import DraftGraph, Target
@@ -49,6 +51,7 @@ def rollouts(
     window: Annotated[int, typer.Option(min=1, help="γ: tokens a branch.")] = 7,
     candidates: Annotated[int, typer.Option(min=1, help="κ: outcomes at each place.")] = 4,
     branches: Annotated[int, typer.Option(min=1, help="R: branches of a rollout.")] = 8,
+    siblings: Annotated[int, typer.Option(min=0, help="Of a stream's first guess.")] = 3,
     seed: int = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -58,7 +61,9 @@ def rollouts(
 
     from mirror_edge import Sampling, Speculation, load
     from mirror_edge import bundle as bundles
+    from mirror_edge.growth import Guesses
     from mirror_edge.policy import resolve
+    from mirror_edge.rollout import ways
     from mirror_edge.sampling import Sampler
     from mirror_edge.text import Message
 
@@ -84,11 +89,12 @@ def rollouts(
             before = model.tokenize(prompt)
             texts.append((sampling, [*before, *said.tokens], len(before)))
     found: dict[float, list[Record]] = {}
+    streams = read.manifest.draft.streams
+    ladder = ways(Guesses(streams, siblings if streams else 0))
     with opened(read, threads=1) as (on, graph):
         for sampling, text, start in track(texts, "Rolling out", console=Console(stderr=True)):
             walk = Walk(on.target, graph, plan, Sampler(sampling, on.target.vocabulary), text)
-            records = found.setdefault(sampling.temperature, [])
-            records += [Record() for _ in range(graph.streams + 1 - len(records))]
+            records = found.setdefault(sampling.temperature, [Record(ahead) for ahead in ladder])
             walk.measure(max(start, 2), records)
     figures = {f"{heat:g}": [r.figures(window) for r in records] for heat, records in found.items()}
     about = {"bundle": read.manifest.name, "window": window, "branches": branches, "seed": seed}
@@ -109,8 +115,9 @@ class Step(NamedTuple):
 
 @dataclass
 class Record:
-    """What the rollouts with one number of streams took."""
+    """What the rollouts with one way of guessing ahead took."""
 
+    ahead: Guesses
     single_forwards: list[int] = field(default_factory=list)
     single_ms: list[float] = field(default_factory=list)
     forwards: list[int] = field(default_factory=list)
@@ -133,6 +140,7 @@ class Record:
             }
 
         return {
+            **self.ahead._asdict(),
             "rollouts": len(self.forwards),
             "branches": self.branches,
             "differing": self.differing,
@@ -170,21 +178,25 @@ class Walk:
     """Prompt and answer."""
 
     def measure(self, start: int, records: Sequence[Record]) -> None:
-        """Roll out behind every step from `start` on, with as many streams as `records` say."""
+        """Roll out behind every step from `start` on, in all the ways of `records`; the first is
+        without streams.
+        """
         steps = list(self._steps(start))
-        expected = self._rolled_out(steps, 0, None)
-        for streams, record in enumerate(records):
-            found = self._rolled_out(steps, streams, record)
+        expected: list[Branch] = []
+        for record in records:
+            found = self._rolled_out(steps, record)
+            expected = expected or found
             pairs = list(zip(expected, found, strict=True))
             record.branches += len(pairs)
             record.differing += sum(a != b for a, b in pairs)
 
     def _steps(self, start: int) -> Iterator[Step]:
         """Where the windows begin, what the draft says there, and which outcomes are likely."""
+        from mirror_edge.growth import Guesses
         from mirror_edge.hypotheses import Root, choose_roots
         from mirror_edge.rollout import ModelDrafter
 
-        text, plan, drafter = self.text, self.plan, ModelDrafter(self.graph, streams=0)
+        text, plan, drafter = self.text, self.plan, ModelDrafter(self.graph, Guesses(0))
         self.target.prefill(text[: start - 1], 0)
         drafter.prefill(text[: start - 1])
         told, place, agreed, judged = start - 1, start, 0, 0
@@ -207,15 +219,13 @@ class Walk:
             agreed, judged = agreed + accepted, judged + min(accepted + 1, len(drafted))
             place += accepted + 1
 
-    def _rolled_out(
-        self, steps: Sequence[Step], streams: int, record: Record | None
-    ) -> list[Branch]:
-        """All branches of `steps` with so many streams, and in `record` what they took."""
+    def _rolled_out(self, steps: Sequence[Step], record: Record) -> list[Branch]:
+        """All branches of `steps`, and in `record` what they took."""
         from mirror_edge.hypotheses import Root
         from mirror_edge.rollout import ModelDrafter
 
         graph, text, depth = Counting(self.graph), self.text, self.plan.window
-        drafter, told = ModelDrafter(graph, streams), steps[0].place - 1
+        drafter, told = ModelDrafter(graph, record.ahead), steps[0].place - 1
         drafter.prefill(text[:told])
         branches: list[Branch] = []
         for place, drafted, roots in steps:
@@ -225,11 +235,10 @@ class Walk:
             between, middle = time.perf_counter(), graph.forwards
             branches += drafter.rollout([text[place - 1]], drafted, roots, depth, self.sampler)
             ended, told = time.perf_counter(), place
-            if record is not None:
-                record.single_forwards.append(middle - before)
-                record.single_ms.append(1e3 * (between - began))
-                record.forwards.append(graph.forwards - middle)
-                record.ms.append(1e3 * (ended - between))
+            record.single_forwards.append(middle - before)
+            record.single_ms.append(1e3 * (between - began))
+            record.forwards.append(graph.forwards - middle)
+            record.ms.append(1e3 * (ended - between))
         return branches
 
 
@@ -244,11 +253,14 @@ def _show(about: dict[str, Any], figures: dict[str, list[dict[str, Any]]]) -> No
     )
     table = Table("T", "streams", "R", "rollouts", "forwards", "tokens a forward", "ms", "differ")
     for heat, found in figures.items():
-        for streams, of in enumerate(found):
+        for of in found:
             for kind, count in (("single", 1), ("many", about["branches"])):
                 cells = ["-" if of[kind][n] is None else f"{of[kind][n]:.2f}" for n in of[kind]]
                 differ = f"{of['differing']} of {of['branches']}" if kind == "many" else ""
-                table.add_row(heat, str(streams), str(count), str(of["rollouts"]), *cells, differ)
+                ahead = (
+                    f"{of['streams']}+{of['siblings']}" if of["siblings"] else str(of["streams"])
+                )
+                table.add_row(heat, ahead, str(count), str(of["rollouts"]), *cells, differ)
     console.print(table)
 
 

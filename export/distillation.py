@@ -216,7 +216,8 @@ def _stages(
     if recipe.lossless:
         assert isinstance(student, StreamingDraft)
         return [Stage("streams", compiled(streaming_loss(student)), own)]
-    distillation = Stage("distillation", compiled(distillation_loss(student, teacher)), own)
+    learning = distillation_loss(student, teacher, recipe.stream_weight)
+    distillation = Stage("distillation", compiled(learning), own)
     if tuned:
         return [distillation]
     reading = compiled(text_loss(plain(student)))

@@ -16,20 +16,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXIT_WEIGHT",
-    "STREAM_WEIGHT",
     "distillation_loss",
     "early_exit_loss",
     "streaming_loss",
     "text_loss",
 ]
 
-STREAM_WEIGHT = 0.1
-"""Of each stream beside the main rows' 1; Speculative Streaming, section 3."""
 EXIT_WEIGHT = 0.2
 """Of each exit layer beside the last one's 1; LayerSkip (arXiv 2404.16710) trains all of them."""
 _EXIT_DENSITY = 0.125
 """Share of the positions whose exits are trained in a step."""
-_DENSITY = 0.5
+_DENSITY = 0.25
 """Share of the positions whose streams are trained in a step: neighbours teach much the same."""
 
 
@@ -67,7 +64,7 @@ def early_exit_loss(model: PreTrainedModel, call: Callable[..., Any], exits: Seq
 
 
 def distillation_loss(
-    draft: torch.nn.Module, target: Callable[..., Any], stream_weight: float = STREAM_WEIGHT
+    draft: torch.nn.Module, target: Callable[..., Any], stream_weight: float = 0.0
 ) -> Loss:
     """Cross-entropy with the target's distribution, which is forward KL plus a constant.
 
@@ -80,36 +77,40 @@ def distillation_loss(
             wanted = target(input_ids=ids, use_cache=False).logits
         if not isinstance(draft, StreamingDraft):
             return _cross_entropy(draft(input_ids=ids, use_cache=False).logits, wanted)
-        at = _positions(ids, draft.streams)
-        main, ahead = draft(ids, at)
-        return _cross_entropy(main, wanted) + stream_weight * _streams(ahead, wanted, at)
+        main, streams = _foretold(draft, ids)
+        return _cross_entropy(main, wanted) + stream_weight * streams
 
     return loss
 
 
 def streaming_loss(draft: StreamingDraft) -> Loss:
-    """Cross-entropy of the streams alone, with what the draft itself says at the later rows."""
+    """Cross-entropy of the streams alone."""
 
     def loss(windows: torch.Tensor) -> torch.Tensor:
-        ids = windows[:, :-1]
-        at = _positions(ids, draft.streams)
-        main, ahead = draft(ids, at)
-        return _streams(ahead, main.detach(), at)
+        return _foretold(draft, windows[:, :-1])[1]
 
     return loss
 
 
-def _positions(ids: torch.Tensor, streams: int) -> torch.Tensor:
-    """Some positions of the windows `ids`, in order, with `streams` rows behind each."""
-    room = ids.shape[1] - streams
-    chosen = torch.randperm(room)[: max(1, int(room * _DENSITY))].sort().values
-    return chosen.to(ids.device)
+def _foretold(draft: StreamingDraft, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Main logits of `ids` [B, L], and the sum over the streams of their cross-entropy.
+
+    Streams serve branches, which are the draft's own words. So they are held against what the
+    draft says when it goes on by itself from some positions, not against how the text goes on.
+    """
+    count = max(1, int(ids.shape[1] * _DENSITY))
+    at = torch.randperm(ids.shape[1])[:count].sort().values.to(ids.device)
+    main, ahead = draft(ids, at)
+    wanted = draft.continuation(ids, at, main[:, at], _picked)
+    losses = [_cross_entropy(ahead[:, :, k], wanted[:, :, k]) for k in range(draft.streams)]
+    return main, torch.stack(losses).sum()
 
 
-def _streams(ahead: torch.Tensor, wanted: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """The sum over the streams: stream k of row p foretells what row p + k says."""
-    losses = [_cross_entropy(ahead[:, :, k], wanted[:, at + k + 1]) for k in range(ahead.shape[2])]
-    return torch.stack(losses).sum()
+def _picked(logits: torch.Tensor) -> torch.Tensor:
+    """Tokens [B, n] as branches take them: half of the windows at temperature 0, the rest at 1."""
+    noise = -torch.empty_like(logits).exponential_().log()
+    warm = torch.rand(len(logits), 1, 1, device=logits.device) < 0.5
+    return (logits + warm * noise).argmax(dim=-1)
 
 
 def _cross_entropy(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -65,6 +65,8 @@ class Recipe:
     """Layers that they go through (N_s)."""
     stream_rank: int = 16
     """Of their low-rank start."""
+    stream_weight: float = 0.1
+    """Of each stream's loss beside the main rows' 1; Speculative Streaming, section 3."""
     lossless: bool = False
     """Train the streams alone, so that the draft's own predictions stay as they are."""
     learning_rate: float | None = None
@@ -98,6 +100,7 @@ class Recipe:
             ("streams", self.streams >= 0, "0 or more"),
             ("stream_layers", self.stream_layers >= 1, "1 or more"),
             ("stream_rank", self.stream_rank >= 1, "1 or more"),
+            ("stream_weight", 0 < self.stream_weight < math.inf, "above 0"),
             ("learning_rate", self.learning_rate is None or self.learning_rate > 0, "above 0"),
             ("batch", self.batch >= 1, "1 or more"),
             (

@@ -6,6 +6,7 @@ at rest; the exported graph gives the same numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,20 +75,58 @@ class StreamingDraft(torch.nn.Module):
         stack = model.model.layers[: model.config.num_hidden_layers]
         split = len(stack) - self.layers
 
-        rows = model.model.embed_tokens(ids)
-        rotary = model.model.rotary_emb(rows, position_ids=main[None])
-        for layer in stack[:split]:
-            rows = layer(rows, attention_mask=None, position_embeddings=rotary)
-
+        rows = self._through(stack[:split], model.model.embed_tokens(ids), main, None)
         rows = torch.cat([rows, self.starts(rows[:, at]).flatten(1, 2)], dim=1)
         positions = torch.cat([main, (at[:, None] + ahead).flatten()])
-        rotary = model.model.rotary_emb(rows, position_ids=positions[None])
         mask = stream_mask(length, at, self.streams)
-        for layer in stack[split:]:
-            rows = layer(rows, attention_mask=mask, position_embeddings=rotary)
+        rows = self._through(stack[split:], rows, positions, mask)
 
         logits = model.lm_head(model.model.norm(rows))
         return logits[:, :length], logits[:, length:].unflatten(1, (-1, self.streams))
+
+    @torch.no_grad()
+    def continuation(
+        self,
+        ids: torch.Tensor,
+        at: torch.Tensor,
+        said: torch.Tensor,
+        choose: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """What the draft says when it goes on by itself from the positions `at` of `ids` [B, L].
+
+        `said` [B, n, V] are its main logits there, and `choose` takes tokens [B, n] from such.
+        Entry k - 1 of the result [B, n, s, V] is said behind k tokens of its own.
+        """
+        model: Any = self.model
+        stack = model.model.layers[: model.config.num_hidden_layers]
+        length, found = ids.shape[1], []
+        main = torch.arange(length, device=ids.device)
+        own = ids.new_empty(*said.shape[:2], 0)
+        for k in range(1, self.streams + 1):
+            own = torch.cat([own, choose(said)[..., None]], dim=-1)
+            rows = model.model.embed_tokens(torch.cat([ids, own.flatten(1)], dim=1))
+            ahead = torch.arange(1, k + 1, device=ids.device)
+            positions = torch.cat([main, (at[:, None] + ahead).flatten()])
+            # Rows of its own tokens see each other as streams do: those before them, one path only.
+            rows = self._through(stack, rows, positions, stream_mask(length, at, k))
+            last = rows[:, length:].unflatten(1, (-1, k))[:, :, -1]
+            said = model.lm_head(model.model.norm(last))
+            found.append(said)
+        return torch.stack(found, dim=2)
+
+    def _through(
+        self,
+        layers: Iterable[Any],
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """`rows` [B, L, hidden] at `positions` [L] behind some `layers`."""
+        model: Any = self.model
+        rotary = model.model.rotary_emb(rows, position_ids=positions[None])
+        for layer in layers:
+            rows = layer(rows, attention_mask=mask, position_embeddings=rotary)
+        return rows
 
     def starts(self, residual: torch.Tensor) -> torch.Tensor:
         """The stream rows [B, n, s, hidden] of main rows, from their `residual` [B, n, hidden]."""

@@ -1,6 +1,6 @@
-"""How many of a draft's streams pay: learnt from what rollouts took.
+"""How much guessing ahead pays: learnt from what rollouts took.
 
-A stream saves forwards as often as it is right, and makes every forward wider. Where width costs
+A guess saves forwards as often as it is right, and makes every forward wider. Where width costs
 nothing all of them pay; on a CPU some may pay for one branch and none for eight.
 """
 
@@ -22,12 +22,15 @@ class _Choices:
 
     def __init__(self, most: int) -> None:
         self.times = [deque[float](maxlen=_TRIES) for _ in range(most + 1)]
-        """Seconds a token of a branch, by the streams that were used."""
+        """Seconds a token of a branch, by the way that was used."""
         self.wait = self.left = _SOONEST
 
 
 class Foresight:
-    """Chooses how many streams a rollout uses: the number that was fastest for its branches."""
+    """Chooses how a rollout guesses ahead: the way that was fastest for its branches.
+
+    Ways are numbered, from 0 for not at all to the widest.
+    """
 
     def __init__(self, most: int) -> None:
         """Choose from 0 to `most`."""
@@ -35,7 +38,7 @@ class Foresight:
         self._known: dict[int, _Choices] = {}
 
     def choose(self, branches: int, most: int) -> int:
-        """How many streams, `most` of them at most, a rollout of so many branches should use."""
+        """The way, up to `most`, in which a rollout of so many branches should guess."""
         known = self._known.setdefault(branches.bit_length(), _Choices(self._most))
         times = known.times[: most + 1]
         untried = next((n for n, seconds in enumerate(times) if len(seconds) < _TRIES), None)
@@ -51,6 +54,6 @@ class Foresight:
                     seconds.clear()
         return best
 
-    def learn(self, branches: int, streams: int, seconds: float) -> None:
-        """A rollout with so many streams took `seconds` a token of a branch."""
-        self._known[branches.bit_length()].times[streams].append(seconds)
+    def learn(self, branches: int, way: int, seconds: float) -> None:
+        """A rollout that guessed in that `way` took `seconds` a token of a branch."""
+        self._known[branches.bit_length()].times[way].append(seconds)

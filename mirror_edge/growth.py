@@ -1,9 +1,10 @@
 """Branches as they grow: which rows a forward feeds, what they see, and what comes of them.
 
 A forward feeds a branch's last token and, where the draft has streams, the guesses of what comes
-after it. The draft's own choice behind every row tells which guesses are right, and the streams of
-the last right row are the next guesses: a branch has the text it would have without streams, and
-gains 1 to s + 1 tokens a forward (Speculative Streaming, arXiv 2402.11131, section 3).
+after it, as a small tree. The draft's own choice behind every row tells which guesses are right,
+and the streams of the last right row are the next guesses: a branch has the text it would have
+without streams, and gains 1 to s + 1 tokens a forward (Speculative Streaming, arXiv 2402.11131,
+section 3).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,27 @@ if TYPE_CHECKING:
     from mirror_edge.protocols import DraftGraph
     from mirror_edge.sampling import Sampler
 
-__all__ = ["Growing", "Growth", "most_rows"]
+__all__ = ["Growing", "Growth", "Guesses"]
+
+
+class Guesses(NamedTuple):
+    """What a branch is fed besides its last token: a guess from each stream, one after the other.
+
+    Siblings are other guesses in the place of the first one, the stream's likeliest after it.
+    """
+
+    streams: int
+    siblings: int = 0
+
+    def behind(self, missing: int) -> int:
+        """How many there are where `missing` tokens are; the last one needs no guess."""
+        chain = min(self.streams, missing - 1)
+        return chain + self.siblings if chain > 0 else 0
+
+    def slots(self, depth: int) -> int:
+        """What a branch takes at most until it has `depth` tokens: all of its guesses are wrong."""
+        fed = depth + sum(map(self.behind, range(1, depth)))
+        return fed + (1 + self.streams + self.siblings) * self.streams
 
 
 @dataclass(slots=True)
@@ -38,13 +59,17 @@ class Growing:
     slots: list[int] = field(default_factory=list)
     """Of the fed ones."""
     guesses: list[int] = field(default_factory=list)
-    """What the streams say comes after `tokens`."""
+    """What the streams say comes after `tokens`, in rows 1 and up behind the last token's row 0."""
+    parents: list[int] = field(default_factory=list)
+    """For each guess the row that it follows; rows stand in the order of their depth."""
 
-
-@cache
-def most_rows(depth: int, streams: int) -> int:
-    """Rows a branch takes at most until it has `depth` tokens: all of its guesses are wrong."""
-    return depth + sum(min(streams, left - 1) for left in range(1, depth))
+    def path(self, row: int) -> list[int]:
+        """The guesses that lead to `row`, its own the last."""
+        found: list[int] = []
+        while row:
+            found.append(self.guesses[row - 1])
+            row = self.parents[row - 1]
+        return found[::-1]
 
 
 class Growth:
@@ -57,21 +82,21 @@ class Growth:
         trunk: Sequence[int],
         branches: Sequence[Growing],
         depth: int,
-        streams: int,
+        ahead: Guesses,
         first: int,
     ) -> None:
         """`branches` stand behind the main rows `trunk`, and all of them see those before `first`.
 
-        At most `streams` of the graph's streams are used.
+        `ahead` is what is guessed behind each, at most.
         """
         self._graph, self._sampler, self._trunk = graph, sampler, trunk
-        self._depth, self._streams = depth, streams
+        self._depth, self._ahead = depth, ahead
         self._first, self._slot = first, len(trunk)
         self._known = min(graph.vocabulary, sampler.vocabulary)
         """Tokens that draft and target both know."""
         self.growing = list(enumerate(branches))
         """Those that have not arrived yet, with their numbers."""
-        width = len(trunk) - first + len(branches) * most_rows(depth, streams)
+        width = len(trunk) - first + len(branches) * ahead.slots(depth)
         self._hidden = np.ones((len(branches), width), dtype=np.bool_)
         """Slots, from `first` on, that the rows of each branch must not see."""
         parents = np.array([[branch.after] for branch in branches])
@@ -92,13 +117,13 @@ class Growth:
         owners: list[int] = []
         streamed: list[int] = []
         for own, branch in self.growing:
-            rows, place = 1 + len(branch.guesses), branch.after + len(branch.slots)
+            depths, place = _depths(tuple(branch.parents)), branch.after + len(branch.slots)
             if ahead:
                 streamed += range(len(tokens), len(tokens) + self._worth_guessing(branch))
             tokens.append(branch.tokens[-1])
             tokens += branch.guesses
-            positions += range(place, place + rows)
-            owners += [own] * rows
+            positions += [place + depth for depth in depths]
+            owners += [own] * len(depths)
         logits = self._graph.forward(
             self._embedded(tokens),
             np.array(positions),
@@ -118,25 +143,35 @@ class Growth:
         return fed
 
     def _unseen(self, owners: list[int], missing: int) -> NDArray[np.bool_]:
-        """What the rows of this forward must not see: they see their own branch so far."""
+        """What the rows of this forward must not see: they see their own branch so far, and of
+        its guesses those that lead to them.
+        """
         own, begin = np.array(owners), self._slot - self._first
         end = begin + len(owners)
         self._hidden[own, np.arange(begin, end)] = False
         unseen: NDArray[np.bool_] = self._hidden[own, :end]
+        if self._ahead.siblings:
+            at = 0
+            for _, branch in self.growing:
+                apart = _apart(tuple(branch.parents))
+                rows = slice(at, at + len(apart))
+                unseen[rows, begin:][:, rows] |= apart
+                at += len(apart)
         if missing:
             unseen = np.concatenate([np.zeros((missing, end), dtype=np.bool_), unseen])
         return unseen
 
     def _worth_running(self) -> int:
         """How many streams can still be right in time, in the branch that lacks most."""
-        if not self._streams:
+        if not self._ahead.streams:
             return 0
         furthest = self._depth - 1 - min(len(branch.tokens) for _, branch in self.growing)
-        return max(0, min(self._streams, furthest))
+        return max(0, min(self._ahead.streams, furthest))
 
     def _worth_guessing(self, branch: Growing) -> int:
         """How many of a branch's rows, the first ones, leave two tokens to be found at least."""
-        return max(0, min(1 + len(branch.guesses), self._depth - 1 - len(branch.tokens)))
+        deepest = self._depth - 1 - len(branch.tokens)
+        return sum(depth < deepest for depth in _depths(tuple(branch.parents)))
 
     def _take(self, logits: NDArray[np.float32], positions: list[int], ahead: int) -> None:
         """Keep the guesses that are the draft's own choices, and the choice behind them."""
@@ -144,9 +179,9 @@ class Growth:
         histories = None
         if self._sampler.needs_history:
             histories = [
-                [*self._trunk[: branch.after], *branch.tokens, *branch.guesses[:right]]
+                [*self._trunk[: branch.after], *branch.tokens, *branch.path(row)]
                 for _, branch in self.growing
-                for right in range(1 + len(branch.guesses))
+                for row in range(1 + len(branch.guesses))
             ]
         places = [position + 1 for position in positions]
         chosen = self._sampler.choose(logits[:rows], places, histories).tolist()
@@ -155,19 +190,22 @@ class Growth:
         wrong: list[int] = []
         at, stream = 0, rows
         for own, branch in self.growing:
-            guesses, right, useful = branch.guesses, 0, 0
-            if self._streams:
-                while right < len(guesses) and guesses[right] == chosen[at + right]:
-                    right += 1
+            right, useful, fed = [0], 0, 1 + len(branch.guesses)
+            if self._ahead.streams:
+                for row, (parent, guess) in enumerate(
+                    zip(branch.parents, branch.guesses, strict=True), 1
+                ):
+                    if parent == right[-1] and guess == chosen[at + parent]:
+                        right.append(row)
                 useful = self._worth_guessing(branch) if ahead else 0
-                if right < useful:
-                    guessing.append((branch, stream + right * ahead))
-                owners += [own] * (len(guesses) - right)
-                wrong += range(at + right + 1, at + len(guesses) + 1)
-                branch.guesses = []
-            branch.tokens += chosen[at : at + right + 1]
-            branch.slots += range(slot + at, slot + at + right + 1)
-            at += 1 + len(guesses)
+                if right[-1] < useful:
+                    guessing.append((branch, stream + right[-1] * ahead))
+                owners += [own] * (fed - len(right))
+                wrong += [at + row for row in range(fed) if row not in right]
+                branch.guesses, branch.parents = [], []
+            branch.tokens += [chosen[at + row] for row in right]
+            branch.slots += [slot + at + row for row in right]
+            at += fed
             stream += useful * ahead
         # Wrong rows at the end are written over, those between are not seen any more.
         self._slot = self.growing[-1][1].slots[-1] + 1
@@ -181,27 +219,43 @@ class Growth:
         self, logits: NDArray[np.float32], guessing: list[tuple[Growing, int]], numbers: range
     ) -> None:
         """Ask the streams for what comes behind each branch, given the logits row of its first."""
-        sampler = self._sampler
-        # With a repetition penalty a guess depends on those before it: one stream after the other.
-        for some in [[k] for k in numbers] if sampler.needs_history else [numbers]:
-            wanted = [
-                (branch, row + k, branch.after + len(branch.tokens) + k)
-                for branch, row in guessing
-                for k in some
-                if k < self._depth - len(branch.tokens)
-            ]
+        for k in numbers:
+            wanted = [pair for pair in guessing if k < self._depth - len(pair[0].tokens)]
             if not wanted:
                 break
+            found = _rows(logits, [row + k for _, row in wanted])
+            places = [branch.after + len(branch.tokens) + k for branch, _ in wanted]
+            # The second guess follows the first one, whose siblings stand between.
+            follows = 1 if k == 1 else len(wanted[0][0].guesses)
             histories = None
-            if sampler.needs_history:
+            if self._sampler.needs_history:
                 histories = [
-                    [*self._trunk[: branch.after], *branch.tokens, *branch.guesses]
-                    for branch, _, _ in wanted
+                    [*self._trunk[: branch.after], *branch.tokens, *branch.path(follows)]
+                    for branch, _ in wanted
                 ]
-            found = _rows(logits, [row for _, row, _ in wanted])
-            chosen = sampler.choose(found, [place for _, _, place in wanted], histories)
-            for (branch, _, _), token in zip(wanted, chosen.tolist(), strict=True):
-                branch.guesses.append(token)
+            several = 1 + self._ahead.siblings if k == 0 else 1
+            best = self._sampler.best(found, places, several, histories)
+            for (branch, _), tokens in zip(wanted, best.tolist(), strict=True):
+                branch.guesses += tokens
+                branch.parents += [follows] * len(tokens)
+
+
+@cache
+def _depths(parents: tuple[int, ...]) -> tuple[int, ...]:
+    """How many guesses each row is behind the branch's last token."""
+    depths = [0]
+    for parent in parents:
+        depths.append(depths[parent] + 1)
+    return tuple(depths)
+
+
+@cache
+def _apart(parents: tuple[int, ...]) -> NDArray[np.bool_]:
+    """[rows, rows]: which of a branch's rows stand before which without leading to them."""
+    leads = np.eye(1 + len(parents), dtype=np.bool_)
+    for row, parent in enumerate(parents, 1):
+        leads[row] |= leads[parent]
+    return np.tril(~leads)
 
 
 def _rows(logits: NDArray[np.float32], rows: list[int]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mirror_edge.foresight import Foresight
-from mirror_edge.growth import Growing, Growth, most_rows
+from mirror_edge.growth import Growing, Growth, Guesses
 from mirror_edge.hypotheses import Branch, Root
 
 if TYPE_CHECKING:
@@ -21,25 +21,29 @@ if TYPE_CHECKING:
     from mirror_edge.protocols import Clock, DraftGraph
     from mirror_edge.sampling import Sampler
 
-__all__ = ["ModelDrafter"]
+__all__ = ["ModelDrafter", "ways"]
 
 _CHUNK = 256
+_SIBLINGS = 3
+"""Of a stream's first guess, where there is time to find out whether they pay."""
 
 
 class ModelDrafter:
     """A `Drafter` over one draft graph."""
 
     def __init__(
-        self, graph: DraftGraph, streams: int | None = None, clock: Clock | None = None
+        self, graph: DraftGraph, ahead: Guesses | None = None, clock: Clock | None = None
     ) -> None:
         """Draft with `graph`, whose cache becomes this drafter's own.
 
-        Uses the first `streams` of the graph's streams, all of them by default; with a `clock`, as
-        many of these as turn out to be fastest.
+        Guesses `ahead` of its branches, by default with all of the graph's streams; with a `clock`
+        in any way up to that, siblings among them by default: whichever turns out to be fastest.
         """
         self._graph, self._clock = graph, clock
-        self._streams = graph.streams if streams is None else min(streams, graph.streams)
-        self._foresight = Foresight(self._streams)
+        if ahead is None:
+            ahead = Guesses(graph.streams, _SIBLINGS if clock and graph.streams else 0)
+        self._ways = ways(ahead)
+        self._foresight = Foresight(len(self._ways) - 1)
         self._committed: list[int] = []
         self._rows: list[int] = []
         self._sure = 0
@@ -78,13 +82,13 @@ class ModelDrafter:
             return []
         branches = [Growing(root, base + root.row, [root.token]) for root in kept]
         left = graph.context - furthest - depth
-        most = _most_streams(min(self._streams, left), depth, room // len(kept))
+        most = _most(self._ways, left, depth, room // len(kept))
         if most == 0 or self._clock is None:
-            self._grow(trunk, branches, depth, most, sampler, dropped)
+            self._grow(trunk, branches, depth, self._ways[most], sampler, dropped)
         else:
-            streams, began = self._foresight.choose(len(kept), most), self._clock()
-            if self._grow(trunk, branches, depth, streams, sampler, dropped):
-                self._foresight.learn(len(kept), streams, (self._clock() - began) / depth)
+            way, began = self._foresight.choose(len(kept), most), self._clock()
+            if self._grow(trunk, branches, depth, self._ways[way], sampler, dropped):
+                self._foresight.learn(len(kept), way, (self._clock() - began) / depth)
         return [Branch(branch.root, tuple(branch.tokens[1:])) for branch in branches]
 
     def close(self) -> None:
@@ -96,7 +100,7 @@ class ModelDrafter:
         trunk: list[int],
         branches: list[Growing],
         depth: int,
-        streams: int,
+        ahead: Guesses,
         sampler: Sampler,
         dropped: Dropped | None,
     ) -> bool:
@@ -105,7 +109,7 @@ class ModelDrafter:
         Whether those that are wanted have `depth` tokens; not if none is.
         """
         fed, base = len(self._rows), len(self._committed)
-        growth = Growth(self._graph, sampler, trunk, branches, depth, streams, min(fed, base))
+        growth = Growth(self._graph, sampler, trunk, branches, depth, ahead, min(fed, base))
         growth.forward(missing=len(trunk) - fed)
         self._rows += trunk[fed:]
         self._grown = branches
@@ -142,17 +146,26 @@ class ModelDrafter:
             self._rows += chunk
 
 
-def _most_streams(limit: int, depth: int, room: int) -> int:
-    """How many streams, up to `limit`, branches of `depth` can use in `room` slots each.
+def ways(ahead: Guesses) -> list[Guesses]:
+    """The ways of guessing up to `ahead`, each wider than the one before it."""
+    chains = [Guesses(streams) for streams in range(ahead.streams + 1)]
+    return [*chains, ahead] if ahead.siblings else chains
 
-    The first token has no guess before it, and the last needs none.
+
+def _most(ways: Sequence[Guesses], left: int, depth: int, room: int) -> int:
+    """The widest of `ways` that branches of `depth` can use in `room` slots each.
+
+    `left` places of the context are behind them. The first token of a branch has no guess before
+    it, and the last needs none.
     """
     if depth < 3:
         return 0
-    for streams in range(limit, 0, -1):
-        if most_rows(depth, streams) + (1 + streams) * streams <= room:
-            return streams
-    return 0
+    fitting = (
+        number
+        for number, ahead in enumerate(ways)
+        if ahead.streams <= left and ahead.slots(depth) <= room
+    )
+    return max(fitting, default=0)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

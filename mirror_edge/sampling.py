@@ -142,6 +142,40 @@ class Sampler:
         each chosen token, `histories` the tokens before it (only for a repetition penalty).
         """
         chosen = self.sampling
+        scaled, contest = self._contest(logits, positions, histories)
+        tokens = contest.argmax(axis=-1)
+        if chosen.temperature > 0.0 and chosen.top_p < 1.0:
+            for row in range(len(tokens)):
+                tokens[row] = _nucleus(scaled[row], contest[row], int(tokens[row]), chosen.top_p)
+        return np.asarray(tokens, dtype=np.int64)
+
+    def best(
+        self,
+        logits: NDArray[np.float32],
+        positions: Sequence[int],
+        count: int,
+        histories: Sequence[Sequence[int]] | None = None,
+    ) -> NDArray[np.int64]:
+        """The `count` tokens [n, count] of every row that are likeliest to be chosen, best first.
+
+        Arguments as for `choose`. `top_p` does not count: it would seldom change a guess.
+        """
+        _, contest = self._contest(logits, positions, histories)
+        if count == 1:
+            return np.asarray(contest.argmax(axis=-1), dtype=np.int64)[:, None]
+        count = min(count, contest.shape[1])
+        top = np.argpartition(contest, -count, axis=-1)[:, -count:]
+        order = np.argsort(-np.take_along_axis(contest, top, axis=-1), axis=-1)
+        return np.asarray(np.take_along_axis(top, order, axis=-1), dtype=np.int64)
+
+    def _contest(
+        self,
+        logits: NDArray[np.float32],
+        positions: Sequence[int],
+        histories: Sequence[Sequence[int]] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits as they are sampled from, and what the tokens compete with: noise is in there."""
+        chosen = self.sampling
         if self.needs_history:
             if histories is None:
                 raise ValueError("a repetition penalty needs the histories")
@@ -149,18 +183,14 @@ class Sampler:
                 [_penalised(row, h, chosen) for row, h in zip(logits, histories, strict=True)]
             )
         if chosen.temperature == 0.0:
-            return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
+            return logits, logits
         width = logits.shape[1]
         scaled = _top_k(logits / np.float32(chosen.temperature), chosen.top_k)
         kept = _min_p(scaled, chosen.min_p)
         contest = kept.copy() if chosen.top_p < 1.0 and kept is scaled else kept
         for row, position in zip(contest, positions, strict=True):
             row += self.noise(position)[:width]
-        tokens = contest.argmax(axis=-1)
-        if chosen.top_p < 1.0:
-            for row in range(len(tokens)):
-                tokens[row] = _nucleus(scaled[row], contest[row], int(tokens[row]), chosen.top_p)
-        return np.asarray(tokens, dtype=np.int64)
+        return scaled, contest
 
     def scores(
         self, ids: NDArray[np.int64], logprobs: NDArray[np.float32], positions: Sequence[int]

@@ -14,6 +14,7 @@ from mirror_edge.answer import Answer, Decoder
 from mirror_edge.controller import Controller
 from mirror_edge.decode import decode
 from mirror_edge.driving import run
+from mirror_edge.growth import Guesses
 from mirror_edge.hypotheses import ExitSignal
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.virtual import VirtualClock, VirtualLane
@@ -203,7 +204,9 @@ def simulate(
     drafter = None
     if strategy.mode != "ar" or choices:
         graph = SimulatedDraft(machine, script, context, streams)
-        drafter = ModelDrafter(graph, clock=machine.clock if choices else None)
+        # What a script's streams say second is never right, so siblings would only cost.
+        clock = machine.clock if choices else None
+        drafter = ModelDrafter(graph, Guesses(graph.streams), clock)
     decoder = Decoder(
         SimulatedTarget(machine, script, context + strategy.width),
         VirtualLane("target", machine.trace, machine.clock),

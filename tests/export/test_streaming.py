@@ -87,6 +87,20 @@ def test_streams_of_a_few_positions_are_those_of_all(ids: torch.Tensor) -> None:
     torch.testing.assert_close(some, every[:, at], atol=2e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_the_continuation_is_what_the_model_says_behind_its_own_tokens(ids: torch.Tensor) -> None:
+    model = make()
+    draft, at = with_streams(model, streams=3), torch.tensor([0, 4, LENGTH - 1])
+    said = model(ids).logits[:, at]
+    found = draft.continuation(ids, at, said, lambda logits: logits.argmax(-1))
+    for n, i in enumerate(at.tolist()):
+        text = ids[:, : i + 1]
+        for k in range(draft.streams):
+            text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], dim=1)
+            wanted = model(text).logits[:, -1]
+            torch.testing.assert_close(found[:, n, k], wanted, atol=2e-5, rtol=0)
+
+
 def test_the_mask_row_by_row() -> None:
     """Every pair of rows against the rule, in words."""
     at, streams, length = [0, 2, 3], 2, 4

@@ -21,6 +21,7 @@ from mirror_edge.apps import program
 from mirror_edge.apps.rollouts import rollouts
 from mirror_edge.devices import Device
 from mirror_edge.export import export
+from mirror_edge.growth import Guesses
 from mirror_edge.hypotheses import Root
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
@@ -106,14 +107,18 @@ def random_window(draw: np.random.Generator, vocabulary: int) -> tuple[list[int]
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("siblings", [0, 3])
 def test_every_branch_is_the_one_without_streams(
-    right: bool, temperature: float, folder: Path
+    siblings: int, right: bool, temperature: float, folder: Path
 ) -> None:
-    """Over 1,000 windows in all, with streams that are never right and with ones that often are."""
+    """Over 1,000 windows with one guess a stream and 1,000 with several; with streams that are
+    never right and with ones that often are.
+    """
     plain = opened(folder)
     foreseeing = Foreseeing(opened(folder))
     graph = foreseeing if right else opened(folder)
-    alone, together = ModelDrafter(plain, streams=0), ModelDrafter(graph)
+    alone = ModelDrafter(plain, Guesses(0))
+    together = ModelDrafter(graph, Guesses(STREAMS, siblings))
     sampler = Sampler(Sampling(temperature=temperature, seed=5), plain.vocabulary)
     draw, close = np.random.default_rng(int(temperature)), 0
     for _ in range(WINDOWS // 4):
@@ -154,7 +159,7 @@ def test_the_cache_holds_main_rows_only(temperature: float, folder: Path) -> Non
     plain = opened(folder)
     real = opened(folder)
     foreseeing = Foreseeing(real)
-    alone, together = ModelDrafter(plain, streams=0), ModelDrafter(foreseeing)
+    alone, together = ModelDrafter(plain, Guesses(0)), ModelDrafter(foreseeing)
     sampler, draw = (
         Sampler(Sampling(temperature=temperature), plain.vocabulary),
         np.random.default_rng(3),
@@ -199,7 +204,8 @@ def test_the_program_that_measures_rollouts_finds_the_same_branches(
     found = json.loads(ran.stdout)
     assert (found["window"], list(found["temperatures"])) == (4, ["0", "1"])
     for by_streams in found["temperatures"].values():
-        assert len(by_streams) == 1 + STREAMS
+        ways = [(of["streams"], of["siblings"]) for of in by_streams]
+        assert ways == [*((streams, 0) for streams in range(1 + STREAMS)), (STREAMS, 3)]
         assert len({(of["rollouts"], of["branches"]) for of in by_streams}) == 1
         assert by_streams[0]["branches"] > by_streams[0]["rollouts"] > 0
         assert all(of["differing"] <= 1 for of in by_streams)  # a tie, on some processor

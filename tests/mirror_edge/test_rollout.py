@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mirror_edge.growth import Guesses
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.lanes import Dropped
 from mirror_edge.rollout import ModelDrafter
@@ -78,7 +79,9 @@ def serial(
 
 
 def foreseen(sampler: Sampler, count: int, share: float) -> list[Language]:
-    """Streams that say what the draft will choose, in `share` of the cases, else something else."""
+    """Streams that say what the draft will choose, in `share` of the cases, else something else
+    first and that second.
+    """
 
     def stream(k: int) -> Language:
         def logits(tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -86,8 +89,9 @@ def foreseen(sampler: Sampler, count: int, share: float) -> list[Language]:
             if np.random.default_rng([k, *tokens]).random() < share:
                 # Right if it is chosen as the draft would: same noise, same tokens before it.
                 return LANGUAGE([*tokens, *before])
-            other = (token + 1) % VOCABULARY
-            return np.where(np.arange(VOCABULARY) == other, 1e3, 0.0).astype(np.float32)
+            ids, other = np.arange(VOCABULARY), (token + 1) % VOCABULARY
+            second = np.where(ids == token, 5e2, 0.0)
+            return np.where(ids == other, 1e3, second).astype(np.float32)
 
         return logits
 
@@ -103,10 +107,10 @@ class Session:
         context: int = 4096,
         branch_rows: int = 4096,
         streams: Sequence[Language] = (),
-        used: int | None = None,
+        ahead: Guesses | None = None,
     ) -> None:
         self.draft = Counted(LANGUAGE, VOCABULARY, context, branch_rows, streams=streams)
-        self.drafter = ModelDrafter(self.draft, used)
+        self.drafter = ModelDrafter(self.draft, ahead)
         self.sampler = sampler
         self.committed: list[int] = []
         self.untold: list[int] = []
@@ -164,8 +168,9 @@ def test_every_branch_is_the_drafts_own_continuation(data: st.DataObject, sample
     rows = data.draw(st.sampled_from([0, 5, 40, 4096]), label="branch rows")
     count, share = data.draw(st.integers(0, 3), label="streams"), data.draw(st.floats(0, 1))
     streams = foreseen(SAMPLERS[sampler], count, share)
-    used = data.draw(st.sampled_from([None, 0, 1, 2]), label="used")
-    session = Session(SAMPLERS[sampler], context, rows, streams, used)
+    used = data.draw(st.integers(0, count), label="used")
+    siblings = data.draw(st.integers(0, VOCABULARY), label="siblings") if used else 0
+    session = Session(SAMPLERS[sampler], context, rows, streams, Guesses(used, siblings))
     session.prefill(data.draw(st.lists(TOKEN, min_size=1, max_size=8), label="prompt"))
     session.commit([data.draw(TOKEN)])
     drafted: tuple[int, ...] | None = None
@@ -242,9 +247,9 @@ def test_right_streams_save_forwards_and_wrong_ones_cost_none(
 ) -> None:
     depth = 7
 
-    def forwards(first: int, share: float, used: int | None = None) -> int:
+    def forwards(first: int, share: float, ahead: Guesses | None = None) -> int:
         streams = foreseen(SAMPLERS[sampler], count, share)
-        session = Session(SAMPLERS[sampler], streams=streams, used=used)
+        session = Session(SAMPLERS[sampler], streams=streams, ahead=ahead)
         session.prefill([first] * 3)
         session.draft.forwards = 0
         session.rollout((), [Root(0, v) for v in range(roots)], depth)
@@ -253,12 +258,15 @@ def test_right_streams_save_forwards_and_wrong_ones_cost_none(
     for first in range(VOCABULARY):
         # The first forward knows no guess yet; each later one gains all guesses and a token more.
         assert forwards(first, 1.0) == 1 + -(-(depth - 1) // (count + 1))
-        assert forwards(first, 0.0) == forwards(first, 1.0, used=0) == depth
-        assert forwards(first, 1.0, used=1) == 1 + -(-(depth - 1) // 2)
+        assert forwards(first, 0.0) == forwards(first, 1.0, Guesses(0)) == depth
+        assert forwards(first, 1.0, Guesses(1)) == 1 + -(-(depth - 1) // 2)
+        # What a stream says second is right, and the guesses behind what it says first are lost.
+        assert forwards(first, 0.0, Guesses(count, 1)) == 1 + -(-(depth - 1) // 2)
+        assert forwards(first, 1.0, Guesses(count, 1)) == forwards(first, 1.0)
 
 
 @pytest.mark.parametrize(("row", "fastest"), [(0.0, 2), (1.0, 0)])
-def test_with_a_clock_as_many_streams_are_used_as_pay(row: float, fastest: int) -> None:
+def test_with_a_clock_as_much_is_guessed_as_pays(row: float, fastest: int) -> None:
     """Where rows cost nothing, and where nothing else does."""
     clock = VirtualClock()
     draft = Counted(
