@@ -18,6 +18,7 @@ The first token of an answer comes from the prompt alone and counts nowhere.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,7 +146,10 @@ def lines(file: Path) -> list[str]:
 
 @contextmanager
 def opened(read: Bundle, threads: int) -> Iterator[tuple[Decoder, DraftGraph]]:
-    """Target and draft of a bundle on the CPU, one working at a time."""
+    """Target and draft of a bundle, one working at a time.
+
+    On the CPU; for Core ML on Apple's devices, and on other systems in the evaluator.
+    """
     from mirror_edge.answer import Decoder
     from mirror_edge.devices import Device, runtime_for
     from mirror_edge.lanes import ThreadLane
@@ -153,7 +157,8 @@ def opened(read: Bundle, threads: int) -> Iterator[tuple[Decoder, DraftGraph]]:
 
     if read.manifest.draft is None:
         raise OptionError(f"{read.folder}: has no draft. Export the bundle with --draft.")
-    trace, device = Trace(), Device("cpu")
+    here = {"onnx": "cpu", "coreml": "coreml" if sys.platform == "darwin" else "coreml:evaluator"}
+    trace, device = Trace(), Device.parse(here[read.manifest.format])
     runtime = runtime_for(device, read.manifest.format)
     target = runtime.open_target(read, device, threads, trace)
     graph = runtime.open_draft(read, device, threads, trace)

@@ -1,25 +1,21 @@
 """Several bundles of one pair, side by side: what rounding and the runtime do to the answers.
 
-``python -P -m mirror_edge.apps.compare_bundles REFERENCE BUNDLE... --prompts FILE`` answers every
-prompt by all of them in mode `mirror`. Core ML bundles run on their devices on macOS, and elsewhere
-in the evaluator.
+``python -P -m mirror_edge.apps.compare_bundles REFERENCE BUNDLE... --prompts FILE`` takes all of
+them through the steps of mode `mirror` for every prompt, one thing after the other, so that no
+figure depends on how fast anything runs. Core ML bundles run on their devices on macOS, and
+elsewhere in the evaluator.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mirror_edge.apps import program
-from mirror_edge.errors import DataError
-
-if TYPE_CHECKING:
-    from mirror_edge import Model
-    from mirror_edge.api import Result
+from mirror_edge.apps.agreement import lines, opened
 
 
 def compare(
@@ -33,78 +29,54 @@ def compare(
     from rich.console import Console
     from rich.progress import track
 
-    from mirror_edge import Sampling
+    from mirror_edge import Sampling, Speculation
+    from mirror_edge import bundle as stored
+    from mirror_edge.apps.record import Record
+    from mirror_edge.apps.replay import Replayer
+    from mirror_edge.sampling import Sampler
+    from mirror_edge.text import Text
 
-    try:
-        asked = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line][:limit]
-    except OSError as error:
-        raise DataError(f"{prompts}: cannot be read ({error.strerror}).") from error
+    asked = lines(prompts)[:limit]
     rows: list[dict[str, Any]] = []
-    expected: dict[float, list[Result]] = {}
+    expected: dict[float, list[list[int]]] = {}
     for bundle in bundles:
-        with _open(bundle) as model:
-            spec = model.bundle.manifest
+        read = stored.read(bundle)
+        text = Text.read(read.folder)
+        tokens = [text.encode_chat([{"role": "user", "content": prompt}]) for prompt in asked]
+        with opened(read, threads=1) as (on, graph):
+            replayer = Replayer(on, graph, Speculation("mirror"), text.eos)
             for temperature in (0.0, 1.0):
-                sampling = Sampling(temperature=temperature, seed=seed)
-                shown = track(asked, description=str(bundle), console=Console(stderr=True))
-                found = [_answer(model, prompt, sampling, new_tokens) for prompt in shown]
+                sampler = Sampler(Sampling(temperature, seed=seed), on.target.vocabulary)
+                record = Record()
+                shown = track(tokens, description=str(bundle), console=Console(stderr=True))
+                found = [replayer.answer(ids, new_tokens, sampler, record) for ids in shown]
                 wanted = expected.setdefault(temperature, found)
+                figures = record.figures()
                 rows.append(
                     {
                         "bundle": str(bundle),
-                        "format": spec.format,
-                        "precision": spec.target.model.precision,
+                        "format": read.manifest.format,
+                        "precision": read.manifest.target.model.precision,
                         "temperature": temperature,
-                        "tokens": sum(len(result.tokens) for result in found),
+                        "tokens": sum(map(len, found)),
                         "first_difference_at": [
-                            _difference(one.tokens, other.tokens)
+                            _difference(one, other)
                             for one, other in zip(wanted, found, strict=True)
                         ],
-                        **_rates(found),
+                        "acceptance_per_token": figures["acceptance_per_token"],
+                        "tokens_per_step": figures["tokens_per_step"],
+                        "hit_rate": figures["hit_rate"],
                     }
                 )
     typer.echo(json.dumps(rows, indent=2))
 
 
-def _open(bundle: Path) -> Model:
-    from mirror_edge import bundle as bundles
-    from mirror_edge import load
-
-    coreml = bundles.read(bundle, verify=False).manifest.format == "coreml"
-    device = "coreml:evaluator" if coreml and sys.platform != "darwin" else "auto"
-    return load(bundle, target_device=device, draft_device=device)
-
-
-def _answer(model: Model, prompt: str, sampling: Any, new_tokens: int) -> Result:
-    from mirror_edge import Speculation
-
-    return model.generate(
-        [{"role": "user", "content": prompt}],
-        max_new_tokens=new_tokens,
-        sampling=sampling,
-        speculation=Speculation(mode="mirror"),
-    )
-
-
-def _difference(one: tuple[int, ...], other: tuple[int, ...]) -> int | None:
+def _difference(one: list[int], other: list[int]) -> int | None:
     """How many tokens two answers share from their start; None if they are the same."""
     if one == other:
         return None
     same = zip(one, other, strict=False)
     return next((at for at, (a, b) in enumerate(same) if a != b), min(len(one), len(other)))
-
-
-def _rates(results: list[Result]) -> dict[str, float | None]:
-    """Acceptance and hit rate over all steps of all answers."""
-    steps = [step for result in results for step in result.stats.steps]
-    proposed = sum(step.proposed for step in steps)
-    hits = [step.hit for step in steps if step.hit is not None]
-    return {
-        "acceptance": round(sum(step.accepted for step in steps) / proposed, 3)
-        if proposed
-        else None,
-        "hit_rate": round(sum(hits) / len(hits), 3) if hits else None,
-    }
 
 
 if __name__ == "__main__":

@@ -27,7 +27,10 @@ def test_another_draft_changes_the_acceptance_and_no_token(
     ]
     assert all(row["first_difference_at"] == [None, None] for row in rows)
     for temperature in (0, 1):
-        assert rows[temperature]["acceptance"] > rows[2 + temperature]["acceptance"]
+        assert (
+            rows[temperature]["acceptance_per_token"]
+            > rows[2 + temperature]["acceptance_per_token"]
+        )
 
 
 def test_another_target_says_where_the_answers_part(

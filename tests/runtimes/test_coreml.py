@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ pytest.importorskip("torch")
 pytest.importorskip("coremltools")
 
 LENGTH = 32
+PROMPTS = Path(__file__).parents[1] / "prompts.txt"
 EVALUATED = {"target_device": "coreml:evaluator", "draft_device": "coreml:evaluator"}
 
 
@@ -78,6 +80,21 @@ def test_mirror_over_the_evaluator_says_what_onnx_says(
     assert 0 < hits < len(steps) < 5 * LENGTH
     times = [[step.prefix, step.exit, step.suffix, step.rollout] for step in steps]
     assert np.all(np.sum(times, axis=0) > 0)
+
+
+def test_side_by_side_in_float32_nothing_differs(
+    coreml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mirror_edge.apps.compare_bundles import compare
+
+    compare([bundles.demo(), coreml], PROMPTS, limit=2, new_tokens=12)
+    rows = json.loads(capsys.readouterr().out)
+    assert [row.pop("format") for row in rows] == ["onnx", "onnx", "coreml", "coreml"]
+    assert [row.pop("first_difference_at") for row in rows] == 4 * [[None, None]]
+    for row in rows:
+        assert 0.0 < row["acceptance_per_token"] < 1.0
+        del row["bundle"]
+    assert rows[:2] == rows[2:]
 
 
 def test_strict_answers_are_the_same_in_every_mode(model: mirror_edge.Model) -> None:
