@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
+from typing import NoReturn
 
 import typer
 
@@ -12,7 +14,14 @@ from mirror_edge.errors import MirrorEdgeError
 
 
 def run(program: Callable[[], object]) -> None:
-    """Run `program`; Ctrl-C exits with 130, an error of ours with its own code and no traceback."""
+    """Run `program`; Ctrl-C exits with 130, an error of ours with its own code and no traceback.
+
+    One that is told to end, or whose terminal is closed, cleans up first, as after Ctrl-C.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character shows another one, and the answer goes on.
         if isinstance(stream, TextIOWrapper):
@@ -24,6 +33,10 @@ def run(program: Callable[[], object]) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def single(command: Callable[..., None]) -> typer.Typer:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,22 @@ def test_the_command_writes_a_bundle_and_says_what_it_is(
         assert re.search(rf"{name} +[\d.,]+ (kB|MB)", done.stdout)
     assert "Checked, in standard deviations of the logits:" in done.stdout
     assert "Checking the draft" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_export_that_is_told_to_end_leaves_nothing(
+    name: str, target: Path, tmp_path: Path
+) -> None:
+    command = [Path(sys.executable).parent / "mirror-edge", "export", target, "-o", tmp_path / "b"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        deadline = time.monotonic() + 120
+        while not any(tmp_path.glob(".b.partial-*/*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert any(tmp_path.iterdir())
+        number = getattr(signal, name)
+        child.send_signal(number)
+        assert child.wait(60) == 128 + number
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_exit_layer_that_is_no_number_is_refused(tmp_path: Path) -> None:
