@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mirror_edge.apps import program
-from mirror_edge.errors import DataError
+from mirror_edge.apps.agreement import lines
 
 
 def one_text(
@@ -30,10 +30,7 @@ def one_text(
 
     from mirror_edge import Sampling, Speculation, load
 
-    try:
-        asked = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line]
-    except OSError as error:
-        raise DataError(f"{prompts}: cannot be read ({error.strerror}).") from error
+    asked = lines(prompts)
     compared, tokens, differing = 0, 0, []
     with load(bundle) as model:
         grid = [(p, t) for p in asked for t in temperatures or (0.0, 1.0)]

@@ -59,9 +59,12 @@ def simulate_command(
         names = {name: read(name).name for name in shipped()}
         typer.echo(json.dumps(names) if as_json else _listed(names))
         return
+    from mirror_edge.apps import output
     from mirror_edge.apps.plan import Plan
     from mirror_edge.errors import OptionError
 
+    for file in (trace, html):
+        output.check(file)
     if recording is not None and not (agreement is None and coverage is None):
         raise OptionError("--recording says how the models agree; leave out what states it.")
     if branches not in (None, "all") and not (branches.isdecimal() and int(branches) > 0):
