@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from threading import Event
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mirror_edge.apps import options
+from mirror_edge.apps.groups import spread
 from mirror_edge.errors import MirrorEdgeError
 
 if TYPE_CHECKING:
@@ -22,52 +24,38 @@ if TYPE_CHECKING:
 HELP = "/stats shows figures of the last answer, /reset forgets the conversation, /quit ends."
 
 
+@dataclass(frozen=True)
+class ChatSampling(options.SamplingOptions):
+    """A chat is livelier, unless told otherwise."""
+
+    temperature: options.Temperature = 0.7
+    min_p: options.MinP = 0.05
+
+
+@spread
 def chat_command(
     bundle: Annotated[
         str | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
     ] = None,
+    *,
     mode: options.Mode = "auto",
-    temperature: options.Temperature = 0.7,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.05,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    seed: options.Seed = 0,
+    sampling: ChatSampling,
     max_new_tokens: Annotated[int, typer.Option(help="End an answer after so many tokens.")] = 512,
     stop: options.Stop = None,
-    window: options.Window = None,
-    candidates: options.Candidates = None,
-    branches: options.Branches = None,
-    drafter: options.Drafter = "model",
-    strict: options.Strict = False,
+    speculation: options.SpeculationOptions,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
     template: options.Template = None,
-    target_device: options.Device = "auto",
-    draft_device: options.Device = "auto",
-    target_threads: options.Threads = None,
-    draft_threads: options.Threads = None,
-    draft_process: options.DraftProcess = None,
+    devices: options.DeviceOptions,
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer; /quit or Ctrl-D ends."""
-    from mirror_edge import Sampling, load
-
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    speculation = options.speculation(mode, window, candidates, branches, drafter, strict)
+    how, plan = sampling.checked(), speculation.checked(mode)
     variables = options.template_variables(template)
-    with load(
-        bundle,
-        target_device=target_device,
-        draft_device=draft_device,
-        target_threads=target_threads,
-        draft_threads=draft_threads,
-        draft_process=draft_process,
-        on_progress=options.tell,
-    ) as model:
+    with devices.load(bundle) as model:
         typer.echo(f"{model.bundle.manifest.name}. {HELP}", err=True)
         answering: AnswerOptions = {
             "max_new_tokens": max_new_tokens,
-            "sampling": sampling,
-            "speculation": speculation,
+            "sampling": how,
+            "speculation": plan,
             "stop": stop or (),
             "template": variables,
         }

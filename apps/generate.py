@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from mirror_edge.apps import options
+from mirror_edge.apps.groups import spread
 
 if TYPE_CHECKING:
     from mirror_edge.api import Chunk, Prompt, Result
@@ -39,55 +40,32 @@ class Question(NamedTuple):
     """Of the chat template."""
 
 
+@spread
 def generate_command(
     words: Words,
+    *,
     mode: options.Mode = "auto",
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    seed: options.Seed = 0,
+    sampling: options.SamplingOptions,
     max_new_tokens: MaxNewTokens = 256,
     stop: options.Stop = None,
-    window: options.Window = None,
-    candidates: options.Candidates = None,
-    branches: options.Branches = None,
-    drafter: options.Drafter = "model",
-    strict: options.Strict = False,
+    speculation: options.SpeculationOptions,
     raw: Raw = False,
     system: System = None,
     template: options.Template = None,
-    target_device: options.Device = "auto",
-    draft_device: options.Device = "auto",
-    target_threads: options.Threads = None,
-    draft_threads: options.Threads = None,
-    draft_process: options.DraftProcess = None,
+    devices: options.DeviceOptions,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, with statistics.")
     ] = False,
 ) -> None:
     """Answer one prompt."""
-    from mirror_edge import Sampling, load
-
     asked = question(words, raw=raw, system=system, template=template)
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    speculation = options.speculation(mode, window, candidates, branches, drafter, strict)
-
-    with load(
-        asked.bundle,
-        target_device=target_device,
-        draft_device=draft_device,
-        target_threads=target_threads,
-        draft_threads=draft_threads,
-        draft_process=draft_process,
-        on_progress=options.tell,
-    ) as model:
+    how, plan = sampling.checked(), speculation.checked(mode)
+    with devices.load(asked.bundle) as model:
         result = model.generate(
             asked.prompt,
             max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            speculation=speculation,
+            sampling=how,
+            speculation=plan,
             stop=stop or (),
             template=asked.variables,
             on_chunk=None if as_json else _show,

@@ -1,13 +1,17 @@
-"""The options that `generate` and `chat` share, and what they become."""
+"""The options that commands share, and what they become."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from mirror_edge import Model, Sampling
     from mirror_edge.policy import Speculation
 
 Mode = Annotated[
@@ -76,38 +80,82 @@ def template_variables(asked: list[str] | None) -> dict[str, Any]:
     return variables
 
 
-def speculation(
-    mode: str,
-    window: int | None,
-    candidates: int | None,
-    branches: str | None,
-    drafter: str,
-    strict: bool,
-) -> Speculation:
-    """The options as a `Speculation`.
-
-    Raises:
-        OptionError: naming the option that cannot be honoured.
-    """
-    from mirror_edge.errors import OptionError
-    from mirror_edge.policy import Speculation
-
-    if branches is None or branches == "all":
-        roots: int | Literal["all"] | None = branches  # type: ignore[assignment]
-    elif branches.isdecimal():
-        roots = int(branches)
-    else:
-        raise OptionError(f"--branches is {branches!r}; it must be a number or 'all'.")
-    return Speculation(
-        mode=mode,  # type: ignore[arg-type]
-        window=window,
-        candidates=candidates,
-        branches=roots,
-        drafter=drafter,  # type: ignore[arg-type]
-        strict=strict,
-    )
-
-
 def tell(line: str) -> None:
     """What is on, beside the answer."""
     typer.echo(line, err=True)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen."""
+
+    temperature: Temperature = 0.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    seed: Seed = 0
+
+    def checked(self) -> Sampling:
+        """As the library takes it.
+
+        Raises:
+            OptionError: naming the option that cannot be honoured.
+        """
+        from mirror_edge import Sampling
+
+        return Sampling(**vars(self))
+
+
+@dataclass(frozen=True)
+class SpeculationOptions:
+    """How much is guessed, and by whom."""
+
+    window: Window = None
+    candidates: Candidates = None
+    branches: Branches = None
+    drafter: Drafter = "model"
+    strict: Strict = False
+
+    def checked(self, mode: str) -> Speculation:
+        """As the library takes it.
+
+        Raises:
+            OptionError: naming the option that cannot be honoured.
+        """
+        from mirror_edge.errors import OptionError
+        from mirror_edge.policy import Speculation
+
+        if self.branches is None or self.branches == "all":
+            roots: int | Literal["all"] | None = self.branches  # type: ignore[assignment]
+        elif self.branches.isdecimal():
+            roots = int(self.branches)
+        else:
+            raise OptionError(f"--branches is {self.branches!r}; it must be a number or 'all'.")
+        return Speculation(
+            mode=mode,  # type: ignore[arg-type]
+            window=self.window,
+            candidates=self.candidates,
+            branches=roots,
+            drafter=self.drafter,  # type: ignore[arg-type]
+            strict=self.strict,
+        )
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where the models run."""
+
+    target_device: Device = "auto"
+    draft_device: Device = "auto"
+    target_threads: Threads = None
+    draft_threads: Threads = None
+    draft_process: DraftProcess = None
+
+    def load(
+        self, bundle: str | Path | None, on_progress: Callable[[str], None] | None = tell
+    ) -> Model:
+        """A bundle on these devices; see `mirror_edge.load`."""
+        from mirror_edge import load
+
+        return load(bundle, **vars(self), on_progress=on_progress)

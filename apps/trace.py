@@ -9,67 +9,50 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mirror_edge.apps import generate, options
+from mirror_edge.apps.groups import spread
 
 if TYPE_CHECKING:
     from mirror_edge.apps.timeline import Timeline
     from mirror_edge.stats import Stats
 
 
+@spread
 def trace_command(
     words: generate.Words,
+    *,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="The trace to write: JSON for Perfetto or Chrome."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write it as a picture, one HTML file.")] = None,
     mode: options.Mode = "auto",
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    seed: options.Seed = 0,
+    sampling: options.SamplingOptions,
     max_new_tokens: generate.MaxNewTokens = 256,
     stop: options.Stop = None,
-    window: options.Window = None,
-    candidates: options.Candidates = None,
-    branches: options.Branches = None,
-    drafter: options.Drafter = "model",
-    strict: options.Strict = False,
+    speculation: options.SpeculationOptions,
     raw: generate.Raw = False,
     system: generate.System = None,
     template: options.Template = None,
-    target_device: options.Device = "auto",
-    draft_device: options.Device = "auto",
-    target_threads: options.Threads = None,
-    draft_threads: options.Threads = None,
-    draft_process: options.DraftProcess = None,
+    devices: options.DeviceOptions,
 ) -> None:
     """Answer one prompt, and write what each lane did."""
-    from mirror_edge import Sampling, load
+    from mirror_edge.apps import output as files
     from mirror_edge.apps.timeline import Timeline
     from mirror_edge.errors import OptionError
 
     if output is None and html is None:
         raise OptionError("nothing is to be written; give -o FILE, --html FILE or both.")
+    for file in (output, html):
+        files.check(file)
     question = generate.question(words, raw=raw, system=system, template=template)
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    speculation = options.speculation(mode, window, candidates, branches, drafter, strict)
-    with load(
-        question.bundle,
-        target_device=target_device,
-        draft_device=draft_device,
-        target_threads=target_threads,
-        draft_threads=draft_threads,
-        draft_process=draft_process,
-        on_progress=options.tell,
-    ) as model:
+    how, plan = sampling.checked(), speculation.checked(mode)
+    with devices.load(question.bundle) as model:
         kept = model.trace.keep()
         result = model.generate(
             question.prompt,
             max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            speculation=speculation,
+            sampling=how,
+            speculation=plan,
             stop=stop or (),
             template=question.variables,
         )

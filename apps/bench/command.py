@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from mirror_edge.apps import options
+from mirror_edge.apps.groups import spread
 
 if TYPE_CHECKING:
     from mirror_edge.apps.bench.contenders import Contender, Ours
@@ -22,10 +23,12 @@ _REFERENCE = "ar"
 _WARM_UP_TOKENS = 32
 
 
+@spread
 def bench_command(
     bundle: Annotated[
         Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
     ] = None,
+    *,
     modes: Annotated[
         str | None,
         typer.Option(help="With commas; ar comes first in any case. Left out: all that can run."),
@@ -56,19 +59,11 @@ def bench_command(
     ] = None,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = 0,
-    window: options.Window = None,
-    candidates: options.Candidates = None,
-    branches: options.Branches = None,
-    drafter: options.Drafter = "model",
-    strict: options.Strict = False,
-    target_device: options.Device = "auto",
-    draft_device: options.Device = "auto",
-    target_threads: options.Threads = None,
-    draft_threads: options.Threads = None,
-    draft_process: options.DraftProcess = None,
+    speculation: options.SpeculationOptions,
+    devices: options.DeviceOptions,
 ) -> None:
     """Measure the modes, and peers beside them, on questions in Spec-Bench's format."""
-    from mirror_edge import Sampling, load
+    from mirror_edge import Sampling
     from mirror_edge.apps import output
     from mirror_edge.apps.bench import energy, machine, peers
     from mirror_edge.apps.bench.contenders import Ours
@@ -84,19 +79,11 @@ def bench_command(
     if peer and temperature:
         raise OptionError("--peer: peers are compared at temperature 0; leave --temperature out.")
     sampling = Sampling(temperature=temperature, seed=seed)
-    threads = machine.threads(target_device)
-    with load(
-        bundle,
-        target_device=target_device,
-        draft_device=draft_device,
-        target_threads=target_threads,
-        draft_threads=draft_threads,
-        draft_process=draft_process,
-    ) as model:
+    threads = machine.threads(devices.target_device)
+    with devices.load(bundle, on_progress=None) as model:
         ours = []
-        for mode in _modes(modes, can_draft=model.has_draft or drafter == "ngram"):
-            how = options.speculation(mode, window, candidates, branches, drafter, strict)
-            ours.append(Ours(mode, model, how, sampling))
+        for mode in _modes(modes, can_draft=model.has_draft or speculation.drafter == "ngram"):
+            ours.append(Ours(mode, model, speculation.checked(mode), sampling))
         folder = model.bundle.folder
         text = Text.read(folder)
         others = [peers.peer(words, text, peer_threads or threads) for words in peer or ()]
@@ -114,26 +101,22 @@ def bench_command(
         about = {
             "bundle": model.bundle.manifest.name,
             "planted": machine.planted(folder),
-            "machine": machine.about(target_device, draft_device),
+            "machine": machine.about(devices.target_device, devices.draft_device),
             "questions": str(questions) if questions else "those that come with mirror-edge",
             "left_out": [question.line for question in passed],
             "settings": {
                 "modes": [one.name for one in ours],
                 "peers": peer or [],
                 "peer_threads": peer_threads or threads,
-                "target_threads": target_threads,
-                "draft_threads": draft_threads,
-                "draft_process": draft_process,
+                "target_threads": devices.target_threads,
+                "draft_threads": devices.draft_threads,
+                "draft_process": devices.draft_process,
                 "repeat": repeat,
                 "limit": limit,
                 "max_new_tokens": max_new_tokens,
                 "temperature": temperature,
                 "seed": seed,
-                "window": window,
-                "candidates": candidates,
-                "branches": branches,
-                "drafter": drafter,
-                "strict": strict,
+                **vars(speculation),
             },
         }
         meter = energy.find()
