@@ -21,7 +21,8 @@ from mirror_edge.errors import OptionError
 from mirror_edge.export import blueprints, check, coreml_check
 from mirror_edge.export.decoder import Decoder
 from mirror_edge.export.early_exit import EARLY_EXIT
-from mirror_edge.export.exit_head import FULL_VOCABULARY, Correction, Exit
+from mirror_edge.export.exit_head import Correction, Exit
+from mirror_edge.export.exit_tokens import exit_tokens as named_tokens
 from mirror_edge.export.origins import (
     Role,
     layers_of,
@@ -36,7 +37,6 @@ from mirror_edge.export.pipeline import Exported, chosen_layer
 from mirror_edge.export.source import OnProgress, Source, locate
 from mirror_edge.export.stream_rows import stream_logits
 from mirror_edge.export.tokenizer import (
-    common_tokens,
     read_tokenizer,
     refuse_different,
     sample_ids,
@@ -110,7 +110,7 @@ def run(
         one = _read("target", source, tokenizer, length, precision, on_progress)
         asked = (exit_layer, exit_tokens, correction)
         inherited = read_exit(source) if asked == (None, None, None) else None
-        named = _exit_tokens(exit_tokens, tokenizer, source, one.spec.vocabulary)
+        named = named_tokens(exit_tokens, tokenizer, source, one.spec.vocabulary)
         leave = inherited or Exit(layer, named, correction)
         exits = blueprints.exit_head(one.decoder, leave, precision)
         target_spec, package = blueprints.write_target(
@@ -209,18 +209,6 @@ def _context(asked: int | None, most: int) -> tuple[int, tuple[str, ...]]:
         return length, ()
     note = f"the context is {length:,} of the target's {most:,} tokens; --context sets it."
     return length, (note,)
-
-
-def _exit_tokens(
-    asked: Sequence[int] | None, tokenizer: Tokenizer, source: Source, vocabulary: int
-) -> Ids | None:
-    """The ids that the exit head can name, in rising order; None for all."""
-    if asked is None:
-        return common_tokens(tokenizer, source.eos_token_ids, vocabulary, FULL_VOCABULARY)
-    named = np.unique(np.asarray(asked, np.int64))
-    if not named.size or named[0] < 0 or named[-1] >= vocabulary:
-        raise OptionError(f"exit_tokens: must be ids from 0 to {vocabulary - 1}, at least one.")
-    return None if named.size == vocabulary else named
 
 
 def _disk_needed(source: Source, precision: Precision) -> int:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_RANK",
-    "FULL_VOCABULARY",
     "RANKS",
     "Correction",
     "Exit",
@@ -29,8 +28,6 @@ __all__ = [
     "norm_and_head",
 ]
 
-FULL_VOCABULARY = 16384
-"""The exit head names all tokens of a vocabulary up to this size, and so many of a larger one."""
 RANKS, DEFAULT_RANK = range(8, 129), 64
 """Of a correction that is fitted."""
 _HEADS = {"MatMul", "MatMulNBits", "Gemm"}

@@ -26,7 +26,6 @@ from mirror_edge.export import check, reference, sample
 from mirror_edge.export.early_exit import EARLY_EXIT, early_exit, shared_bytes
 from mirror_edge.export.exit_head import (
     DEFAULT_RANK,
-    FULL_VOCABULARY,
     RANKS,
     Correction,
     Exit,
@@ -35,6 +34,7 @@ from mirror_edge.export.exit_head import (
     norm_and_head,
 )
 from mirror_edge.export.exit_layer import rollout_bytes
+from mirror_edge.export.exit_tokens import exit_tokens as named_tokens
 from mirror_edge.export.facts import graph_precision
 from mirror_edge.export.fixed import FIXED_KINDS
 from mirror_edge.export.fixed_draft import write_fixed
@@ -45,7 +45,6 @@ from mirror_edge.export.split import draft_graph, split_target
 from mirror_edge.export.stream_logits import stream_logits
 from mirror_edge.export.streams import Streams
 from mirror_edge.export.tokenizer import (
-    common_tokens,
     read_tokenizer,
     refuse_different,
     write_files,
@@ -151,7 +150,7 @@ def run(
             notes += two.notes
 
         def tokens(counts: NDArray[np.float64] | None) -> NDArray[np.int64] | None:
-            return _exit_tokens(one, exit_tokens, tokenizer, counts)
+            return named_tokens(exit_tokens, tokenizer, source, one.spec.vocabulary, counts)
 
         layer, found = chosen_layer(exit_layer, one.spec.layers), None
         if documents:
@@ -342,20 +341,3 @@ def _calibration_texts(
             "Install it with: pip install 'mirror-edge[export]'"
         )
     return sample.draw([Path(file).expanduser() for file in files])
-
-
-def _exit_tokens(
-    model: Whole,
-    asked: Sequence[int] | None,
-    tokenizer: Tokenizer,
-    counts: NDArray[np.float64] | None,
-) -> NDArray[np.int64] | None:
-    """The ids that the exit head can name, in rising order; None for all."""
-    vocabulary = model.spec.vocabulary
-    if asked is None:
-        eos = model.source.eos_token_ids
-        return common_tokens(tokenizer, eos, vocabulary, FULL_VOCABULARY, counts)
-    named = np.unique(np.asarray(asked, np.int64))
-    if not named.size or named[0] < 0 or named[-1] >= vocabulary:
-        raise OptionError(f"exit_tokens: must be ids from 0 to {vocabulary - 1}, at least one.")
-    return None if named.size == vocabulary else named

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from mirror_edge.errors import OptionError
 from mirror_edge.export import conversations
-from mirror_edge.export.exit_head import FULL_VOCABULARY
+from mirror_edge.export.exit_tokens import FULL_VOCABULARY
 from mirror_edge.export.output import refuse_taken, refuse_without_space, whole_folder
 from mirror_edge.export.planted import (
     Planting,

@@ -18,7 +18,7 @@ from mirror_edge.template import MORE_TEMPLATES, template_file
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["common_tokens", "read_tokenizer", "refuse_different", "sample_ids", "write_files"]
+__all__ = ["read_tokenizer", "refuse_different", "sample_ids", "write_files"]
 
 _SAMPLE = """The café on the corner opens at 7:30. "Two coffees, please," she said.
 def mean(xs): return sum(xs) / len(xs)  # 3.14159, 2,718 and -42
@@ -98,27 +98,6 @@ def sample_ids(tokenizer: Tokenizer, length: int, vocabulary: int) -> NDArray[np
             "The tokenizer's ids do not fit the model's vocabulary. Copy the model folder again."
         )
     return np.resize(np.array(ids, np.int64), length)
-
-
-def common_tokens(
-    tokenizer: Tokenizer,
-    eos: list[int],
-    vocabulary: int,
-    size: int,
-    counts: NDArray[np.float64] | None = None,
-) -> NDArray[np.int64] | None:
-    """The `size` commonest tokens with all special ones, in rising order; None for all.
-
-    A byte-pair vocabulary lists its merges by frequency, so low ids are common tokens: they come
-    after those that `counts` [vocabulary] has seen more often.
-    """
-    if vocabulary <= size:
-        return None
-    special = {i for i in [*tokenizer.get_added_tokens_decoder(), *eos] if i < vocabulary}
-    common = np.arange(size)
-    if counts is not None:
-        common = np.argsort(-counts, kind="stable")[:size]
-    return np.array(sorted({*common.tolist(), *special}), np.int64)
 
 
 def write_files(source: Source, tokenizer: Tokenizer, folder: Path, context: int) -> None:

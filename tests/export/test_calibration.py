@@ -183,7 +183,7 @@ def test_a_quantised_target_is_fitted_by_its_own_graph(
     deep: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mirror_edge.export.exit_fit._MOST", 200)
-    monkeypatch.setattr("mirror_edge.export.pipeline.FULL_VOCABULARY", 128)
+    monkeypatch.setattr("mirror_edge.export.exit_tokens.FULL_VOCABULARY", 128)
     made = export(deep, deep, tmp_path / "bundle", precision="int4", calibrate=[text], exit_layer=3)
     assert made.manifest.target.exit_layer == 3
     assert made.manifest.target.exit_vocabulary < VOCABULARY

@@ -12,11 +12,12 @@ from tiny import VOCABULARY, Checkpoint
 
 from mirror_edge.bundle import Precision
 from mirror_edge.errors import ExportError, OptionError
-from mirror_edge.export import export, tokenizer
+from mirror_edge.export import export
 from mirror_edge.export.exit_head import Correction
+from mirror_edge.export.exit_tokens import common_tokens
 from mirror_edge.export.reference import session
 from mirror_edge.export.source import locate
-from mirror_edge.export.tokenizer import common_tokens, read_tokenizer
+from mirror_edge.export.tokenizer import read_tokenizer
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -148,7 +149,7 @@ def test_a_correction_of_another_shape_is_refused(
 def test_a_large_vocabulary_keeps_its_commonest_and_its_special_tokens(
     target: Path, draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: Any
 ) -> None:
-    monkeypatch.setattr("mirror_edge.export.pipeline.FULL_VOCABULARY", 128)
+    monkeypatch.setattr("mirror_edge.export.exit_tokens.FULL_VOCABULARY", 128)
     made = export(target, draft, tmp_path / "bundle", precision="fp32")
     ids, _ = run(made.folder, hidden, 128)
     assert set(np.unique(ids)) <= {*range(128)}
@@ -164,7 +165,7 @@ def test_special_tokens_are_kept_wherever_they_stand(target: Path, tmp_path: Pat
     tokens = common_tokens(found, [310], VOCABULARY, 50)
     assert tokens is not None
     assert tokens.tolist() == [*range(50), found.token_to_id("<|turn|>"), 310]
-    assert tokenizer.common_tokens(found, [310], 50, 50) is None
+    assert common_tokens(found, [310], 50, 50) is None
     counts = np.zeros(VOCABULARY)
     counts[[305, 7, 200]] = 3, 2, 0.5
     tokens = common_tokens(found, [310], VOCABULARY, 5, counts)
