@@ -1,95 +1,176 @@
-"""Plain decoding beside ONNX Runtime GenAI: the same graph, threads and prompt, in turn.
+"""Plain decoding beside ONNX Runtime GenAI: the same graph, threads and prompts, in turn.
 
-``python -P -m mirror_edge.apps.compare_genai GENAI_FOLDER BUNDLE``, where BUNDLE was exported from
-GENAI_FOLDER. The two take turns, and what counts is the ratio pair by pair.
+``python -P -m mirror_edge.apps.compare_genai GENAI_FOLDER BUNDLE --context 256 --context 1000``,
+where BUNDLE was exported from GENAI_FOLDER. For every length of the prompt it prints the time to
+the first token, the tokens a second behind it, and what is left of them at the longer prompts. The
+two take turns, and what counts is the ratio pair by pair.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from mirror_edge.apps import program
-from mirror_edge.errors import MissingExtraError
+from mirror_edge.apps import options, program
+from mirror_edge.errors import ContextError, MissingExtraError
 
 if TYPE_CHECKING:
     from mirror_edge import Model
+    from mirror_edge.apps.bench.peers import Genai
+
+_CONTEXT = 16
+_TEXT = "Once upon a time a lighthouse stood on a small island, and nobody knew who had built it. "
+_ROWS = (("first_token", "first token, ms", "_ms"), ("tokens_per_second", "tokens a second", ""))
+"""What is compared: its name, how it is shown, and the unit in the name of the times."""
+
+
+class _Answer(NamedTuple):
+    tokens: tuple[int, ...]
+    first_token: float
+    """Seconds."""
+    rate: float
+    """Tokens a second behind the first."""
+
+
+class _Pair(NamedTuple):
+    """Two answers to one prompt, one after the other."""
+
+    ours: _Answer
+    theirs: _Answer
 
 
 def compare(
     genai_folder: Annotated[Path, typer.Argument(help="A folder with genai_config.json.")],
     bundle: Annotated[Path, typer.Argument(help="The bundle exported from it.")],
-    prompt: str = "Once upon a time",
-    new_tokens: int = 128,
-    threads: int = 1,
-    repeat: int = 7,
+    context: Annotated[
+        list[int] | None, typer.Option(min=2, help=f"Tokens of a prompt; repeatable.  [{_CONTEXT}]")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Of an answer.")] = 128,
+    threads: Annotated[int, typer.Option(min=1, help="Of both.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Pairs, behind one to warm up.")] = 7,
+    device: options.Device = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print tokens a second of both and their ratio, median over the pairs."""
+    """Compare the time to the first token and tokens a second; medians over the pairs."""
+    from rich.console import Console
+    from rich.progress import track
+
     from mirror_edge import load
 
-    genai = _Genai(genai_folder, threads)
-    rows: list[tuple[float, float]] = []
-    with load(bundle, target_threads=threads) as model:
-        ids = model.tokenize(prompt)
-        for turn in range(repeat + 1):
-            theirs, their_rate = genai.decode(ids, new_tokens)
-            ours, our_rate = _ours(model, prompt, len(theirs))
+    genai = _genai(genai_folder, threads)
+    found: dict[int, list[_Pair]] = {}
+    with load(bundle, target_device=device, target_threads=threads) as model:
+        prompts = [_prompt(model, length, new_tokens) for length in context or [_CONTEXT]]
+        rounds = [(turn, prompt) for turn in range(repeat + 1) for prompt in prompts]
+        for turn, prompt in track(rounds, "Answering", console=Console(stderr=True)):
+            pair = _pair(genai, model, prompt, new_tokens, ours_first=turn % 2 == 0)
             if turn > 0:
-                rows.append((our_rate, their_rate))
-    ratios = [ours / theirs for ours, theirs in rows]
-    figures: dict[str, Any] = {
-        "tokens": len(theirs),
-        "same_tokens": ours == theirs,
-        "threads": threads,
-        "mirror_edge_tokens_per_second": statistics.median(ours for ours, _ in rows),
-        "genai_tokens_per_second": statistics.median(theirs for _, theirs in rows),
-        "ratio_median": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-    }
-    typer.echo(json.dumps(figures, indent=2))
+                found.setdefault(len(model.tokenize(prompt)), []).append(pair)
+    figures = [_figures(length, pairs) for length, pairs in found.items()]
+    for row in figures[1:]:
+        for name in ("ours", "genai"):
+            row[name]["of_first"] = (
+                row[name]["tokens_per_second"] / figures[0][name]["tokens_per_second"]
+            )
+    about = {"bundle": str(bundle), "threads": threads, "new_tokens": new_tokens, "repeat": repeat}
+    if as_json:
+        typer.echo(json.dumps(about | {"contexts": figures}))
+    else:
+        _show(figures)
 
 
-def _ours(model: Model, prompt: str, new_tokens: int) -> tuple[list[int], float]:
+def _prompt(model: Model, length: int, new_tokens: int) -> str:
+    """A text of at most `length` tokens, and not many fewer."""
+    if length + new_tokens > model.context:
+        raise ContextError(
+            f"--context {length}: with --new-tokens {new_tokens} it does not fit into the "
+            f"context of {model.context:,} tokens. Lower one of them."
+        )
+    words = (_TEXT * length).split(" ")
+    low, high = 1, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = len(model.tokenize(" ".join(words[:middle]))) <= length
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return " ".join(words[:low])
+
+
+def _pair(genai: Genai, model: Model, prompt: str, new_tokens: int, *, ours_first: bool) -> _Pair:
+    ours = _ours(model, prompt, new_tokens) if ours_first else None
+    said = genai.decode(model.tokenize(prompt), new_tokens)
+    rate = (len(said.tokens) - 1) / said.decode_seconds
+    theirs = _Answer(tuple(said.tokens), said.first_token, rate)
+    return _Pair(ours or _ours(model, prompt, new_tokens), theirs)
+
+
+def _ours(model: Model, prompt: str, new_tokens: int) -> _Answer:
     from mirror_edge import Speculation
 
-    result = model.generate(prompt, max_new_tokens=new_tokens, speculation=Speculation(mode="ar"))
-    return list(result.tokens), result.stats.as_dict()["tokens_per_second"]
+    alone = Speculation(mode="ar")
+    # A word of another text takes the place of what was cached, so that all of it is read.
+    model.generate("Else", max_new_tokens=1, speculation=alone)
+    result = model.generate(prompt, max_new_tokens=new_tokens, speculation=alone)
+    stats = result.stats
+    rate = (stats.generated_tokens - 1) / stats.decode_seconds
+    return _Answer(result.tokens, stats.time_to_first_token, rate)
 
 
-class _Genai:
-    """Greedy decoding by ONNX Runtime GenAI."""
+def _genai(folder: Path, threads: int) -> Genai:
+    from mirror_edge.apps.bench.peers import Genai
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        try:
-            import onnxruntime_genai
-        except ImportError:
-            raise MissingExtraError(
-                "onnxruntime-genai is not installed: pip install 'mirror-edge[export]'."
-            ) from None
-        self._genai = onnxruntime_genai
-        config = onnxruntime_genai.Config(str(folder))
-        session = {"session_options": {"intra_op_num_threads": threads}}
-        config.overlay(json.dumps({"model": {"decoder": session}}))
-        self._model = onnxruntime_genai.Model(config)
+    try:
+        return Genai(str(folder), threads)
+    except ImportError:
+        raise MissingExtraError(
+            "onnxruntime-genai is not installed: pip install 'mirror-edge[export]'."
+        ) from None
 
-    def decode(self, ids: list[int], new_tokens: int) -> tuple[list[int], float]:
-        """The tokens, and how many came a second after the first."""
-        params = self._genai.GeneratorParams(self._model)
-        params.set_search_options(do_sample=False, max_length=len(ids) + new_tokens)
-        generator = self._genai.Generator(self._model, params)
-        generator.append_tokens(ids)
-        generator.generate_next_token()
-        tokens = [int(generator.get_next_tokens()[0])]
-        began = time.perf_counter()
-        while not generator.is_done() and len(tokens) < new_tokens:
-            generator.generate_next_token()
-            tokens.append(int(generator.get_next_tokens()[0]))
-        return tokens, (len(tokens) - 1) / (time.perf_counter() - began)
+
+def _figures(length: int, pairs: Sequence[_Pair]) -> dict[str, Any]:
+    """Medians; a ratio is taken pair by pair."""
+
+    def of(answers: Sequence[_Answer]) -> dict[str, float]:
+        return {
+            "first_token_ms": 1e3 * statistics.median(one.first_token for one in answers),
+            "tokens_per_second": statistics.median(one.rate for one in answers),
+        }
+
+    def ratio(ratios: Sequence[float]) -> dict[str, Any]:
+        return {"median": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
+
+    return {
+        "context": length,
+        "same_tokens": all(ours.tokens == theirs.tokens for ours, theirs in pairs),
+        "ours": of([ours for ours, _ in pairs]),
+        "genai": of([theirs for _, theirs in pairs]),
+        "first_token_ratio": ratio([a.first_token / b.first_token for a, b in pairs]),
+        "tokens_per_second_ratio": ratio([a.rate / b.rate for a, b in pairs]),
+    }
+
+
+def _show(figures: Sequence[dict[str, Any]]) -> None:
+    for row in figures:
+        same = "the same" if row["same_tokens"] else "other"
+        typer.echo(f"prompt of {row['context']:,} tokens, {same} tokens in the answers")
+        for name, label, unit in _ROWS:
+            found = row[f"{name}_ratio"]
+            low, high = found["range"]
+            mine, theirs = (row[who][f"{name}{unit}"] for who in ("ours", "genai"))
+            typer.echo(
+                f"  {label:15} ours {mine:8.1f}, genai {theirs:8.1f}, "
+                f"ratio {found['median']:.3f} ({low:.3f} to {high:.3f})"
+            )
+        if kept := row["ours"].get("of_first"):
+            theirs = row["genai"]["of_first"]
+            typer.echo(
+                f"  of the tokens/s at {figures[0]['context']:,}: ours {kept:.2f}, "
+                f"genai {theirs:.2f}"
+            )
 
 
 if __name__ == "__main__":
