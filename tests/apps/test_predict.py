@@ -17,7 +17,7 @@ PREDICT = [sys.executable, "-P", "-m", "mirror_edge.apps.predict"]
 
 def test_simulated_answers_take_the_steps_of_the_real_ones(tmp_path: Path) -> None:
     profile, recording = tmp_path / "here.toml", tmp_path / "recording.json"
-    words = ("--prompts", "2", "--new-tokens", "48", "--repeat", "1", "--seconds", "1", "--json")
+    words = ("--prompts", "2", "--new-tokens", "48", "--repeat", "2", "--seconds", "1", "--json")
     files = ("--profile", str(profile), "--recording", str(recording))
     done = subprocess.run(
         [*PREDICT, *words, *files], capture_output=True, text=True, timeout=120, check=False
@@ -28,7 +28,9 @@ def test_simulated_answers_take_the_steps_of_the_real_ones(tmp_path: Path) -> No
     for found in modes.values():
         # The same text, so the same steps; the last windows may differ, for lack of room.
         assert found["predicted_step"] == pytest.approx(found["measured_step"], rel=0.1)
-        assert found["ratio"] == pytest.approx(found["predicted"] / found["measured"])
+        # Of two, the median is the mean.
+        assert found["ratio"] == pytest.approx((found["least"] + found["most"]) / 2)
+        assert 0.0 < found["least"] <= found["most"]
         assert found["measured"] > 0.0
     machine = read(str(profile))
     assert machine.window == 4

@@ -1,0 +1,134 @@
+"""A bundle's target and draft on CPU devices, to be measured and to answer."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mirror_edge.errors import DeviceError, OptionError
+
+if TYPE_CHECKING:
+    from mirror_edge.answer import Decoder
+    from mirror_edge.apps.record import Record
+    from mirror_edge.bundle import Bundle
+    from mirror_edge.costs import Costs
+    from mirror_edge.policy import Strategy
+    from mirror_edge.protocols import DraftGraph
+    from mirror_edge.rollout import ModelDrafter
+    from mirror_edge.stats import Stats
+
+__all__ = ["Measured", "Pair", "opened"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Times in seconds; `hand_over` is one way."""
+
+    costs: Costs
+    hand_over: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and its draft on their lanes."""
+
+    on: Decoder
+    graph: DraftGraph
+    drafter: ModelDrafter
+    eos: frozenset[int]
+
+    def measured(self, seconds: float) -> Measured:
+        """What the forwards and a hand-over take."""
+        from mirror_edge.measuring import measure
+
+        lane = self.on.target_lane
+        costs = lane.start("measure", measure, self.on, self.drafter, seconds).result()
+        return Measured(costs, lane.start("measure", self._hand_over).result())
+
+    def _hand_over(self) -> float:
+        clock, taken = self.on.clock, []
+        for _ in range(101):
+            began = clock()
+            self.on.draft_lane.start("measure", lambda: None).result()
+            taken.append((clock() - began) / 2)
+        return statistics.median(taken)
+
+    def recorded(
+        self, prompt: Sequence[int], new_tokens: int, window: int, candidates: int
+    ) -> Record:
+        """How the models agree on the answer to a prompt."""
+        from mirror_edge.apps.record import Record
+        from mirror_edge.apps.replay import Replayer
+        from mirror_edge.policy import Speculation
+        from mirror_edge.sampling import Sampler, Sampling
+
+        asked = Speculation("mirror", window, candidates, "all")
+        sampler, into = Sampler(Sampling(), self.on.target.vocabulary), Record()
+        Replayer(self.on, self.graph, asked, self.eos).answer(prompt, new_tokens, sampler, into)
+        return into
+
+    def answered(self, prompt: Sequence[int], new_tokens: int, plan: Strategy) -> Stats:
+        """A real answer."""
+        from mirror_edge.answer import Answer
+        from mirror_edge.decode import decode
+        from mirror_edge.driving import run
+        from mirror_edge.sampling import Sampler, Sampling
+
+        answer = Answer(
+            on=self.on,
+            tokens=list(prompt),
+            plan=plan,
+            sampler=Sampler(Sampling(), self.on.target.vocabulary),
+            drafter=None if plan.mode == "ar" else self.drafter,
+            eos=self.eos,
+            limit=min(len(prompt) + new_tokens, self.on.target.context),
+        )
+
+        async def speak() -> None:
+            async for _ in decode(answer):
+                pass
+
+        run(speak())
+        return answer.stats
+
+
+@contextmanager
+def opened(read: Bundle, target: tuple[str, int], draft: tuple[str, int]) -> Iterator[Pair]:
+    """Open both models, each on its device with so many threads.
+
+    Raises:
+        OptionError: for a bundle without a draft.
+        DeviceError: for a device that is no CPU.
+    """
+    from mirror_edge.answer import Decoder
+    from mirror_edge.devices import Device, runtime_for
+    from mirror_edge.growth import Guesses
+    from mirror_edge.lanes import ThreadLane
+    from mirror_edge.rollout import ModelDrafter
+    from mirror_edge.text import Text
+    from mirror_edge.trace import Trace
+
+    if read.manifest.draft is None:
+        raise OptionError(f"{read.folder}: has no draft. Export the bundle with --draft.")
+    trace, places = Trace(), [Device.parse(name) for name, _ in (target, draft)]
+    for place in places:
+        if place.kind != "cpu":
+            raise DeviceError(f"device {place}: predict runs on CPU devices. Write cpu or cpu:0.")
+    runtimes = [runtime_for(place, read.manifest.format) for place in places]
+    opened = runtimes[0].open_target(read, places[0], target[1], trace)
+    graph = runtimes[1].open_draft(read, places[1], draft[1], trace)
+    lanes = [
+        ThreadLane(name, trace, place.cores)
+        for name, place in zip(("target", "draft"), places, strict=True)
+    ]
+    try:
+        decoder = Decoder(opened, lanes[0], lanes[1], trace)
+        yield Pair(decoder, graph, ModelDrafter(graph, Guesses(0)), Text.read(read.folder).eos)
+    finally:
+        for lane in lanes:
+            lane.close()
+        graph.close()
+        opened.close()
