@@ -76,7 +76,7 @@ def test_logits_are_those_of_the_other_graph(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 def test_it_drafts_exactly_what_the_other_drafts(
     bundle: Bundle, temperature: float, seed: int
 ) -> None:

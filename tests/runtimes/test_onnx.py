@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import mirror_edge
+from mirror_edge import Sampling
 from mirror_edge import bundle as bundles
 from mirror_edge.devices import Device
 from mirror_edge.errors import DeviceError
+from mirror_edge.hypotheses import Root
+from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
+from mirror_edge.runtimes.onnx.fixed_draft import FixedDraft
 from mirror_edge.runtimes.onnx.providers import CPU
 from mirror_edge.runtimes.onnx.session import Setup
 from mirror_edge.runtimes.onnx.target import OnnxTarget
+from mirror_edge.sampling import Sampler
 from mirror_edge.trace import Trace
 
 
@@ -141,6 +148,31 @@ def test_branches_may_use_slots_beyond_the_context(draft: OnnxDraft) -> None:
     tokens, positions = np.full(rows, 9), np.full(rows, len(ids))
     logits = draft.forward(tokens, positions, len(ids), hidden, np.array([0, rows - 1]))
     np.testing.assert_allclose(logits[0], logits[1], **CLOSE)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_at_fixed_shapes_it_drafts_exactly_the_same_tokens(
+    pair: Path, demo: mirror_edge.Model, prompts: list[str], temperature: float
+) -> None:
+    """Along the target's own answers, eight outcomes a step, the true one among them."""
+    stored, drafted = bundles.read(pair), 0
+    drafters = [ModelDrafter(graph(stored, on_the_cpu())) for graph in (FixedDraft, OnnxDraft)]
+    sampling, draw = Sampling(temperature, seed=1), np.random.default_rng(0)
+    sampler = Sampler(sampling, demo._target.vocabulary)
+    for prompt in prompts[:4]:
+        asked = demo.tokenize([{"role": "user", "content": prompt}])
+        answer = demo.generate(
+            [{"role": "user", "content": prompt}], max_new_tokens=33, sampling=sampling
+        ).tokens
+        for drafter in drafters:
+            drafter.prefill(asked)
+        for true, following in pairwise(answer):
+            tokens = {following, *draw.integers(4, 1000, 7).tolist()}
+            roots = [Root(0, token) for token in sorted(tokens)]
+            ours, theirs = (drafter.rollout([true], [], roots, 4, sampler) for drafter in drafters)
+            assert ours == theirs
+            drafted += sum(len(branch.tokens) for branch in ours)
+    assert drafted > 1000
 
 
 def test_a_graph_that_onnx_runtime_refuses_is_a_device_error(demo_copy: Path) -> None:
