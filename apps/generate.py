@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -85,6 +86,7 @@ def question(
     Raises:
         OptionError: for arguments that do not go together.
     """
+    from mirror_edge.bundle import MANIFEST
     from mirror_edge.errors import OptionError
 
     if len(words) > 2:
@@ -92,6 +94,9 @@ def question(
             f"there are {len(words)} arguments; give the prompt, or a bundle and the prompt, "
             "each in quotes."
         )
+    # Not a method of Path: a long prompt is no name of a file.
+    if len(words) == 1 and os.path.isfile(os.path.join(words[0], MANIFEST)):  # noqa: PTH113, PTH118
+        raise OptionError(f"{words[0]} is a bundle, and there is no prompt; give one behind it.")
     prompt = _standard_input() if words[-1] == "-" else words[-1]
     if raw and (system is not None or template):
         option = "--template" if system is None else "--system"

@@ -124,6 +124,7 @@ def test_a_damaged_bundle_is_refused(
     ("words", "said"),
     [
         (["nowhere", "hello"], "nowhere: there is no such folder"),
+        ([str(bundles.demo())], "is a bundle, and there is no prompt"),
         ([""], "the prompt is empty"),
         (["word " * 3000], "tokens and the context"),
         (["a", "b", "c"], "there are 3 arguments"),
