@@ -3,46 +3,33 @@
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import onnx
-from onnx import ModelProto
-
 from mirror_edge.bundle import (
     COVERAGE,
-    DraftSpec,
     Manifest,
     Precision,
-    TargetSpec,
     write_manifest,
 )
 from mirror_edge.errors import ExportError, MissingExtraError, OptionError
-from mirror_edge.export import check, reference, sample
-from mirror_edge.export.early_exit import EARLY_EXIT, early_exit, shared_bytes
+from mirror_edge.export import sample
+from mirror_edge.export.early_exit import EARLY_EXIT
 from mirror_edge.export.exit_head import (
     DEFAULT_RANK,
     RANKS,
     Correction,
     Exit,
-    exit_graph,
-    exit_logits,
-    norm_and_head,
 )
 from mirror_edge.export.exit_layer import rollout_bytes
 from mirror_edge.export.exit_tokens import exit_tokens as named_tokens
 from mirror_edge.export.facts import graph_precision
 from mirror_edge.export.fixed import FIXED_KINDS
-from mirror_edge.export.fixed_draft import write_fixed
 from mirror_edge.export.output import refuse_taken, refuse_without_space, whole_folder
-from mirror_edge.export.rotary import room_for_branches
+from mirror_edge.export.pieces import cut_draft, cut_own_draft, cut_target, fix_draft
 from mirror_edge.export.source import OnProgress, Source, locate
-from mirror_edge.export.split import draft_graph, split_target
-from mirror_edge.export.stream_logits import stream_logits
 from mirror_edge.export.streams import Streams
 from mirror_edge.export.tokenizer import (
     read_tokenizer,
@@ -62,6 +49,7 @@ from mirror_edge.text import Text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
@@ -172,21 +160,21 @@ def run(
             leave = Exit(layer, tokens(None), correction)
 
         on_progress("Cutting the graphs", 0.0)
-        target_spec, logits, off = _target(one, leave)
+        target_spec, logits, off = cut_target(one, leave)
         deviations |= off
         on_progress("Cutting the graphs", 0.5)
         draft_spec = None
         if two is not None:
-            draft_spec, off = _draft(two, Streams.read(two.source.folder))
+            draft_spec, off = cut_draft(two, Streams.read(two.source.folder))
         elif early:
-            draft_spec, off = _own_draft(one, leave, logits)
+            draft_spec, off = cut_own_draft(one, leave, logits)
         deviations |= off
         if draft_for is not None and two is not None and draft_spec is not None:
             exact = two
             if two.spec.precision != "fp32":
                 at = folder / "exact"
                 exact = whole("draft", two.source, tokenizer, at, "fp32", on_progress)
-            draft_spec, off = _at_fixed_shapes(folder, target_spec, draft_spec, exact)
+            draft_spec, off = fix_draft(folder, target_spec, draft_spec, exact)
             deviations |= off
         on_progress("Cutting the graphs", 1.0)
 
@@ -213,59 +201,6 @@ def _refuse_bundle(source: Source, option: str) -> None:
         raise OptionError(f"{option}: is a bundle already. With --format coreml it is converted.")
 
 
-def _target(model: Whole, leave: Exit) -> tuple[TargetSpec, ModelProto, dict[str, float]]:
-    """Write and check the three graphs of the target; the exit head's logits beside."""
-    spec, folder = model.spec, model.folder
-    graphs = split_target(model.model, spec, leave.layer)
-    logits = exit_logits(graphs.tail, spec, folder, leave)
-    norm, head = norm_and_head(graphs.tail, spec)
-    pieces = {"prefix": graphs.prefix, "suffix": graphs.suffix, "norm": norm, "head": head}
-    pieces["exit"] = exit_graph(logits, folder, leave.tokens)
-    for name, graph in pieces.items():
-        onnx.save(graph, folder / f"{name}.onnx")
-    expected = reference.graph_logits(folder / "full.onnx", spec, [model.ids])
-    size = spec.vocabulary if leave.tokens is None else len(leave.tokens)
-    deviations = {
-        "target, cut": check.check_target(folder, spec, model.ids, expected[0]),
-        "exit head": check.check_exit(folder, spec, size, leave.correction),
-    }
-    for scaffold in ("full", "norm", "head"):
-        (folder / f"{scaffold}.onnx").unlink()
-    return TargetSpec(spec, leave.layer, size), logits, deviations
-
-
-def _draft(model: Whole, streams: Streams | None) -> tuple[DraftSpec, dict[str, float]]:
-    """Write and check the draft's graph."""
-    spec, folder, tree = model.spec, model.folder, check.tree_after(model.ids)
-    if streams is not None:
-        streams.refuse_unless_for(model.source.folder, spec.layers, spec.hidden)
-    count, layers = (0, 0) if streams is None else (streams.count, streams.layers)
-    rows = room_for_branches(model.model, folder, count)
-    onnx.save(draft_graph(model.model, spec, folder, streams), folder / "draft.onnx")
-    texts = [model.ids, *tree.texts(model.ids)]
-    expected = reference.graph_logits(folder / "full.onnx", spec, texts)
-    ahead = None
-    if streams is not None:
-        ahead = stream_logits(model.model, spec, folder, streams, check.streamed(model.ids, tree))
-    deviation = check.check_draft(folder, spec, model.ids, tree, expected, ahead)
-    (folder / "full.onnx").unlink()
-    name = "draft, with trees" + (" and streams" if count else "")
-    return DraftSpec(spec, count, layers, rows), {name: deviation}
-
-
-def _at_fixed_shapes(
-    folder: Path, target: TargetSpec, draft: DraftSpec, exact: Whole
-) -> tuple[DraftSpec, dict[str, float]]:
-    """Write and check the draft's graphs for NPUs, from its graph in float32."""
-    free = draft
-    if exact.folder.name == "exact":
-        free, _ = _draft(exact, Streams.read(exact.source.folder))
-        free = replace(free, graph="exact/draft.onnx")
-    fixed, off = write_fixed(folder, target, draft, exact, free)
-    shutil.rmtree(folder / "exact", ignore_errors=True)
-    return replace(draft, fixed=fixed), {"draft, at fixed shapes": off}
-
-
 def _refuse_fixed(draft_for: str | None, draft: Source | None, *, early: bool) -> None:
     if draft_for is None:
         return
@@ -287,15 +222,6 @@ def _rollout(draft: Whole | None) -> float:
         return 0.0
     streams = Streams.read(draft.source.folder)
     return rollout_bytes(draft.model, 0 if streams is None else streams.count)
-
-
-def _own_draft(
-    target: Whole, leave: Exit, logits: ModelProto
-) -> tuple[DraftSpec, dict[str, float]]:
-    """Write and check a draft out of the target's own layers, beside its weights."""
-    spec, off = _draft(early_exit(target, leave, logits), None)
-    shared = shared_bytes(load(target.folder / "draft.onnx"))
-    return replace(spec, graph="target/draft.onnx", shared_bytes=shared), off
 
 
 def chosen_layer(exit_layer: int | None, layers: int) -> int:

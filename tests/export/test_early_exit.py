@@ -154,7 +154,7 @@ def test_a_wrong_draft_is_caught(
         graph.graph.initializer.append(onnx.numpy_helper.from_array(values, "exit/shifted"))
         return graph
 
-    monkeypatch.setattr("mirror_edge.export.pipeline.draft_graph", spoilt)
+    monkeypatch.setattr("mirror_edge.export.pieces.draft_graph", spoilt)
     with pytest.raises(ExportError, match=r"names tokens that the exit head cannot name"):
         export(target, "early-exit", tmp_path / "bundle", precision="fp32", exit_tokens=SOME)
     assert not (tmp_path / "bundle").exists()

@@ -100,8 +100,8 @@ def test_a_graph_that_was_cut_wrongly_is_caught(
     def drafted(*arguments: Any) -> Any:
         return spoilt(draft_graph(*arguments)) if piece == "draft" else draft_graph(*arguments)
 
-    monkeypatch.setattr("mirror_edge.export.pipeline.split_target", cut)
-    monkeypatch.setattr("mirror_edge.export.pipeline.draft_graph", drafted)
+    monkeypatch.setattr("mirror_edge.export.pieces.split_target", cut)
+    monkeypatch.setattr("mirror_edge.export.pieces.draft_graph", drafted)
     with pytest.raises(ExportError, match=rf"{graphs}: its logits are off by"):
         export(target, draft, tmp_path / "bundle", precision=precision)
     assert list(tmp_path.iterdir()) == []

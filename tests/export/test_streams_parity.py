@@ -128,7 +128,7 @@ def test_a_graph_with_wrong_streams_is_refused(
         spoil(graph)
         return graph
 
-    monkeypatch.setattr("mirror_edge.export.pipeline.draft_graph", spoilt)
+    monkeypatch.setattr("mirror_edge.export.pieces.draft_graph", spoilt)
     source = with_streams(draft, tmp_path / "d", 2, 1)
     with pytest.raises(ExportError, match=r"draft/draft.onnx: its logits are off by"):
         export(target, source, tmp_path / "bundle", precision="fp32")

@@ -1,0 +1,85 @@
+"""The graphs of a bundle: cut out of whole ones, written, and checked."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+
+from mirror_edge.bundle import DraftSpec, TargetSpec
+from mirror_edge.export import check, reference
+from mirror_edge.export.early_exit import early_exit, shared_bytes
+from mirror_edge.export.exit_head import Exit, exit_graph, exit_logits, norm_and_head
+from mirror_edge.export.fixed_draft import write_fixed
+from mirror_edge.export.rotary import room_for_branches
+from mirror_edge.export.split import draft_graph, split_target
+from mirror_edge.export.stream_logits import stream_logits
+from mirror_edge.export.streams import Streams
+from mirror_edge.export.whole import Whole, load
+
+__all__ = ["cut_draft", "cut_own_draft", "cut_target", "fix_draft"]
+
+
+def cut_target(model: Whole, leave: Exit) -> tuple[TargetSpec, ModelProto, dict[str, float]]:
+    """Write and check the three graphs of the target; the exit head's logits beside."""
+    spec, folder = model.spec, model.folder
+    graphs = split_target(model.model, spec, leave.layer)
+    logits = exit_logits(graphs.tail, spec, folder, leave)
+    norm, head = norm_and_head(graphs.tail, spec)
+    pieces = {"prefix": graphs.prefix, "suffix": graphs.suffix, "norm": norm, "head": head}
+    pieces["exit"] = exit_graph(logits, folder, leave.tokens)
+    for name, graph in pieces.items():
+        onnx.save(graph, folder / f"{name}.onnx")
+    expected = reference.graph_logits(folder / "full.onnx", spec, [model.ids])
+    size = spec.vocabulary if leave.tokens is None else len(leave.tokens)
+    deviations = {
+        "target, cut": check.check_target(folder, spec, model.ids, expected[0]),
+        "exit head": check.check_exit(folder, spec, size, leave.correction),
+    }
+    for scaffold in ("full", "norm", "head"):
+        (folder / f"{scaffold}.onnx").unlink()
+    return TargetSpec(spec, leave.layer, size), logits, deviations
+
+
+def cut_draft(model: Whole, streams: Streams | None) -> tuple[DraftSpec, dict[str, float]]:
+    """Write and check the draft's graph."""
+    spec, folder, tree = model.spec, model.folder, check.tree_after(model.ids)
+    if streams is not None:
+        streams.refuse_unless_for(model.source.folder, spec.layers, spec.hidden)
+    count, layers = (0, 0) if streams is None else (streams.count, streams.layers)
+    rows = room_for_branches(model.model, folder, count)
+    onnx.save(draft_graph(model.model, spec, folder, streams), folder / "draft.onnx")
+    texts = [model.ids, *tree.texts(model.ids)]
+    expected = reference.graph_logits(folder / "full.onnx", spec, texts)
+    ahead = None
+    if streams is not None:
+        ahead = stream_logits(model.model, spec, folder, streams, check.streamed(model.ids, tree))
+    deviation = check.check_draft(folder, spec, model.ids, tree, expected, ahead)
+    (folder / "full.onnx").unlink()
+    name = "draft, with trees" + (" and streams" if count else "")
+    return DraftSpec(spec, count, layers, rows), {name: deviation}
+
+
+def cut_own_draft(
+    target: Whole, leave: Exit, logits: ModelProto
+) -> tuple[DraftSpec, dict[str, float]]:
+    """Write and check a draft out of the target's own layers, beside its weights."""
+    spec, off = cut_draft(early_exit(target, leave, logits), None)
+    shared = shared_bytes(load(target.folder / "draft.onnx"))
+    return replace(spec, graph="target/draft.onnx", shared_bytes=shared), off
+
+
+def fix_draft(
+    folder: Path, target: TargetSpec, draft: DraftSpec, exact: Whole
+) -> tuple[DraftSpec, dict[str, float]]:
+    """Write and check the draft's graphs for NPUs, from its graph in float32."""
+    free = draft
+    if exact.folder.name == "exact":
+        free, _ = cut_draft(exact, Streams.read(exact.source.folder))
+        free = replace(free, graph="exact/draft.onnx")
+    fixed, off = write_fixed(folder, target, draft, exact, free)
+    shutil.rmtree(folder / "exact", ignore_errors=True)
+    return replace(draft, fixed=fixed), {"draft, at fixed shapes": off}
