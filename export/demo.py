@@ -22,19 +22,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from mirror_edge.errors import MirrorEdgeError, OptionError
 from mirror_edge.export import DraftShape, Recipe, conversations, distill, texts
 from mirror_edge.export.drafts import decoder, load_model
+from mirror_edge.export.hardware import pick_device
 from mirror_edge.export.losses import early_exit_loss
 from mirror_edge.export.output import whole_folder
+from mirror_edge.export.schedule import Budget, Schedule
 from mirror_edge.export.source import locate, read_json
-from mirror_edge.export.training import (
-    Budget,
-    Checkpoint,
-    Progress,
-    Schedule,
-    Stage,
-    Stream,
-    pick_device,
-    train,
-)
+from mirror_edge.export.training import Checkpoint, Progress, Stage, Stream, train
 from mirror_edge.text import Text
 
 if TYPE_CHECKING:

@@ -16,28 +16,18 @@ import torch
 from mirror_edge.errors import OptionError
 from mirror_edge.export.acceptance import Acceptance, Exam, Losses, StreamAccuracy
 from mirror_edge.export.drafts import fresh, load_model, plain, replaced_streams, save, tuned
+from mirror_edge.export.hardware import autocast, pick_device
 from mirror_edge.export.losses import distillation_loss, streaming_loss, text_loss
 from mirror_edge.export.material import Material
 from mirror_edge.export.output import whole_folder
 from mirror_edge.export.outputs import OwnOutputs
 from mirror_edge.export.recipe import DraftShape, Recipe
+from mirror_edge.export.schedule import Budget, Schedule
 from mirror_edge.export.source import Source, locate
 from mirror_edge.export.streaming import StreamingDraft
 from mirror_edge.export.texts import Corpus
 from mirror_edge.export.tokenizer import read_tokenizer, refuse_different
-from mirror_edge.export.training import (
-    Budget,
-    Checkpoint,
-    Loss,
-    Progress,
-    Run,
-    Schedule,
-    Stage,
-    Stream,
-    autocast,
-    pick_device,
-    train,
-)
+from mirror_edge.export.training import Checkpoint, Loss, Progress, Run, Stage, Stream, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

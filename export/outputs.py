@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, PreTrainedModel
 
-from mirror_edge.export.training import autocast
+from mirror_edge.export.hardware import autocast
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

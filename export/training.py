@@ -7,7 +7,6 @@ was interrupted go on with the share of its budget that is left.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
@@ -20,23 +19,21 @@ import numpy as np
 import torch
 
 from mirror_edge.errors import ExportError, OptionError
+from mirror_edge.export.hardware import autocast
+from mirror_edge.export.schedule import Schedule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "Budget",
     "Checkpoint",
     "Loss",
     "Progress",
     "Run",
-    "Schedule",
     "Source",
     "Stage",
     "Stream",
-    "autocast",
     "held_out_loss",
-    "pick_device",
     "train",
 ]
 
@@ -91,51 +88,6 @@ class Stage:
     loss: Loss
     source: Source
     until: float = 1.0
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long a run is: in minutes, or in tokens seen."""
-
-    minutes: float | None = None
-    tokens: int | None = None
-
-    def share(self, seconds: float, tokens: int) -> float:
-        """How much of it is used up; 1 or more at its end."""
-        if self.tokens is not None:
-            return tokens / self.tokens
-        return seconds / (60.0 * (self.minutes or 1e-9))
-
-
-_LONG_EVERY = 4
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train. The learning rate follows the share of the budget spent."""
-
-    budget: Budget
-    learning_rate: float = 2e-3
-    batch: int = 32
-    length: int = 256
-    long_length: int = 1024
-    warmup_share: float = 0.02
-    weight_decay: float = 0.1
-    rows_at_once: int = 32768
-    """Tokens that go through the model at once; a larger batch is cut into parts."""
-
-    def rate_at(self, share: float) -> float:
-        """Linear warm-up, then a cosine to a hundredth."""
-        if share < self.warmup_share:
-            return self.learning_rate * max(share, 1e-3) / self.warmup_share
-        turn = math.cos(math.pi * min(share, 1.0))
-        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + turn))
-
-    def shape_at(self, step: int) -> tuple[int, int]:
-        """(batch, length) of a step: every fourth is long, lest far places be forgotten."""
-        if step % _LONG_EVERY or self.long_length <= self.length:
-            return self.batch, self.length
-        return max(1, self.batch * self.length // self.long_length), self.long_length
 
 
 @dataclass(frozen=True)
@@ -268,38 +220,6 @@ def train(
     if checkpoint is not None:
         checkpoint.save(_state(model, optimizers, stages, run))
     return run
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; auto is the fastest there is.
-
-    Raises:
-        OptionError: when it is not there.
-    """
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind in there if there[kind])
-    if not there.get(name, False):
-        raise OptionError(
-            f"--device {name}: torch finds none here. Choose another, or auto, or install the "
-            "torch package for it."
-        )
-    return torch.device(name)
-
-
-def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 where the device computes in it, else nothing."""
-    fast = {
-        "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        "cpu": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
-    }
-    if fast.get(device.type, False):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 def _optimizers(model: torch.nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:

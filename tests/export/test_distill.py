@@ -25,9 +25,10 @@ from mirror_edge.errors import DataError, ExportError, OptionError
 from mirror_edge.export import DraftShape, Recipe, acceptance, distill
 from mirror_edge.export.drafts import decoder, fresh, plain
 from mirror_edge.export.losses import text_loss
+from mirror_edge.export.schedule import Budget, Schedule
 from mirror_edge.export.streaming import StreamingDraft
 from mirror_edge.export.streams import STREAMS_FILE
-from mirror_edge.export.training import Budget, Schedule, Stage, Stream, train
+from mirror_edge.export.training import Stage, Stream, train
 
 WORDS = {
     "who": ["the fox", "an owl", "my old cat", "a tall bear", "the queen", "our dog"],

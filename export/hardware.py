@@ -1,0 +1,44 @@
+"""What torch trains on: the device, and the numbers that it is fast with."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from mirror_edge.errors import OptionError
+
+__all__ = ["autocast", "pick_device"]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; auto is the fastest there is.
+
+    Raises:
+        OptionError: when it is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
+    if not there.get(name, False):
+        raise OptionError(
+            f"--device {name}: torch finds none here. Choose another, or auto, or install the "
+            "torch package for it."
+        )
+    return torch.device(name)
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 where the device computes in it, else nothing."""
+    fast = {
+        "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "cpu": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+    }
+    if fast.get(device.type, False):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
