@@ -77,7 +77,10 @@ def export(
                 "its exit layer and exit head are kept."
             )
         if draft_for is not None:
-            raise OptionError(f"--draft-for {draft_for}: is for --format onnx. Leave it out.")
+            raise OptionError(
+                f"--draft-for {draft_for}: is for --format onnx; with --format coreml every draft "
+                "is made for the Neural Engine. Leave it out."
+            )
         return _coreml(
             target,
             draft,
@@ -90,6 +93,11 @@ def export(
             context=context,
             force=force,
             on_progress=progress,
+        )
+    if draft_for == "coreml":
+        raise OptionError(
+            "--draft-for coreml: the Neural Engine runs Core ML programs, which are a bundle of "
+            "their own, target and draft. Give --format coreml instead."
         )
     if context is not None:
         raise OptionError("--context: is for --format coreml; ONNX caches grow as they are needed.")

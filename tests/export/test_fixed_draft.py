@@ -158,6 +158,10 @@ def test_what_cannot_have_fixed_shapes_is_refused(
         export(target, None, tmp_path / "no", draft_for="qnn")
     with pytest.raises(OptionError, match="must be one of qnn, openvino"):
         export(target, target, tmp_path / "no", draft_for="abacus")
+    with pytest.raises(OptionError, match=r"--draft-for coreml: .* Give --format coreml instead"):
+        export(target, target, tmp_path / "no", draft_for="coreml")
+    with pytest.raises(OptionError, match="every draft is made for the Neural Engine"):
+        export(target, target, tmp_path / "no", draft_for="coreml", format="coreml")
     spec = bundle.manifest.draft
     assert spec is not None
     graph = onnx.load(bundle.file(spec.graph), load_external_data=False)
