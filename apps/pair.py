@@ -74,7 +74,7 @@ class Pair:
         """A real answer."""
         from mirror_edge.answer import Answer
         from mirror_edge.decode import decode
-        from mirror_edge.driving import run
+        from mirror_edge.driving import drive
         from mirror_edge.sampling import Sampler, Sampling
 
         answer = Answer(
@@ -86,12 +86,8 @@ class Pair:
             eos=self.eos,
             limit=min(len(prompt) + new_tokens, self.on.target.context),
         )
-
-        async def speak() -> None:
-            async for _ in decode(answer):
-                pass
-
-        run(speak())
+        for _ in drive(decode(answer)):
+            pass
         return answer.stats
 
 

@@ -63,9 +63,9 @@ class Answer:
     choices: Sequence[Strategy] = ()
     """What it may choose from."""
     planned: Strategy | None = None
-    """For the steps to come; the controller's is made on the event loop: no step waits for it."""
+    """For the steps to come; the controller's is made by the reader: no step waits for it."""
     stats: Stats = field(default_factory=Stats)
-    """Of what was handed out; the one part that belongs to the event loop."""
+    """Of what was handed out; the one part that belongs to the reader."""
     drafted: tuple[int, ...] = ()
     """d1..dγ of the window."""
     fed: int = 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from mirror_edge.controller import Controller
 from mirror_edge.costs import Costs
 from mirror_edge.decode import decode
 from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
-from mirror_edge.driving import drive, run
+from mirror_edge.driving import Parts, drive, drive_async, waited
 from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
 from mirror_edge.lanes import ThreadLane
 from mirror_edge.measuring import measure, recall
@@ -219,18 +220,17 @@ class Model:
             raise ClosedError("the model was closed; load it again.")
         if drafter not in self._drafters:
             raise OptionError(f"drafter is {drafter!r}, which {self.bundle.folder} does not have.")
-        found: list[Controller | None] = []
 
-        async def measured() -> None:
-            found.append(await self._controller(drafter, self._drafters[drafter]))
+        def measured() -> Parts[Controller | None]:
+            yield (yield from self._controller(drafter, self._drafters[drafter]))
 
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving an answer; wait for it or load it twice.")
         try:
-            run(measured())
+            (controller,) = drive(measured())
         finally:
             self._busy.release()
-        return None if found[0] is None else found[0].costs
+        return None if controller is None else controller.costs
 
     def tokenize(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
         """The tokens that a prompt becomes; see `generate`."""
@@ -260,14 +260,11 @@ class Model:
         """
         parts: list[Chunk] = []
         answer, chunks = self._answer(prompt, options)
-
-        async def collect() -> None:
-            async for chunk in chunks:
+        with closing(drive(chunks)) as driven:
+            for chunk in driven:
                 parts.append(chunk)
                 if on_chunk is not None:
                     on_chunk(chunk)
-
-        run(collect())
         return Result(
             text="".join(part.text for part in parts),
             tokens=tuple(token for part in parts for token in part.tokens),
@@ -286,7 +283,7 @@ class Model:
         Leave it early through `contextlib.aclosing`, or the model stays busy until the event loop
         has cleaned up.
         """
-        return self._answer(prompt, options)[1]
+        return drive_async(self._answer(prompt, options)[1])
 
     def close(self) -> None:
         """End the lanes and free the devices; an answer under way ends with a `ClosedError`."""
@@ -313,9 +310,7 @@ class Model:
         """Close."""
         self.close()
 
-    def _answer(
-        self, prompt: Prompt, options: AnswerOptions
-    ) -> tuple[Answer, AsyncGenerator[Chunk]]:
+    def _answer(self, prompt: Prompt, options: AnswerOptions) -> tuple[Answer, Parts[Chunk]]:
         """Everything that can be refused is refused here, before a device is touched."""
         if self._closed:
             raise ClosedError("the model was closed; load it again.")
@@ -352,17 +347,18 @@ class Model:
         )
         return answer, self._chunks(answer, asked.drafter, StopStrings(options.get("stop") or ()))
 
-    async def _chunks(
-        self, answer: Answer, drafter: str, stops: StopStrings
-    ) -> AsyncGenerator[Chunk]:
+    def _chunks(self, answer: Answer, drafter: str, stops: StopStrings) -> Parts[Chunk]:
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving another answer; wait for it or load it twice.")
         try:
             if answer.choices and answer.draft.drafter is not None:
-                answer.controller = await self._controller(drafter, answer.draft.drafter)
+                answer.controller = yield from self._controller(drafter, answer.draft.drafter)
             text = self._text.stream()
-            async for tokens, reason in decode(answer):
-                emit = ""
+            for part in decode(answer):
+                if isinstance(part, Future):
+                    yield part
+                    continue
+                (tokens, reason), emit = part, ""
                 for count, token in enumerate(tokens, start=1):
                     piece, hit = stops.push(text.push([token]))
                     emit += piece
@@ -394,7 +390,9 @@ class Model:
             "version": version("mirror-edge"),
         }
 
-    async def _controller(self, name: str, drafter: Drafter) -> Controller | None:
+    def _controller(
+        self, name: str, drafter: Drafter
+    ) -> Generator[Future[Any], None, Controller | None]:
         """The controller of a pair, which measures its devices once; None if that fails."""
         if name not in self._controllers:
             lane = self._decoder.target_lane
@@ -403,7 +401,7 @@ class Model:
                 return recall(self._key(name), lambda: measure(self._decoder, drafter))
 
             try:
-                costs = await asyncio.wrap_future(lane.start("measure", costs_of))
+                costs = yield from waited(lane.start("measure", costs_of))
             except DeviceError as error:
                 _log.warning("the devices could not be measured: %s", error)
                 return None

@@ -5,20 +5,20 @@ the target says, and leaves the next window's draft behind. `ar`, `sd` and `mirr
 when the draft works: never, after the target, or while the target's suffix runs.
 
 Steps run on the target's lane and set the draft's lane to work, so that nothing but the devices
-stands between one forward and the next. The event loop queues them, one ahead of the step it waits
-for, and hands out what they say.
+stands between one forward and the next. The reader of the answer queues them, one ahead of the step
+it waits for, and hands out what they say.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
 
 from mirror_edge.answer import Answer, FinishReason, Rollout
+from mirror_edge.driving import Parts, waited
 from mirror_edge.hypotheses import Branch
 from mirror_edge.policy import Mode
 from mirror_edge.stats import DraftRecord, StepRecord
@@ -52,7 +52,7 @@ class Step(NamedTuple):
 
     said: Said
     record: Callable[[], StepRecord]
-    """Worked out by the event loop, off the lane."""
+    """Worked out by the reader, off the lane."""
     draft: DraftRecord
 
 
@@ -91,10 +91,10 @@ STEPS: dict[Mode, Callable[[Answer], Outcome]] = {
 }
 
 
-async def decode(answer: Answer) -> AsyncIterator[Said]:
-    """Yield what the answer says, step by step, up to its end.
+def decode(answer: Answer) -> Parts[Said]:
+    """What the answer says, step by step, up to its end.
 
-    May be abandoned or cancelled at any await: the lane ends the step it is in, and the next
+    May be abandoned or cancelled at any part: the lane ends the step it is in, and the next
     answer starts from the rows that are certain.
     """
     on, lane, stats = answer.on, answer.on.target_lane, answer.stats
@@ -103,11 +103,11 @@ async def decode(answer: Answer) -> AsyncIterator[Said]:
         answer.planned = answer.controller.plan(answer.choices)
     if answer.planned is not None and answer.planned.mode != "ar":
         answer.draft.read(answer.tokens)
-    kept = await asyncio.wrap_future(lane.start("prefill", answer.reuse))
+    kept = yield from waited(lane.start("prefill", answer.reuse))
     stats.placed = on.trace.placed
     stats.prompt_tokens = len(answer.tokens)
     stats.prefilled_tokens = len(answer.tokens) - kept
-    while (said := await asyncio.wrap_future(lane.start("prefill", prefill, answer))) is None:
+    while (said := (yield from waited(lane.start("prefill", prefill, answer)))) is None:
         pass
     stats.time_to_first_token = on.clock() - began
     stats.generated_tokens += len(said.tokens)
@@ -117,7 +117,7 @@ async def decode(answer: Answer) -> AsyncIterator[Said]:
         while said.finish_reason is None:
             while len(steps) < _AHEAD:
                 steps.append(lane.start("step", step, answer, on.clock()))
-            taken = await asyncio.wrap_future(steps.popleft())
+            taken = yield from waited(steps.popleft())
             assert taken is not None
             said, record, draft = taken
             stats.draft_losses, stats.draft_restarts, stats.draft_lapses = draft
@@ -148,7 +148,7 @@ def prefill(answer: Answer) -> Said | None:
 
 
 def step(answer: Answer, asked: float) -> Step | None:
-    """Take the step that the event loop asked for at `asked`; None once the answer has ended."""
+    """Take the step that the reader asked for at `asked`; None once the answer has ended."""
     if answer.finish_reason is not None:
         return None
     on, began = answer.on, max(asked, answer.until)

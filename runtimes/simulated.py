@@ -13,7 +13,7 @@ import numpy as np
 from mirror_edge.answer import Answer, Decoder
 from mirror_edge.controller import Controller
 from mirror_edge.decode import decode
-from mirror_edge.driving import run
+from mirror_edge.driving import drive
 from mirror_edge.growth import Guesses
 from mirror_edge.hypotheses import ExitSignal
 from mirror_edge.rollout import ModelDrafter
@@ -225,12 +225,8 @@ def simulate(
         controller=Controller(profile.costs) if choices else None,
         choices=choices,
     )
-
-    async def speak() -> None:
-        async for _ in decode(answer):
-            pass
-
-    run(speak())
+    for _ in drive(decode(answer)):
+        pass
     if answer.stats.draft_losses:
         raise RuntimeError(f"the simulated draft broke: {answer.stats.draft_losses[0]}")
     return answer.stats

@@ -81,8 +81,7 @@ class VirtualClock:
         """Let time pass until `future` is done."""
         worker = self.worker
         if worker is not None:
-            # The plain future's hook: a virtual one would wait for itself.
-            Future.add_done_callback(future, lambda _: self.at(self.now, worker.resume))
+            future.add_done_callback(lambda _: self.at(self.now, worker.resume))
             worker.pause()
             return
         while not future.done():
@@ -154,12 +153,6 @@ class VirtualFuture(Future[T]):
         if not self.done():
             self._clock.wait(self)
         return super().result()
-
-    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
-        """See `Future.add_done_callback`; an event loop asks in this way."""
-        if not self.done():
-            self._clock.wait(self)
-        super().add_done_callback(fn)
 
 
 class _Call(NamedTuple):

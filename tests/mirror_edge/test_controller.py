@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from mirror_edge.answer import Answer, Decoder
 from mirror_edge.controller import Controller
 from mirror_edge.costs import Costs, Curve
 from mirror_edge.decode import decode
+from mirror_edge.driving import drive
 from mirror_edge.experience import Experience, Fading
 from mirror_edge.measuring import measure
 from mirror_edge.policy import Mode, Speculation, Strategy, choices
@@ -98,12 +98,8 @@ class Devices:
     def speed(self, plan: Strategy | None) -> tuple[float, list[str]]:
         """Tokens a second, and the modes of the steps."""
         answer = self.answer(plan)
-
-        async def run() -> None:
-            async for _ in decode(answer):
-                pass
-
-        asyncio.run(run())
+        for _ in drive(decode(answer)):
+            pass
         return self.tokens / answer.stats.decode_seconds, [step.mode for step in answer.stats.steps]
 
 
@@ -227,12 +223,8 @@ def test_an_answer_of_the_target_alone_leaves_the_draft_in_peace() -> None:
     while controller.plan(answer.choices).mode != "ar":
         controller.learn(step("mirror", 3.0))
     answer.limit = len(answer.tokens) + 20
-
-    async def run() -> None:
-        async for _ in decode(answer):
-            pass
-
-    asyncio.run(run())
+    for _ in drive(decode(answer)):
+        pass
     assert len(answer.tokens) == answer.limit
     assert {call.lane for call in spans.calls} == {"target"}
 

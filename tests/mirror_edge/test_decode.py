@@ -15,6 +15,7 @@ import pytest
 
 from mirror_edge.answer import Answer, Decoder
 from mirror_edge.decode import decode
+from mirror_edge.driving import drive, drive_async
 from mirror_edge.lanes import ThreadLane
 from mirror_edge.ngram import NgramDrafter
 from mirror_edge.policy import Mode, Speculation, Strategy, choices
@@ -82,8 +83,8 @@ class House:
         )
 
 
-async def spoken(answer: Answer) -> list[int]:
-    return [token async for said in decode(answer) for token in said.tokens]
+def spoken(answer: Answer) -> list[int]:
+    return [token for said in drive(decode(answer)) for token in said.tokens]
 
 
 def free_lane(name: str, trace: Trace) -> Lane:
@@ -117,14 +118,14 @@ def drafters() -> dict[str, Callable[[], Drafter]]:
 def test_every_mode_says_what_the_target_alone_says(
     mode: Mode, drafter: str, window: int, sampling: Sampling
 ) -> None:
-    alone = asyncio.run(spoken(House(free_lane, None).answer("ar", sampling=sampling)))
+    alone = spoken(House(free_lane, None).answer("ar", sampling=sampling))
     assert len(alone) == 40
     for branches in (None, 3):
         house = House(free_lane, drafters()[drafter]())
         answer = house.answer(
             mode, window=window, branches=branches, candidates=3, sampling=sampling
         )
-        assert asyncio.run(spoken(answer)) == alone
+        assert spoken(answer) == alone
         assert not answer.stats.draft_losses
 
 
@@ -145,31 +146,31 @@ class Restless:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_plan_may_change_at_every_step(drafter: str, temperature: float) -> None:
     sampling = Sampling(temperature=temperature, seed=2)
-    alone = asyncio.run(spoken(House(free_lane, None).answer("ar", new=80, sampling=sampling)))
+    alone = spoken(House(free_lane, None).answer("ar", new=80, sampling=sampling))
     every, tried = choices(Speculation()), set()
     for seed in range(4):
         # Each mode is as likely as the others.
         among = [p for mode in ("ar", "sd", "mirror") for p in every if p.mode == mode]
         answer = House(free_lane, drafters()[drafter]()).answer("ar", new=80, sampling=sampling)
         answer.controller, answer.choices = Restless(seed), [*among[:8] * 4, *among[8:]]
-        assert asyncio.run(spoken(answer)) == alone
+        assert spoken(answer) == alone
         tried |= {step.mode for step in answer.stats.steps}
     assert tried == {"ar", "sd", "mirror"}
 
 
 def test_a_near_draft_commits_several_tokens_a_step_and_hits() -> None:
     answer = House(free_lane, drafters()["near"]()).answer("mirror", new=200)
-    asyncio.run(spoken(answer))
+    spoken(answer)
     figures = answer.stats.as_dict()
     assert figures["tokens_per_step"] > 1.5
     assert figures["hit_rate"] > 0.8
 
 
 def test_the_answer_ends_with_the_first_end_of_sequence_token() -> None:
-    alone = asyncio.run(spoken(House(free_lane, None).answer("ar", new=80)))
+    alone = spoken(House(free_lane, None).answer("ar", new=80))
     end = alone[30]
     answer = House(free_lane, drafters()["near"]()).answer("mirror", new=80, eos=frozenset({end}))
-    assert asyncio.run(spoken(answer)) == alone[: alone.index(end) + 1]
+    assert spoken(answer) == alone[: alone.index(end) + 1]
     assert answer.finish_reason == "stop"
 
 
@@ -186,7 +187,7 @@ def timed(mode: Mode, rollout: float) -> Answer:
 
     house = House(lane, drafters()["near"](), seconds=STEP, virtual=clock)
     answer = house.answer(mode, branches=4, new=120, clock=clock)
-    asyncio.run(spoken(answer))
+    spoken(answer)
     return answer
 
 
@@ -217,7 +218,7 @@ def test_real_threads_keep_the_step_law_within_two_milliseconds() -> None:
         {"prefix": 0.006, "suffix": 0.020},
     )
     answer = house.answer("mirror", window=3, new=120)
-    asyncio.run(spoken(answer))
+    spoken(answer)
     hits = [now for before, now in pairwise(answer.stats.steps) if before.hit]
     median = statistics.median(step.seconds for step in hits)
     law = statistics.median(s.prefix + max(s.suffix, s.rollout) for s in hits)
@@ -231,8 +232,8 @@ def test_a_rollout_that_missed_is_not_waited_for() -> None:
     draft = ScriptedDraft(NEAR, VOCABULARY, seconds=0.005, trace=trace)
     house = House(ThreadLane, ModelDrafter(draft), trace, {"prefix": 0.001, "suffix": 0.003})
     answer = house.answer("mirror", window=6, branches=2, new=100)
-    said = asyncio.run(spoken(answer))
-    assert said == asyncio.run(spoken(House(free_lane, None).answer("ar", new=100)))
+    said = spoken(answer)
+    assert said == spoken(House(free_lane, None).answer("ar", new=100))
     hits = [step.rollout for step in answer.stats.steps[:-4] if step.hit]
     misses = [step.rollout for step in answer.stats.steps[:-4] if not step.hit]
     assert statistics.median(hits) >= 0.030
@@ -257,19 +258,23 @@ class Failing(ModelDrafter):
 @pytest.mark.parametrize("mode", ["sd", "mirror"])
 @pytest.mark.parametrize("calls", [0, 1, 2, 7])
 def test_losing_the_draft_costs_speed_never_text(mode: Mode, calls: int) -> None:
-    alone = asyncio.run(spoken(House(free_lane, None).answer("ar")))
+    alone = spoken(House(free_lane, None).answer("ar"))
     answer = House(free_lane, Failing(calls)).answer(mode)
-    assert asyncio.run(spoken(answer)) == alone
+    assert spoken(answer) == alone
     assert list(answer.stats.draft_losses) == ["RuntimeError: the driver went away"]
 
 
 def test_cancelling_anywhere_leaves_the_devices_usable() -> None:
-    alone = asyncio.run(spoken(House(free_lane, None).answer("ar", new=25)))
+    alone = spoken(House(free_lane, None).answer("ar", new=25))
     house = House(ThreadLane, drafters()["near"](), seconds={"prefix": 0.002, "suffix": 0.004})
     answer = house.answer("mirror", new=25)
 
+    async def reader() -> None:
+        async for _ in drive_async(decode(again(answer))):
+            pass
+
     async def cancelled_after(seconds: float) -> None:
-        task = asyncio.create_task(spoken(again(answer)))
+        task = asyncio.create_task(reader())
         await asyncio.sleep(seconds)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -277,7 +282,7 @@ def test_cancelling_anywhere_leaves_the_devices_usable() -> None:
 
     for moment in range(12):
         asyncio.run(cancelled_after(0.0013 * moment))
-        assert asyncio.run(spoken(again(answer))) == alone
+        assert spoken(again(answer)) == alone
     answer.on.target_lane.close()
 
 
@@ -296,16 +301,11 @@ def again(answer: Answer) -> Answer:
 
 def test_a_second_turn_prefills_only_what_is_new() -> None:
     answer = House(free_lane, drafters()["near"]()).answer("mirror", new=20)
-
-    async def two_turns() -> Answer:
-        await spoken(answer)
-        second = again(answer)
-        second.tokens = [*answer.tokens, 7, 8, 9]
-        second.limit = len(second.tokens) + 10
-        await spoken(second)
-        return second
-
-    second = asyncio.run(two_turns())
+    spoken(answer)
+    second = again(answer)
+    second.tokens = [*answer.tokens, 7, 8, 9]
+    second.limit = len(second.tokens) + 10
+    spoken(second)
     # The last token of an answer is never fed, so it is new as well.
     assert second.stats.prefilled_tokens == 4
 

@@ -8,7 +8,6 @@ on misses apart. The tests pool a chi-square over the contexts.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ import pytest
 
 from mirror_edge.answer import Answer, Decoder
 from mirror_edge.decode import decode
+from mirror_edge.driving import drive
 from mirror_edge.policy import Strategy
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.scripted import ScriptedDraft, ScriptedTarget, blend, random_language
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
     path: Path
 
 
-async def _sampled(seeds: Iterable[int]) -> list[Sample]:
+def sampled(seeds: Iterable[int]) -> list[Sample]:
     trace = Trace()
     clock = VirtualClock()
     lanes = [VirtualLane(name, trace, clock, lambda *_: 0.001) for name in ("target", "draft")]
@@ -66,21 +66,16 @@ async def _sampled(seeds: Iterable[int]) -> list[Sample]:
             limit=len(PROMPT) + 4,
         )
         said: list[int] = []
-        steps = decode(answer)
-        async for step in steps:
+        steps = drive(decode(answer))
+        for step in steps:
             before, said = len(said), [*said, *step.tokens]
             if len(said) >= 3:
                 break
-        await steps.aclose()  # type: ignore[attr-defined]
+        steps.close()
         first = answer.stats.steps[0]
         assert not answer.stats.draft_losses
         path: Path = "fresh" if before == 1 else "hit" if first.hit else "miss"
         samples.append(Sample((said[0], said[1], said[2]), path))
-    return samples
-
-
-def sampled(seeds: Iterable[int]) -> list[Sample]:
-    samples: list[Sample] = asyncio.run(_sampled(seeds))
     return samples
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from mirror_edge.answer import Answer, Decoder
 from mirror_edge.decode import decode
 from mirror_edge.drafting import Drafting
+from mirror_edge.driving import drive
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.lanes import Dropped, ThreadLane
 from mirror_edge.policy import Mode, Strategy
@@ -81,10 +81,7 @@ def answer_of(drafter: Drafter | None, mode: Mode, new: int = 60) -> Answer:
 
 
 def spoken(answer: Answer) -> list[int]:
-    async def collect() -> list[int]:
-        return [token async for said in decode(answer) for token in said.tokens]
-
-    return asyncio.run(collect())
+    return [token for said in drive(decode(answer)) for token in said.tokens]
 
 
 ALONE = spoken(answer_of(None, "ar"))

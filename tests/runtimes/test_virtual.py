@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from threading import Event
 
 import pytest
@@ -112,19 +111,6 @@ def test_a_call_that_has_not_begun_can_be_cancelled() -> None:
     last.result()
     assert [span.name for span in trace.calls] == ["one", "last"]
     assert clock() == 2.0
-
-
-def test_an_event_loop_waits_on_the_virtual_clock() -> None:
-    clock, _, a, b = lanes()
-
-    async def both() -> list[float]:
-        slow, quick = a.start("slow", clock.sleep, 3600.0), b.start("quick", clock.sleep, 1.0)
-        await asyncio.wrap_future(quick)
-        moments = [clock()]
-        await asyncio.wrap_future(slow)
-        return [*moments, clock()]
-
-    assert asyncio.run(both()) == [1.0, 3600.0]
 
 
 def test_waiting_for_what_nobody_works_on_is_an_error_and_no_standstill() -> None:
