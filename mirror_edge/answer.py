@@ -6,7 +6,7 @@ While an answer is decoded its state belongs to the target's lane, where every m
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -70,7 +70,7 @@ class Answer:
     """d1..dγ of the window."""
     fed: int = 0
     """Prompt tokens that stand in the target's cache."""
-    fresh: Future[list[Branch]] | None = None
+    fresh: Callable[[], Future[list[Branch]]] | None = None
     """The serial draft of the next window, where no branch was prepared for it."""
     dropped: Dropped = field(default_factory=Dropped)
     """Set when nobody wants it any more."""
@@ -145,7 +145,7 @@ class Answer:
         """Take the fresh draft that is under way, if any, into the window."""
         if self.fresh is not None:
             began = self.on.clock()
-            found = self.branches(self.fresh)
+            found = self.branches(self.fresh())
             self.fresh, self.drafted = None, found[0].tokens if found else ()
             self.waited = self.on.clock() - began
         self.drafted = self.drafted[: self.plan.window]
@@ -194,16 +194,16 @@ class Answer:
 
     def draft_after(self, verdict: Verdict) -> None:
         """Set the draft to work on the next window, before anybody has read this one's tokens."""
-        said = (*self.drafted[: verdict.accepted], verdict.correction)
-        depth = min(self.plan.window, self.room - len(said) - 1)
+        drafted = self.drafted[: verdict.accepted]
+        depth = min(self.plan.window, self.room - len(drafted) - 2)
         drafter = self.draft.drafter
-        if drafter is None or depth < 1 or not self.eos.isdisjoint(said):
+        if drafter is None or depth < 1 or not self.eos.isdisjoint((*drafted, verdict.correction)):
             return
         told, self.untold = self.untold, []
         call, roots, self.dropped = drafter.rollout, [Root(*verdict)], Dropped()
         self.depth = depth
-        self.fresh = self.on.draft_lane.start(
-            "fresh", call, told, self.drafted, roots, depth, self.sampler, self.dropped
+        self.fresh = self.on.draft_lane.later(
+            "fresh", call, told, drafted, roots, depth, self.sampler, self.dropped
         )
 
     def branches(self, made: Future[list[Branch]]) -> list[Branch]:

@@ -160,12 +160,15 @@ class Model:
         self._busy = threading.Lock()
         others = max(1, len(usable_cores()) - (spec.draft is not None))
         threads = target_threads or len(target_device.cores) or others
+        # A draft on the target's own processor, in this process.
+        shared = draft_device.kind == "cpu" and not (target_device.cores or draft_device.cores)
         self._target = runtimes[0].open_target(bundle, target_device, threads, self._trace)
         self._drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
         if spec.draft is not None:
             threads = draft_threads or len(draft_device.cores) or 1
             if draft_process is None:
                 draft_process = runtimes[1].draft_process(draft_device)
+            shared = shared and not draft_process
             if draft_process:
                 self._drafters["model"] = ProcessDrafter(
                     bundle.folder, draft_device, threads, self._trace
@@ -183,7 +186,7 @@ class Model:
         self._decoder = Decoder(
             target=self._target,
             target_lane=ThreadLane("target", self._trace, target_device.cores),
-            draft_lane=ThreadLane("draft", self._trace, draft_device.cores),
+            draft_lane=ThreadLane("draft", self._trace, draft_device.cores, shared=shared),
             trace=self._trace,
         )
 

@@ -13,6 +13,7 @@ __all__ = ["Foresight"]
 
 _TRIES = 3
 """Rollouts that a choice is judged by."""
+_UNKNOWN = -1.0
 _SOONEST, _LATEST = 24, 768
 """Rollouts until the choices that lost are tried again, at first and at most."""
 
@@ -23,6 +24,8 @@ class _Choices:
     def __init__(self, most: int) -> None:
         self.times = [deque[float](maxlen=_TRIES) for _ in range(most + 1)]
         """Seconds a token of a branch, by the way that was used."""
+        self.medians = [_UNKNOWN] * (most + 1)
+        """`_UNKNOWN` while there are too few of them."""
         self.wait = self.left = _SOONEST
 
 
@@ -40,11 +43,11 @@ class Foresight:
     def choose(self, branches: int, most: int) -> int:
         """The way, up to `most`, in which a rollout of so many branches should guess."""
         known = self._known.setdefault(branches.bit_length(), _Choices(self._most))
-        times = known.times[: most + 1]
-        untried = next((n for n, seconds in enumerate(times) if len(seconds) < _TRIES), None)
-        if untried is not None:
-            return untried
-        best = min(range(len(times)), key=lambda n: statistics.median(times[n]))
+        medians = known.medians[: most + 1]
+        # The least, and of those that are not known yet the first.
+        best = medians.index(min(medians))
+        if medians[best] == _UNKNOWN:
+            return best
         known.left -= 1
         if known.left == 0:
             # It may be another text by now. The longer nothing changes, the rarer the question.
@@ -52,8 +55,13 @@ class Foresight:
             for n, seconds in enumerate(known.times):
                 if n != best:
                     seconds.clear()
+                    known.medians[n] = _UNKNOWN
         return best
 
     def learn(self, branches: int, way: int, seconds: float) -> None:
         """A rollout that guessed in that `way` took `seconds` a token of a branch."""
-        self._known[branches.bit_length()].times[way].append(seconds)
+        known = self._known[branches.bit_length()]
+        times = known.times[way]
+        times.append(seconds)
+        if len(times) == _TRIES:
+            known.medians[way] = statistics.median(times)

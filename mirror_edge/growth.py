@@ -97,10 +97,16 @@ class Growth:
         self.growing = list(enumerate(branches))
         """Those that have not arrived yet, with their numbers."""
         width = len(trunk) - first + len(branches) * ahead.slots(depth)
-        self._hidden = np.ones((len(branches), width), dtype=np.bool_)
-        """Slots, from `first` on, that the rows of each branch must not see."""
-        parents = np.array([[branch.after] for branch in branches])
-        self._hidden[:, : len(trunk) - first] = np.arange(first, len(trunk)) >= parents
+        self._hidden: NDArray[np.bool_] | None = None
+        """Slots, from `first` on, that the rows of each branch must not see.
+
+        A branch without siblings that stands alone behind the whole trunk sees all: its wrong rows
+        are at the end.
+        """
+        if len(branches) > 1 or branches[0].after < len(trunk) or ahead.siblings:
+            self._hidden = np.ones((len(branches), width), dtype=np.bool_)
+            parents = np.array([[branch.after] for branch in branches])
+            self._hidden[:, : len(trunk) - first] = np.arange(first, len(trunk)) >= parents
 
     def goes_on(self, dropped: Dropped | None) -> bool:
         """Whether branches are left to grow, once those that nobody wants are left out."""
@@ -128,7 +134,7 @@ class Growth:
             self._embedded(tokens),
             np.array(positions),
             start,
-            self._unseen(owners, missing),
+            None if self._hidden is None else self._unseen(self._hidden, owners, missing),
             np.arange(missing, len(tokens)),
             np.array(streamed) if ahead else None,
             ahead,
@@ -142,14 +148,16 @@ class Growth:
             fed[fed >= self._graph.vocabulary] = 0
         return fed
 
-    def _unseen(self, owners: list[int], missing: int) -> NDArray[np.bool_]:
+    def _unseen(
+        self, hidden: NDArray[np.bool_], owners: list[int], missing: int
+    ) -> NDArray[np.bool_]:
         """What the rows of this forward must not see: they see their own branch so far, and of
         its guesses those that lead to them.
         """
         own, begin = np.array(owners), self._slot - self._first
         end = begin + len(owners)
-        self._hidden[own, np.arange(begin, end)] = False
-        unseen: NDArray[np.bool_] = self._hidden[own, :end]
+        hidden[own, np.arange(begin, end)] = False
+        unseen: NDArray[np.bool_] = hidden[own, :end]
         if self._ahead.siblings:
             at = 0
             for _, branch in self.growing:
@@ -209,7 +217,7 @@ class Growth:
             stream += useful * ahead
         # Wrong rows at the end are written over, those between are not seen any more.
         self._slot = self.growing[-1][1].slots[-1] + 1
-        if wrong:
+        if wrong and self._hidden is not None:
             self._hidden[owners, np.array(wrong) + (slot - self._first)] = True
         self.growing = [pair for pair in self.growing if len(pair[1].tokens) <= self._depth]
         if guessing:

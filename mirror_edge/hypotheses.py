@@ -88,9 +88,12 @@ def choose_roots(
     rows = len(signal.ids)
     positions = range(first_position, first_position + rows)
     scores = sampler.scores(signal.ids, signal.logprobs, positions)
-    order = np.argsort(-scores, axis=-1, kind="stable")[:, : candidates + 1]
-    chances = np.take_along_axis(_softmax(scores), order, axis=-1).tolist()
-    tokens = np.take_along_axis(signal.ids, order, axis=-1).tolist()
+    ids, all_chances = signal.ids, _softmax(scores)
+    if scores is not signal.logprobs:  # Noise has changed their order.
+        order = np.arange(rows)[:, None], np.argsort(-scores, axis=-1)[:, : candidates + 1]
+        ids, all_chances = ids[order], all_chances[order]
+    tokens = ids[:, : candidates + 1].tolist()
+    chances = all_chances[:, : candidates + 1].tolist()
     ranked: list[tuple[float, Root]] = []
     reach = 1.0
     for j in range(rows):

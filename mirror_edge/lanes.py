@@ -30,12 +30,12 @@ class _Work:
     call: Callable[[], Any]
 
 
-class Dropped(threading.Event):
+class Dropped:
     """Set by one lane once it no longer wants what another is at work on, or only a part of it."""
 
     def __init__(self) -> None:
         """All is still wanted."""
-        super().__init__()
+        self._set = False
         self.all_but: Root | None = None
         """The one root whose branch is still wanted, once that is known."""
         self._then: list[Callable[[], None]] = []
@@ -46,9 +46,13 @@ class Dropped(threading.Event):
         if self.is_set() or self.all_but is not None:
             call()
 
+    def is_set(self) -> bool:
+        """Whether nothing is wanted any more."""
+        return self._set
+
     def set(self) -> None:
-        """See `Event.set`."""
-        super().set()
+        """Want nothing any more."""
+        self._set = True
         self._tell()
 
     def drop_all_but(self, root: Root) -> None:
@@ -64,12 +68,21 @@ class Dropped(threading.Event):
 class ThreadLane:
     """A lane on a thread of this process: for devices whose driver releases the GIL."""
 
-    def __init__(self, name: str, trace: Trace, cores: Sequence[int] = ()) -> None:
-        """Start the worker; with `cores` it is confined to them where the system can do that."""
-        self.name = name
+    def __init__(
+        self, name: str, trace: Trace, cores: Sequence[int] = (), *, shared: bool = False
+    ) -> None:
+        """Start the worker; with `cores` it is confined to them where the system can do that.
+
+        A `shared` lane has no device of its own: while it is idle, whoever waits for a call that
+        was to be made `later` makes it, which is sooner done than waking two threads in turn.
+        """
+        self.name, self._shared = name, shared
         self._trace = trace
         self._cores = frozenset(cores)
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
+        self._left: set[Future[Any]] = set()
+        """Of calls that are queued or under way."""
+        self._device = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"lane-{name}", daemon=True)
         self._thread.start()
@@ -81,8 +94,26 @@ class ThreadLane:
         if self._closed:
             raise ClosedError("the model was closed; load it again.")
         future: Future[T] = Future()
+        self._left.add(future)
         self._queue.put(_Work(future, name, lambda: call(*args, **kwargs)))
         return future
+
+    def later(
+        self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Callable[[], Future[T]]:
+        """See `Lane.later`."""
+        if not self._shared or self._left:
+            queued = self.start(name, call, *args, **kwargs)
+            return lambda: queued
+
+        def here() -> Future[T]:
+            if self._left or self._closed:
+                return self.start(name, call, *args, **kwargs)
+            future: Future[T] = Future()
+            self._do(_Work(future, name, lambda: call(*args, **kwargs)))
+            return future
+
+        return here
 
     def close(self) -> None:
         """Let the queued calls finish, then end the thread."""
@@ -98,13 +129,18 @@ class ThreadLane:
 
     def _do(self, work: _Work) -> None:
         if not work.future.set_running_or_notify_cancel():
+            self._left.discard(work.future)
             return
-        begin = time.perf_counter()
-        try:
-            result = work.call()
-        except BaseException as error:
+        with self._device:
+            begin = time.perf_counter()
+            result, failure = None, None
+            try:
+                result = work.call()
+            except BaseException as error:
+                failure = error
             self._trace.calls.append(Span(self.name, work.name, begin, time.perf_counter()))
-            work.future.set_exception(error)
-        else:
-            self._trace.calls.append(Span(self.name, work.name, begin, time.perf_counter()))
+        self._left.discard(work.future)
+        if failure is None:
             work.future.set_result(result)
+        else:
+            work.future.set_exception(failure)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import Event
 from typing import TYPE_CHECKING
 
 from mirror_edge.hypotheses import Branch, Root
 
 if TYPE_CHECKING:
+    from mirror_edge.lanes import Dropped
     from mirror_edge.sampling import Sampler
 
 __all__ = ["NgramDrafter"]
@@ -35,7 +35,7 @@ class NgramDrafter:
         roots: Sequence[Root],
         depth: int,
         sampler: Sampler,  # noqa: ARG002 - look-up proposes what was said, whatever the noise
-        dropped: Event | None = None,  # noqa: ARG002 - it is over at once
+        dropped: Dropped | None = None,  # noqa: ARG002 - it is over at once
     ) -> list[Branch]:
         """Continue the roots whose last tokens were seen before; see `Drafter.rollout`."""
         self._learn(committed)

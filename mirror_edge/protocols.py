@@ -176,6 +176,15 @@ class Lane(Protocol):
         """
         ...
 
+    def later(
+        self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Callable[[], Future[T]]:
+        """Have a call made by the time that somebody waits for it: what is returned is its future.
+
+        Others may be started before it. A lane may leave the call to whoever asks for the future.
+        """
+        ...
+
     def close(self) -> None:
         """Let the queued calls finish, then end the worker."""
         ...

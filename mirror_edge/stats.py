@@ -78,10 +78,10 @@ class StepRecord:
         before.
         """
         (calls, runs), (began, ended) = spans, window
-        inside = [
-            run._replace(start=max(run.start, began), end=min(run.end, ended)) for run in runs
-        ]
-        suffix = [run for run in runs if run.name == "suffix"]
+        named: dict[str, list[Span]] = {}
+        for run in runs:
+            named.setdefault(run.name, []).append(run)
+        busy = {name: covered(some) for name, some in named.items()}
         rollout = [call for call in calls if call.name == "rollout"]
         return cls(
             mode=mode,
@@ -95,16 +95,14 @@ class StepRecord:
             began=began,
             seconds=ended - began,
             waited=waited,
-            prefix=covered(run for run in runs if run.name == "prefix"),
-            exit=covered(run for run in runs if run.name == "exit"),
-            suffix=covered(suffix),
+            prefix=busy.get("prefix", 0.0),
+            exit=busy.get("exit", 0.0),
+            suffix=busy.get("suffix", 0.0),
             rollout=covered(rollout),
-            hidden=overlap(suffix, rollout),
+            hidden=overlap(named.get("suffix", ()), rollout),
             fresh=covered(call for call in calls if call.name == "fresh"),
-            host=max(0.0, ended - began - covered(inside)),
-            busy={
-                name: covered(r for r in runs if r.name == name) for name in {r.name for r in runs}
-            },
+            host=max(0.0, ended - began - covered(runs, began, ended)),
+            busy=busy,
             sent=sum(run.sent for run in runs),
             read=sum(run.read for run in runs),
         )

@@ -62,12 +62,16 @@ class Trace:
         return Spans(calls, runs)
 
 
-def covered(spans: Iterable[Span]) -> float:
-    """Seconds in which at least one of `spans` runs."""
-    total, until = 0.0, float("-inf")
-    for span in sorted(spans, key=lambda s: s.start):
-        total += max(0.0, span.end - max(span.start, until))
-        until = max(until, span.end)
+def covered(
+    spans: Iterable[Span], since: float = float("-inf"), until: float = float("inf")
+) -> float:
+    """Seconds between `since` and `until` in which at least one of `spans` runs."""
+    total = 0.0
+    for start, end in sorted((span.start, span.end) for span in spans):
+        end = min(end, until)
+        if end > since:
+            total += max(0.0, end - max(start, since))
+            since = end
     return total
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from mirror_edge.sampling import Sampler
@@ -45,6 +44,6 @@ def verify(
 
 def verify_greedy(chosen: NDArray[np.int64], drafted: Sequence[int]) -> Verdict:
     """The same of a greedy answer, from the likeliest token of every row, [γ + 1]."""
-    wrong = np.flatnonzero(chosen[: len(drafted)] != np.asarray(drafted, dtype=np.int64))
-    accepted = int(wrong[0]) if len(wrong) else len(drafted)
-    return Verdict(accepted, int(chosen[accepted]))
+    said: list[int] = chosen.tolist()
+    accepted = next((j for j, token in enumerate(drafted) if token != said[j]), len(drafted))
+    return Verdict(accepted, said[accepted])

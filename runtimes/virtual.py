@@ -200,6 +200,13 @@ class VirtualLane:
             self._next()
         return future
 
+    def later(
+        self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Callable[[], Future[T]]:
+        """See `Lane.later`."""
+        queued = self.start(name, call, *args, **kwargs)
+        return lambda: queued
+
     def close(self) -> None:
         """Nothing to release."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -210,7 +211,7 @@ def test_a_late_draft_that_fails_after_all_is_one_loss(error: Exception) -> None
 
 
 def test_the_target_goes_on_beside_a_draft_that_hangs() -> None:
-    trace, hangs = Trace(), Dropped()
+    trace, hangs = Trace(), threading.Event()
 
     class Hanging(ModelDrafter):
         def rollout(self, *args: Any, **kwargs: Any) -> list[Branch]:
