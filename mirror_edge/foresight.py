@@ -42,7 +42,10 @@ class Foresight:
 
     def choose(self, branches: int, most: int) -> int:
         """The way, up to `most`, in which a rollout of so many branches should guess."""
-        known = self._known.setdefault(branches.bit_length(), _Choices(self._most))
+        size = branches.bit_length()
+        if size not in self._known:
+            self._known[size] = _Choices(self._most)
+        known = self._known[size]
         medians = known.medians[: most + 1]
         # The least, and of those that are not known yet the first.
         best = medians.index(min(medians))

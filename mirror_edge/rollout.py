@@ -70,7 +70,8 @@ class ModelDrafter:
         """Continue every root that fits by `depth` tokens; see `Drafter.rollout`."""
         self._committed += committed
         graph, base = self._graph, len(self._committed)
-        trunk = [*self._committed, *drafted][: graph.context]
+        trunk = [*self._committed, *drafted]
+        del trunk[graph.context :]
         self._settle(trunk)
         # The last row goes along with the branches, unless nothing would stand before them.
         self._feed(trunk[len(self._rows) : max(1, len(trunk) - 1)])

@@ -67,7 +67,7 @@ def covered(
 ) -> float:
     """Seconds between `since` and `until` in which at least one of `spans` runs."""
     total = 0.0
-    for start, end in sorted((span.start, span.end) for span in spans):
+    for start, end in sorted([(span.start, span.end) for span in spans]):
         end = min(end, until)
         if end > since:
             total += max(0.0, end - max(start, since))

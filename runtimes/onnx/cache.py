@@ -58,14 +58,19 @@ class InPlaceCache:
         inputs: dict[str, Buffer],
         outputs: dict[str, Buffer],
         rows: int,
-        passing: int = 0,
+        width: int = 0,
     ) -> None:
-        """See `Cache.run`. Behind the rows the graph writes so many `passing` ones, not kept."""
-        total = start + rows
-        while total + passing > self._capacity:
-            self._double()
-        self._seqlens[0], self._total[()] = total - 1, total
+        """See `Cache.run`. Inputs that are wider than the rows' end are `width` wide."""
+        end = start + rows
+        total = width or self.width(end)
+        self._seqlens[0], self._total[()] = end - 1, total
         self._session.run(inputs, outputs)
+
+    def width(self, slots: int, multiple: int = 1) -> int:
+        """The multiple of `multiple` that holds so many slots, for which there is room then."""
+        while slots > self._capacity:
+            self._double()
+        return min(-(-slots // multiple) * multiple, self._capacity)
 
     def move(self, slots: Sequence[int], start: int) -> None:
         """Copy the rows in `slots` to `start`…."""

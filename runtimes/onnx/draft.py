@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle
 
 _NONE = np.zeros(0, dtype=np.int64)
+_WIDTHS = 64
+"""On the host a bias is a multiple of so many slots wide: one buffer serves many forwards."""
 
 
 class OnnxDraft:
@@ -44,6 +46,7 @@ class OnnxDraft:
         self._cache = InPlaceCache(
             session, open_memory(setup), model, range(model.layers), self.slots
         )
+        self._widths = _WIDTHS if setup.place.memory is None else 1
         self._seqlens = np.zeros(1, dtype=np.int32)
         self._total = np.zeros((), dtype=np.int32)
         self._numbers = np.arange(spec.streams)
@@ -62,22 +65,23 @@ class OnnxDraft:
         ahead: int = 0,
     ) -> NDArray[np.float32]:
         """See `DraftGraph.forward`."""
-        rows, extra, end = len(tokens), 0, start + len(tokens)
-        bias = self._mask.main(rows, end, hidden)
+        rows, end = len(tokens), start + len(tokens)
+        extra = 0 if streamed is None else len(streamed) * ahead
+        width = self._cache.width(end + extra, self._widths)
+        bias = self._mask.main(rows, end, width, hidden)
         inputs = {"input_ids": tokens[None], "position_ids": positions[None]}
         inputs |= {"attention_bias": bias, "rows": wanted}
         if self.streams:
             if streamed is None:
                 inputs |= {"streamed": _NONE, "streams": _NONE, "stream_attention_bias": bias}
             else:
-                extra = len(streamed) * ahead
                 inputs["rows"] = np.concatenate([wanted, np.arange(rows, rows + extra)])
                 inputs |= {"streamed": streamed, "streams": self._numbers[:ahead]}
-                bias = self._mask.streams(rows, end, hidden, streamed, ahead)
+                bias = self._mask.streams(rows, end, width, hidden, streamed, ahead)
                 inputs["stream_attention_bias"] = bias
-            self._seqlens[0], self._total[()] = end + extra - 1, end + extra
+            self._seqlens[0], self._total[()] = end + extra - 1, width
         logits = self._scratch.rows(len(inputs["rows"]))
-        self._cache.run(start, inputs, {"logits": logits}, rows, extra)
+        self._cache.run(start, inputs, {"logits": logits}, rows, width)
         return logits.reshape(logits.shape[1:])
 
     def move(self, slots: Sequence[int], start: int) -> None:

@@ -1,11 +1,12 @@
 """The attention biases of a draft: 0 where a row may look, a large negative number where not.
 
 Most of a bias is the context, which every row sees; only its last slots are handed in. The buffers
-are kept from forward to forward.
+are kept from forward to forward, so that they are bound once.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Mask"]
 
+_KEPT = 16
+"""Shapes whose buffers are kept."""
+
 
 class Mask:
     """Makes the biases of one draft."""
@@ -22,40 +26,43 @@ class Mask:
     def __init__(self, dtype: np.dtype[Any]) -> None:
         """Biases of `dtype`."""
         self._unseen = dtype.type(np.finfo(dtype).min / 2)
-        self._main, self._ahead = np.zeros((2, 0), dtype=dtype)
+
+        def zeros(rows: int, width: int) -> NDArray[Any]:
+            return np.zeros((1, 1, rows, width), dtype=dtype)
+
+        self._nothing, self._main, self._ahead = (lru_cache(_KEPT)(zeros) for _ in range(3))
         self._later = np.zeros((0, 0), dtype=np.bool_)
 
-    def main(self, rows: int, end: int, hidden: NDArray[np.bool_] | None) -> NDArray[Any]:
-        """[1, 1, rows, end]: the bias of `rows` main rows that are fed up to slot `end`.
+    def main(
+        self, rows: int, end: int, width: int, hidden: NDArray[np.bool_] | None
+    ) -> NDArray[Any]:
+        """[1, 1, rows, width]: the bias of `rows` main rows that are fed up to slot `end`.
 
-        `hidden` is as in `DraftGraph.forward`.
+        `hidden` is as in `DraftGraph.forward`. What stands behind `end` is not there yet.
         """
-        if self._main.size < rows * end:
-            self._main = np.empty(2 * rows * end, dtype=self._main.dtype)
-        bias: NDArray[Any] = self._main[: rows * end].reshape(1, 1, rows, end)
+        if hidden is None:
+            return self._nothing(rows, width)
+        bias = self._main(rows, width)
         bias.fill(0)
-        if hidden is not None:
-            np.multiply(hidden, self._unseen, out=bias[0, 0, :, end - hidden.shape[1] :])
+        np.multiply(hidden, self._unseen, out=bias[0, 0, :, end - hidden.shape[1] : end])
         return bias
 
     def streams(
         self,
         rows: int,
         end: int,
+        width: int,
         hidden: NDArray[np.bool_] | None,
         streamed: NDArray[np.int64],
         ahead: int,
     ) -> NDArray[Any]:
-        """[1, 1, rows + m·ahead, end + m·ahead]: the same with streams of the m rows `streamed`."""
+        """[1, 1, rows + m·ahead, width]: the same with streams of the m rows `streamed`."""
         of, extra = np.repeat(streamed, ahead), len(streamed) * ahead
-        width, size = end + extra, (rows + extra) * (end + extra)
-        if self._ahead.size < size:
-            self._ahead = np.empty(2 * size, dtype=self._ahead.dtype)
         if len(self._later) < rows:
             place = np.arange(2 * rows)
             self._later = place > place[:, None]
             """[rows, rows]: the fed rows that stand behind a row."""
-        bias: NDArray[Any] = self._ahead[:size].reshape(1, 1, rows + extra, width)
+        bias = self._ahead(rows + extra, width)
         bias.fill(0)
         later = self._later[:rows, :rows]
         if hidden is None:
@@ -64,7 +71,7 @@ class Mask:
             np.multiply(hidden, self._unseen, out=bias[0, 0, :rows, end - hidden.shape[1] : end])
             unseen = hidden[of]
             unseen[:, -rows:] |= later[of]
-        bias[0, 0, :rows, end:] = self._unseen
+        bias[0, 0, :rows, end : end + extra] = self._unseen
         np.multiply(unseen, self._unseen, out=bias[0, 0, rows:, end - unseen.shape[1] : end])
-        np.multiply(of != of[:, None], self._unseen, out=bias[0, 0, rows:, end:])
+        np.multiply(of != of[:, None], self._unseen, out=bias[0, 0, rows:, end : end + extra])
         return bias

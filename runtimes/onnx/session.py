@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # ONNX Runtime's own log: errors only, they come as exceptions too.
 _QUIET = 3
 _SMALL = 4096
+_LARGE = 1 << 20
+"""Inputs of so many bytes in all are bound anew, not kept."""
+_SHAPES = 32
+"""Shapes whose buffers are kept bound."""
 _TYPES = {"tensor(int32)": "int32", "tensor(int64)": "int64"}
 
 
@@ -61,6 +65,17 @@ class Setup:
         return options
 
 
+class Bound:
+    """The buffers of runs of one shape, bound once."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        """None yet."""
+        self.binding = session.io_binding()
+        self.buffers: dict[str, Buffer] = {}
+        self.lasting = 0
+        """Of which generation those are that every run has."""
+
+
 class Session:
     """A graph on one device, with a thread pool of its own."""
 
@@ -83,8 +98,11 @@ class Session:
             raise DeviceError(f"{what}: {provider.name} refused the graph: {error}") from error
         nodes = nodes_on(self._session, provider.name, what) if done is None else done[1]
         self._trace.placed.setdefault(name, Counter())[provider.name] += nodes
-        self._binding = self._session.io_binding()
-        self._bound: dict[str, Buffer] = {}
+        self._shapes: dict[tuple[tuple[int, ...], ...], Bound] = {}
+        """By the shapes of the inputs; the one last used is the last."""
+        self._lasting: dict[str, tuple[Buffer, bool]] = {}
+        """Buffers that every run has, and whether they are outputs."""
+        self._generation = 0
         self._sent: dict[str, NDArray[Any]] = {}
         """Inputs that are copied to the device's own memory at every run."""
 
@@ -94,40 +112,38 @@ class Session:
         return _TYPES[kind]
 
     def bind(self, name: str, buffer: Buffer, *, output: bool = False) -> None:
-        """Bind a buffer and hold on to it; the same one again costs nothing.
+        """Bind a buffer for all runs to come, and hold on to it; the same again costs nothing.
 
         What it holds when the graph is run is what the graph reads.
         """
-        if self._bound.get(name) is buffer:
-            return
-        self._bound[name] = buffer
-        if not isinstance(buffer, np.ndarray):
-            binding = self._binding
-            (binding.bind_ortvalue_output if output else binding.bind_ortvalue_input)(name, buffer)
-        elif self._apart and not output:
-            self._sent[name] = buffer
-        else:
-            self._bind_host(name, buffer, output=output)
+        known, _ = self._lasting.get(name, (None, output))
+        if known is not buffer:
+            self._lasting[name] = buffer, output
+            self._generation += 1
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        """Bind the given buffers beside those bound before, and run."""
+        """Run on the given buffers, beside those bound for all runs."""
+        bound = self._bound_for(inputs)
+        buffers = bound.buffers
         for name, buffer in inputs.items():
-            if self._apart or buffer.nbytes > _SMALL:
-                self.bind(name, buffer)
+            own = buffers.get(name)
+            if own is buffer:
                 continue
+            if self._apart or buffer.nbytes > _SMALL:
+                self._bind(bound, name, buffer)
             # A small input is copied into a buffer of its own: cheaper than binding anew.
-            own = self._bound.get(name)
-            if own is None or own.shape != buffer.shape:
-                self.bind(name, buffer.copy())
+            elif own is None or own.shape != buffer.shape:
+                self._bind(bound, name, buffer.copy())
             else:
                 own[...] = buffer
         for name, buffer in outputs.items():
-            self.bind(name, buffer, output=True)
+            if buffers.get(name) is not buffer:
+                self._bind(bound, name, buffer, output=True)
         begin = time.perf_counter()
         try:
             for name, buffer in self._sent.items():
-                self._bind_host(name, buffer)
-            self._session.run_with_iobinding(self._binding)
+                bound.binding.bind_cpu_input(name, buffer)
+            self._session.run_with_iobinding(bound.binding)
         except Exception as error:
             raise DeviceError(f"{self._name}: ONNX Runtime failed: {error}") from error
         sent, read = self._copied(outputs) if self._apart else (0, 0)
@@ -144,18 +160,40 @@ class Session:
 
     def unbind(self) -> None:
         """Let go of all buffers."""
-        self._bound.clear()
+        self._shapes.clear()
+        self._lasting.clear()
         self._sent.clear()
-        self._binding.clear_binding_inputs()
-        self._binding.clear_binding_outputs()
 
-    def _bind_host(self, name: str, buffer: NDArray[Any], *, output: bool = False) -> None:
-        if output:
+    def _bound_for(self, inputs: Mapping[str, Buffer]) -> Bound:
+        """What is bound for inputs of these shapes already."""
+        shapes = () if self._apart else tuple([buffer.shape for buffer in inputs.values()])
+        bound = self._shapes.pop(shapes, None)
+        if bound is None:
+            if not self._apart and sum(buffer.nbytes for buffer in inputs.values()) >= _LARGE:
+                shapes = ()
+            bound = self._shapes.pop(shapes, None) or Bound(self._session)
+            if len(self._shapes) == _SHAPES:
+                del self._shapes[next(iter(self._shapes))]
+        self._shapes[shapes] = bound
+        if bound.lasting != self._generation:
+            bound.lasting = self._generation
+            for name, (buffer, output) in self._lasting.items():
+                if bound.buffers.get(name) is not buffer:
+                    self._bind(bound, name, buffer, output=output)
+        return bound
+
+    def _bind(self, bound: Bound, name: str, buffer: Buffer, *, output: bool = False) -> None:
+        bound.buffers[name] = buffer
+        binding = bound.binding
+        if not isinstance(buffer, np.ndarray):
+            (binding.bind_ortvalue_output if output else binding.bind_ortvalue_input)(name, buffer)
+        elif output:
             address = buffer.__array_interface__["data"][0]
-            kind, shape = buffer.dtype.type, buffer.shape
-            self._binding.bind_output(name, "cpu", 0, kind, shape, address)
+            binding.bind_output(name, "cpu", 0, buffer.dtype.type, buffer.shape, address)
+        elif self._apart:
+            self._sent[name] = buffer
         else:
-            self._binding.bind_cpu_input(name, buffer)  # Not copied: the graph reads the buffer.
+            binding.bind_cpu_input(name, buffer)  # Not copied: the graph reads the buffer.
 
     def _copied(self, outputs: Mapping[str, Buffer]) -> tuple[int, int]:
         """Bytes of this run that went to the device's own memory, and that came back."""
