@@ -107,8 +107,10 @@ def decode(answer: Answer) -> Parts[Said]:
     stats.placed = on.trace.placed
     stats.prompt_tokens = len(answer.tokens)
     stats.prefilled_tokens = len(answer.tokens) - kept
-    while (said := (yield from waited(lane.start("prefill", prefill, answer)))) is None:
-        pass
+    reading, place = lane.start("prefill", prefill, answer), len(answer.tokens)
+    answer.sampler.prepare(place, place + _FORESIGHT)
+    while (said := (yield from waited(reading))) is None:
+        reading = lane.start("prefill", prefill, answer)
     stats.time_to_first_token = on.clock() - began
     stats.generated_tokens += len(said.tokens)
     yield said
@@ -121,7 +123,8 @@ def decode(answer: Answer) -> Parts[Said]:
             assert taken is not None
             said, record, draft = taken
             stats.draft_losses, stats.draft_restarts, stats.draft_lapses = draft
-            answer.sampler.prepare(len(answer.tokens) + _FORESIGHT)
+            place = len(answer.tokens)
+            answer.sampler.prepare(place, place + _FORESIGHT)
             stats.steps.append(record())
             if answer.controller is not None:
                 answer.controller.learn(stats.steps[-1])

@@ -91,7 +91,7 @@ def serve(wire: Wire, drafter: Drafter, trace: Trace) -> None:
         _end_after(None)
         times = [moment for run in trace.take()[1] for moment in (run.start, run.end)]
         wire.send(branches_message(message.call, branches, times))
-        sampler.prepare(place + _FORESIGHT)
+        sampler.prepare(place, place + _FORESIGHT)
 
 
 class _Dropped(Dropped):

@@ -60,11 +60,15 @@ def gumbel(seed: int, positions: Sequence[int], ids: NDArray[np.uint32]) -> NDAr
     """G(seed, p, v), [positions, ids], for every v in `ids`; any subset gives the same values."""
     keys = [_splitmix(_splitmix(seed) ^ _splitmix(p ^ 0x5DEECE66D)) for p in positions]
     low, high = (np.array([[key >> s & 0xFFFFFFFF] for key in keys], np.uint32) for s in (0, 32))
-    x = _mix(_mix(ids + low) ^ high)
+    x = _mix(ids + low)
+    x ^= high
+    w = _mix(x).astype(np.float64)
+    w += 0.5
+    w *= 2.0**-32
     # 1 - w is exact in float64, so large noise (small w) keeps its precision.
-    w = (x.astype(np.float64) + 0.5) * 2.0**-32
-    noise: NDArray[np.float32] = -np.log(-np.log(1.0 - w).astype(np.float32))
-    return noise
+    noise: NDArray[np.float32] = np.log(np.subtract(1.0, w, out=w), out=w).astype(np.float32)
+    np.log(np.negative(noise, out=noise), out=noise)
+    return np.negative(noise, out=noise)
 
 
 def _splitmix(x: int) -> int:
@@ -77,7 +81,7 @@ def _splitmix(x: int) -> int:
 
 def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
     x = x ^ (x >> np.uint32(16))
-    x = x * np.uint32(0x7FEB352D)
+    x *= np.uint32(0x7FEB352D)
     x ^= x >> np.uint32(15)
     x *= np.uint32(0x846CA68B)
     x ^= x >> np.uint32(16)
@@ -86,6 +90,8 @@ def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 _TOGETHER = 8
 """Positions whose noise is made together."""
+_WIDE = 16384
+"""Of larger vocabularies each position's is made by itself, so that it stays in a cache."""
 
 
 class Sampler:
@@ -121,14 +127,18 @@ class Sampler:
         noise: NDArray[np.float32] = self._noise(position // _TOGETHER)[position % _TOGETHER]
         return noise
 
-    def prepare(self, position: int) -> None:
-        """Have the noise at `position` ready, so that nobody waits for it there."""
+    def prepare(self, first: int, last: int) -> None:
+        """Have the noise from position `first` to `last` ready, so that nobody waits for it."""
         if self.sampling.temperature > 0.0:
-            self.noise(position)
+            for block in range(first // _TOGETHER, last // _TOGETHER + 1):
+                self._noise(block)
 
     def _block(self, block: int) -> NDArray[np.float32]:
-        first = block * _TOGETHER
-        return gumbel(self.sampling.seed, range(first, first + _TOGETHER), self._ids)
+        first, seed = block * _TOGETHER, self.sampling.seed
+        if len(self._ids) <= _WIDE:
+            return gumbel(seed, range(first, first + _TOGETHER), self._ids)
+        positions = range(first, first + _TOGETHER)
+        return np.concatenate([gumbel(seed, [position], self._ids) for position in positions])
 
     def choose(
         self,
@@ -141,13 +151,12 @@ class Sampler:
         `logits` is [n, V'] with V' at most the vocabulary, `positions` the absolute position of
         each chosen token, `histories` the tokens before it (only for a repetition penalty).
         """
-        chosen = self.sampling
-        scaled, contest = self._contest(logits, positions, histories)
-        tokens = contest.argmax(axis=-1)
-        if chosen.temperature > 0.0 and chosen.top_p < 1.0:
-            for row in range(len(tokens)):
-                tokens[row] = _nucleus(scaled[row], contest[row], int(tokens[row]), chosen.top_p)
-        return np.asarray(tokens, dtype=np.int64)
+        logits = self._penalised(logits, histories)
+        if self.sampling.temperature == 0.0:
+            return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
+        # Row by row, so that what is made of a row stays in a cache.
+        tokens = [self._drawn(row, at) for row, at in zip(logits, positions, strict=True)]
+        return np.array(tokens, dtype=np.int64)
 
     def best(
         self,
@@ -160,37 +169,40 @@ class Sampler:
 
         Arguments as for `choose`. `top_p` does not count: it would seldom change a guess.
         """
-        _, contest = self._contest(logits, positions, histories)
-        if count == 1:
-            return np.asarray(contest.argmax(axis=-1), dtype=np.int64)[:, None]
-        count = min(count, contest.shape[1])
-        top = np.argpartition(contest, -count, axis=-1)[:, -count:]
-        order = np.argsort(-np.take_along_axis(contest, top, axis=-1), axis=-1)
-        return np.asarray(np.take_along_axis(top, order, axis=-1), dtype=np.int64)
+        logits = self._penalised(logits, histories)
+        if self.sampling.temperature == 0.0:
+            contests = list(logits)
+        else:
+            contests = [self._contest(row, at)[1] for row, at in zip(logits, positions, strict=True)]
+        return np.array([_first(contest, count) for contest in contests], dtype=np.int64)
+
+    def _penalised(
+        self, logits: NDArray[np.float32], histories: Sequence[Sequence[int]] | None
+    ) -> NDArray[np.float32]:
+        """`logits` under the repetition penalty, if there is one."""
+        if not self.needs_history:
+            return logits
+        if histories is None:
+            raise ValueError("a repetition penalty needs the histories")
+        rows = zip(logits, histories, strict=True)
+        return np.stack([_penalised(row, history, self.sampling) for row, history in rows])
 
     def _contest(
-        self,
-        logits: NDArray[np.float32],
-        positions: Sequence[int],
-        histories: Sequence[Sequence[int]] | None,
+        self, row: NDArray[np.float32], position: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits as they are sampled from, and what the tokens compete with: noise is in there."""
-        chosen = self.sampling
-        if self.needs_history:
-            if histories is None:
-                raise ValueError("a repetition penalty needs the histories")
-            logits = np.stack(
-                [_penalised(row, h, chosen) for row, h in zip(logits, histories, strict=True)]
-            )
-        if chosen.temperature == 0.0:
-            return logits, logits
-        width = logits.shape[1]
-        scaled = _top_k(logits / np.float32(chosen.temperature), chosen.top_k)
-        kept = _min_p(scaled, chosen.min_p)
-        contest = kept.copy() if chosen.top_p < 1.0 and kept is scaled else kept
-        for row, position in zip(contest, positions, strict=True):
-            row += self.noise(position)[:width]
-        return scaled, contest
+        """A row [V'] as it is sampled from, and what its tokens compete with: noise is in there."""
+        asked = self.sampling
+        if asked.temperature != 1.0:
+            row = row / np.float32(asked.temperature)
+        row = _top_k(row, asked.top_k)
+        return row, _min_p(row, asked.min_p) + self.noise(position)[: len(row)]
+
+    def _drawn(self, row: NDArray[np.float32], position: int) -> int:
+        """The token of a row at a temperature above 0."""
+        top_p = self.sampling.top_p
+        scaled, contest = self._contest(row, position)
+        token = int(contest.argmax())
+        return token if top_p == 1.0 else _nucleus(scaled, contest, token, top_p)
 
     def scores(
         self, ids: NDArray[np.int64], logprobs: NDArray[np.float32], positions: Sequence[int]
@@ -218,20 +230,29 @@ def _penalised(
     return row
 
 
-def _top_k(logits: NDArray[np.float32], top_k: int) -> NDArray[np.float32]:
-    """`logits` [n, V] with all below the k-th best at minus infinity."""
-    if not 0 < top_k < logits.shape[1]:
-        return logits
-    floor = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]
-    return np.where(logits < floor, np.float32(-np.inf), logits)
+def _first(contest: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The `count` best of a contest, best first."""
+    if count == 1:
+        return contest.argmax(keepdims=True)
+    count = min(count, len(contest))
+    top = np.argpartition(contest, -count)[-count:]
+    return top[np.argsort(-contest[top])]
 
 
-def _min_p(logits: NDArray[np.float32], min_p: float) -> NDArray[np.float32]:
-    """`logits` [n, V] with all less likely than `min_p` times the likeliest at minus infinity."""
+def _top_k(row: NDArray[np.float32], top_k: int) -> NDArray[np.float32]:
+    """`row` with all below the k-th best at minus infinity."""
+    if not 0 < top_k < len(row):
+        return row
+    floor = np.partition(row, -top_k)[-top_k]
+    return np.where(row < floor, np.float32(-np.inf), row)
+
+
+def _min_p(row: NDArray[np.float32], min_p: float) -> NDArray[np.float32]:
+    """`row` with all less likely than `min_p` times the likeliest at minus infinity."""
     if min_p == 0.0:
-        return logits
-    floor = logits.max(axis=-1, keepdims=True) + np.float32(math.log(min_p))
-    return np.where(logits < floor, np.float32(-np.inf), logits)
+        return row
+    floor = row.max() + np.float32(math.log(min_p))
+    return np.where(row < floor, np.float32(-np.inf), row)
 
 
 def _nucleus(
