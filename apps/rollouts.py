@@ -149,8 +149,12 @@ class Record:
         }
 
 
+_MAIN_ROWS = 5
+"""Arguments of a forward that says nothing of streams."""
+
+
 class Counting:
-    """A `DraftGraph` that counts the forwards of branches; main rows are fed without a mask."""
+    """A `DraftGraph` that counts the forwards of branches: those of main rows name no streams."""
 
     def __init__(self, graph: DraftGraph) -> None:
         """Count what `graph` does."""
@@ -162,7 +166,7 @@ class Counting:
 
     def forward(self, *arguments: Any) -> Any:
         """See `DraftGraph.forward`."""
-        self.forwards += arguments[3] is not None
+        self.forwards += len(arguments) > _MAIN_ROWS
         return self._graph.forward(*arguments)
 
 

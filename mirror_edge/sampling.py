@@ -173,7 +173,9 @@ class Sampler:
         if self.sampling.temperature == 0.0:
             contests = list(logits)
         else:
-            contests = [self._contest(row, at)[1] for row, at in zip(logits, positions, strict=True)]
+            contests = [
+                self._contest(row, at)[1] for row, at in zip(logits, positions, strict=True)
+            ]
         return np.array([_first(contest, count) for contest in contests], dtype=np.int64)
 
     def _penalised(
