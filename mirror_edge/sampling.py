@@ -235,7 +235,7 @@ def _penalised(
 def _first(contest: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """The `count` best of a contest, best first."""
     if count == 1:
-        return contest.argmax(keepdims=True)
+        return np.array([contest.argmax()], dtype=np.int64)
     count = min(count, len(contest))
     top = np.argpartition(contest, -count)[-count:]
     return top[np.argsort(-contest[top])]
