@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["Noise", "OwnOutputs", "continuations"]
 
 
+_BATCH, _LENGTH = 64, 192
+"""Answers that are made at once, and their tokens at most."""
+_REUSE = 8.0
+"""How often an own output is seen at most."""
+
+
 class Noise(LogitsProcessor):
     """Gumbel noise by seed and length of the text: the likeliest token then is a sample.
 
@@ -102,23 +108,20 @@ class OwnOutputs:
         ends: Sequence[int],
         part: float = 0.5,
         time_share: float = 0.2,
-        reuse: float = 8.0,
-        batch: int = 64,
-        length: int = 192,
         seed: int = 0,
     ) -> None:
         """A pool for `target`'s answers to those of `prompts`, shortest first, that are short.
 
         `part` of the windows are own outputs, as long as none of their tokens is seen more than
-        `reuse` times; at most `time_share` of the time is spent on making them.
+        `_REUSE` times; at most `time_share` of the time is spent on making them.
         """
         config: Any = target.config
         room = config.max_position_embeddings // 2
         self.target, self.text, self.ends = target, text, ends
-        self.length = min(length, room)
-        self.prompts = [prompt for prompt in prompts if len(prompt) <= min(2 * length, room)]
-        self.part, self.time_share, self.reuse = part if self.prompts else 0.0, time_share, reuse
-        self.batch, self.seed = batch, seed
+        self.length = min(_LENGTH, room)
+        self.prompts = [prompt for prompt in prompts if len(prompt) <= min(2 * _LENGTH, room)]
+        self.part, self.time_share = part if self.prompts else 0.0, time_share
+        self.seed = seed
         self.own: list[Tokens] = []
         self.count = self.drawn = self.rounds = 0
         self.making, self.elapsed = 0.0, 0.0
@@ -133,7 +136,7 @@ class OwnOutputs:
             self._grow(random)
             self.making += time.monotonic() - now
         wanted = round(batch * self.part)
-        if self.count <= length or self.drawn + wanted * length > self.reuse * self.count:
+        if self.count <= length or self.drawn + wanted * length > _REUSE * self.count:
             wanted = 0
         self.drawn += wanted * length
         own = self._joined() if wanted else self.text
@@ -155,7 +158,7 @@ class OwnOutputs:
 
     def _grow(self, random: np.random.Generator) -> None:
         """Add the answers to prompts of about one length, so that little is padded."""
-        batch = min(self.batch, len(self.prompts))
+        batch = min(_BATCH, len(self.prompts))
         start = random.integers(0, len(self.prompts) - batch + 1)
         prompts = [self.prompts[start + i] for i in random.permutation(batch)]
         said = continuations(

@@ -37,6 +37,8 @@ __all__ = [
     "train",
 ]
 
+_HELD_OUT_LENGTH, _HELD_OUT_BATCH = 512, 16
+
 Loss = Callable[[torch.Tensor], torch.Tensor]
 """Token ids [batch, length + 1] to a scalar loss."""
 
@@ -286,14 +288,11 @@ def held_out_loss(
     loss: Loss,
     stream: NDArray[np.unsignedinteger[Any]],
     device: torch.device,
-    *,
-    length: int = 512,
-    batch: int = 16,
 ) -> float:
-    """Mean of `loss` over the whole of `stream`, cut into windows of `length`."""
-    length = min(length, len(stream) - 1)
+    """Mean of `loss` over the whole of `stream`, cut into windows."""
+    length = min(_HELD_OUT_LENGTH, len(stream) - 1)
     count = (len(stream) - 1) // length
     starts = np.arange(count) * length
     windows = np.stack([stream[s : s + length + 1] for s in starts]).astype(np.int64)
-    parts = torch.from_numpy(windows).split(batch)
+    parts = torch.from_numpy(windows).split(_HELD_OUT_BATCH)
     return sum(float(loss(part.to(device))) * len(part) for part in parts) / count
