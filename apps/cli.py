@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+from typing import Annotated
+
 import typer
 
 from mirror_edge.apps import cache, program
@@ -19,11 +22,30 @@ from mirror_edge.apps.trace import trace_command
 
 app = typer.Typer(
     name="mirror-edge",
-    help="Local chat models on two devices at once, without changing a word.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mirror-edge {metadata.version('mirror-edge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and leave."
+        ),
+    ] = False,
+) -> None:
+    """Local chat models on two devices at once, without changing a word."""
+
+
 app.command("chat")(chat_command)
 app.command("generate")(generate_command)
 app.command("export")(export_command)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,10 @@ def test_inspect_shows_models_files_and_memory() -> None:
         assert word in shown.stdout
     figures = json.loads(run("inspect", "--json").stdout)
     assert figures["memory"]["total"] > figures["files"]["target/weights.bin"]["bytes"]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert run("--version").stdout == f"mirror-edge {metadata.version('mirror-edge')}\n"
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:
