@@ -6,6 +6,7 @@ nothing all of them pay; on a CPU some may pay for one branch and none for eight
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 
@@ -14,6 +15,8 @@ __all__ = ["Foresight"]
 _TRIES = 3
 """Rollouts that a choice is judged by."""
 _UNKNOWN = -1.0
+_HOPELESS = 1.5
+"""A way that takes so many times the fastest one's time tells that wider ones do not pay either."""
 _SOONEST, _LATEST = 24, 768
 """Rollouts until the choices that lost are tried again, at first and at most."""
 
@@ -68,3 +71,7 @@ class Foresight:
         times.append(seconds)
         if len(times) == _TRIES:
             known.medians[way] = statistics.median(times)
+            fastest = min(median for median in known.medians if median != _UNKNOWN)
+            if known.medians[way] > _HOPELESS * fastest:
+                wider = known.medians[way + 1 :]
+                known.medians[way + 1 :] = [math.inf if m == _UNKNOWN else m for m in wider]
