@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,14 @@ import pytest
 
 import mirror_edge
 from mirror_edge import bundle as bundles
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals() -> None:
+    """Programs that tests start hear Ctrl-C and a hang-up, though the tests' own parent may not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from mirror_edge.answer import Answer, Decoder
 from mirror_edge.decode import decode
+from mirror_edge.driving import drive
 from mirror_edge.policy import Mode, Strategy
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.scripted import ScriptedDraft, ScriptedTarget, random_language
@@ -81,11 +81,8 @@ class House:
             patience=60.0,
         )
 
-        async def speak() -> None:
-            async for _ in decode(answer):
-                pass
-
-        asyncio.run(speak())
+        for _ in drive(decode(answer)):
+            pass
         return answer
 
 

@@ -91,5 +91,5 @@ def test_a_weight_file_that_was_overwritten(package: Path, tmp_path: Path) -> No
     copy = Path(shutil.copytree(package, tmp_path / "copy.mlpackage"))
     file = copy / "Data/com.apple.CoreML/weights/weight.bin"
     file.write_bytes(bytes(file.stat().st_size))
-    with pytest.raises(DeviceError, match=r"weight\.bin has no tensor at 64"):
+    with pytest.raises(DeviceError, match=r"weight\.bin has no tensor at \d+"):
         Evaluator(copy, "main").predict({"x": np.zeros((1, 700), np.float32)})
