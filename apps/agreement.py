@@ -28,7 +28,7 @@ import typer
 
 from mirror_edge.apps import program
 from mirror_edge.apps.record import BUDGETS, DEPTHS
-from mirror_edge.errors import ContextError, DataError, OptionError
+from mirror_edge.errors import ContextError, DataError
 
 if TYPE_CHECKING:
     from mirror_edge.answer import Decoder
@@ -150,25 +150,12 @@ def opened(read: Bundle, threads: int) -> Iterator[tuple[Decoder, DraftGraph]]:
 
     On the CPU; for Core ML on Apple's devices, and on other systems in the evaluator.
     """
-    from mirror_edge.answer import Decoder
-    from mirror_edge.devices import Device, runtime_for
-    from mirror_edge.lanes import ThreadLane
-    from mirror_edge.trace import Trace
+    from mirror_edge.apps import pair
 
-    if read.manifest.draft is None:
-        raise OptionError(f"{read.folder}: has no draft. Export the bundle with --draft.")
     here = {"onnx": "cpu", "coreml": "coreml" if sys.platform == "darwin" else "coreml:evaluator"}
-    trace, device = Trace(), Device.parse(here[read.manifest.format])
-    runtime = runtime_for(device, read.manifest.format)
-    target = runtime.open_target(read, device, threads, trace)
-    graph = runtime.open_draft(read, device, threads, trace)
-    lane = ThreadLane("draft", trace)
-    try:
-        yield Decoder(target, lane, lane, trace), graph
-    finally:
-        lane.close()
-        graph.close()
-        target.close()
+    place = here[read.manifest.format], threads
+    with pair.opened(read, place, place) as found:
+        yield found.on, found.graph
 
 
 def _about(read: Bundle, prompts: int, window: int, candidates: int, seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A bundle's target and draft on CPU devices, to be measured and to answer."""
+"""A bundle's target and draft on their devices, to be measured and to answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mirror_edge.errors import DeviceError, OptionError
+from mirror_edge.errors import OptionError
 
 if TYPE_CHECKING:
     from mirror_edge.answer import Decoder
@@ -97,7 +97,7 @@ def opened(read: Bundle, target: tuple[str, int], draft: tuple[str, int]) -> Ite
 
     Raises:
         OptionError: for a bundle without a draft.
-        DeviceError: for a device that is no CPU.
+        DeviceError: for a device that is unknown, or that cannot run its model.
     """
     from mirror_edge.answer import Decoder
     from mirror_edge.devices import Device, runtime_for
@@ -110,9 +110,6 @@ def opened(read: Bundle, target: tuple[str, int], draft: tuple[str, int]) -> Ite
     if read.manifest.draft is None:
         raise OptionError(f"{read.folder}: has no draft. Export the bundle with --draft.")
     trace, places = Trace(), [Device.parse(name) for name, _ in (target, draft)]
-    for place in places:
-        if place.kind != "cpu":
-            raise DeviceError(f"device {place}: predict runs on CPU devices. Write cpu or cpu:0.")
     runtimes = [runtime_for(place, read.manifest.format) for place in places]
     opened = runtimes[0].open_target(read, places[0], target[1], trace)
     graph = runtimes[1].open_draft(read, places[1], draft[1], trace)

@@ -65,6 +65,8 @@ def predict(
     from mirror_edge import bundle as bundles
     from mirror_edge.apps.calibrate import host, in_use, typical
     from mirror_edge.apps.pair import opened
+    from mirror_edge.devices import Device
+    from mirror_edge.errors import DeviceError
     from mirror_edge.policy import Strategy
     from mirror_edge.runtimes.profile import write
     from mirror_edge.runtimes.recording import Recording
@@ -76,6 +78,9 @@ def predict(
     asked, others = chats[:prompts], chats[-_CALIBRATION:]
     plans = {mode: Strategy(mode, window, candidates, branches, 0) for mode in _MODES}
     rounds: list[_Round] = []
+    for place in map(Device.parse, (target_device, draft_device)):
+        if place.kind != "cpu":
+            raise DeviceError(f"device {place}: predict runs on CPU devices. Write cpu or cpu:0.")
     devices = (target_device, target_threads), (draft_device, draft_threads)
     with opened(read, *devices) as pair:
         records = [pair.recorded(tokens, new_tokens, window, candidates) for tokens in asked]
