@@ -160,7 +160,7 @@ class Exam:
     ) -> tuple[Losses, Acceptance, dict[str, StreamAccuracy]]:
         """Everything there is to measure of `draft`; of its streams by temperature, "0" and "1"."""
         model = plain(draft)
-        losses = (text_loss(target), text_loss(model), distillation_loss(model, target))
+        losses = (text_loss(target), text_loss(model), distillation_loss(model, target, 0.0))
         found = (held_out_loss(loss, self.tokens, target.device) for loss in losses)
         streams = {}
         if isinstance(draft, StreamingDraft):

@@ -64,7 +64,7 @@ def early_exit_loss(model: PreTrainedModel, call: Callable[..., Any], exits: Seq
 
 
 def distillation_loss(
-    draft: torch.nn.Module, target: Callable[..., Any], stream_weight: float = 0.0
+    draft: torch.nn.Module, target: Callable[..., Any], stream_weight: float
 ) -> Loss:
     """Cross-entropy with the target's distribution, which is forward KL plus a constant.
 

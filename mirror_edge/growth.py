@@ -60,7 +60,7 @@ class Growing:
     """Of the fed ones."""
     guesses: list[int] = field(default_factory=list)
     """What the streams say comes after `tokens`, in rows 1 and up behind the last token's row 0."""
-    parents: list[int] = field(default_factory=list)
+    parents: tuple[int, ...] = ()
     """For each guess the row that it follows; rows stand in the order of their depth."""
 
     def path(self, row: int) -> list[int]:
@@ -123,7 +123,7 @@ class Growth:
         owners: list[int] = []
         streamed: list[int] = []
         for own, branch in self.growing:
-            depths, place = _depths(tuple(branch.parents)), branch.after + len(branch.slots)
+            depths, place = _depths(branch.parents), branch.after + len(branch.slots)
             if ahead:
                 streamed += range(len(tokens), len(tokens) + self._worth_guessing(branch))
             tokens.append(branch.tokens[-1])
@@ -161,7 +161,7 @@ class Growth:
         if self._ahead.siblings:
             at = 0
             for _, branch in self.growing:
-                apart = _apart(tuple(branch.parents))
+                apart = _apart(branch.parents)
                 rows = slice(at, at + len(apart))
                 unseen[rows, begin:][:, rows] |= apart
                 at += len(apart)
@@ -179,7 +179,7 @@ class Growth:
     def _worth_guessing(self, branch: Growing) -> int:
         """How many of a branch's rows, the first ones, leave two tokens to be found at least."""
         deepest = self._depth - 1 - len(branch.tokens)
-        return sum(depth < deepest for depth in _depths(tuple(branch.parents)))
+        return sum(depth < deepest for depth in _depths(branch.parents))
 
     def _take(self, logits: NDArray[np.float32], positions: list[int], ahead: int) -> None:
         """Keep the guesses that are the draft's own choices, and the choice behind them."""
@@ -210,7 +210,7 @@ class Growth:
                     guessing.append((branch, stream + right[-1] * ahead))
                 owners += [own] * (fed - len(right))
                 wrong += [at + row for row in range(fed) if row not in right]
-                branch.guesses, branch.parents = [], []
+                branch.guesses, branch.parents = [], ()
             branch.tokens += [chosen[at + row] for row in right]
             branch.slots += [slot + at + row for row in right]
             at += fed
@@ -245,7 +245,7 @@ class Growth:
             best = self._sampler.best(found, places, several, histories)
             for (branch, _), tokens in zip(wanted, best.tolist(), strict=True):
                 branch.guesses += tokens
-                branch.parents += [follows] * len(tokens)
+                branch.parents += (follows,) * len(tokens)
 
 
 @cache

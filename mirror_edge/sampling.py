@@ -187,7 +187,7 @@ class Sampler:
         if histories is None:
             raise ValueError("a repetition penalty needs the histories")
         rows = zip(logits, histories, strict=True)
-        return np.stack([_penalised(row, history, self.sampling) for row, history in rows])
+        return np.stack([_weakened(row, history, self.sampling) for row, history in rows])
 
     def _contest(
         self, row: NDArray[np.float32], position: int
@@ -221,7 +221,7 @@ class Sampler:
         return scores
 
 
-def _penalised(
+def _weakened(
     row: NDArray[np.float32], history: Sequence[int], sampling: Sampling
 ) -> NDArray[np.float32]:
     """Tokens of the history lose: positive logits divided by the penalty, negative multiplied."""
