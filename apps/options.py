@@ -36,6 +36,10 @@ Branches = Annotated[
     str | None, typer.Option(help="R: outcomes prepared for in all, or 'all'; auto chooses it.")
 ]
 Drafter = Annotated[str, typer.Option(help="model (the bundle's draft) or ngram (look-up).")]
+ExitHead = Annotated[
+    str | None,
+    typer.Option(help="target or draft: on whose device the exit head runs; auto chooses it."),
+]
 Strict = Annotated[
     bool,
     typer.Option(
@@ -115,6 +119,7 @@ class SpeculationOptions:
     candidates: Candidates = None
     branches: Branches = None
     drafter: Drafter = "model"
+    exit_head: ExitHead = None
     strict: Strict = False
 
     def checked(self, mode: str) -> Speculation:
@@ -138,6 +143,7 @@ class SpeculationOptions:
             candidates=self.candidates,
             branches=roots,
             drafter=self.drafter,  # type: ignore[arg-type]
+            exit_head=self.exit_head,  # type: ignore[arg-type]
             strict=self.strict,
         )
 

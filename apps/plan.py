@@ -47,9 +47,13 @@ class Plan:
             prompt_tokens=self.prompt_tokens,
             new_tokens=self.new_tokens,
             streams=self.streams,
-            choices=choices(Speculation(mode="auto")) if mode == "auto" else (),
+            choices=self._choices() if mode == "auto" else (),
             trace=trace,
         )
+
+    def _choices(self) -> list[Strategy]:
+        apart = self.profile.costs.exit_beside is not None
+        return choices(Speculation(mode="auto"), apart=apart)
 
 
 @dataclass(frozen=True)

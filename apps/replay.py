@@ -76,7 +76,8 @@ class Replayer:
         answer.await_draft()
         drafted, position, room = answer.drafted, len(answer.tokens), answer.room
         pool = plan.pool(sampler.sampling)
-        signal = answer.prefix(max(pool, DEPTHS[-1]))
+        window = (answer.tokens[-1], *drafted)
+        signal = self.on.target.prefix(window, position - 1, max(pool, DEPTHS[-1]), plan.width)
         assert signal is not None
         asked = ExitSignal(signal.ids[:, :pool], signal.logprobs[:, :pool])
         roots = choose_roots(asked, drafted, position, plan.candidates, answer.agreement, sampler)

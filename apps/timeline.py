@@ -60,9 +60,9 @@ class Timeline:
         slices = [
             *steps,
             *(_slice("target", call) for call in calls if (call.lane, call.name) == _PREFILL),
-            *(_slice("target", run) for run in runs if run.name != "draft"),
+            *(_slice("target", run) for run in runs if run.name not in _DRAFTS),
             *(_slice("draft", call) for call in drafting),
-            *(_slice("draft", run, "forward") for run in runs if run.name == "draft"),
+            *(_slice("draft", run, _DRAFTS[run.name]) for run in runs if run.name in _DRAFTS),
             *_channel(runs, drafting),
             *_after_suffix(steps, runs, drafting),
         ]
@@ -76,6 +76,10 @@ class Timeline:
 
 
 _PREFILL = ("target", "prefill")
+_HEAD = "exit head"
+"""The draft's lane with the target's exit head, where that runs on the draft's device."""
+_DRAFTS = {"draft": "forward", "draft exit": "exit"}
+"""Sessions on the draft's device, and how they are shown."""
 
 
 def chrome_trace(timeline: Timeline, about: dict[str, Any]) -> dict[str, Any]:
@@ -132,13 +136,18 @@ def _mark(step: Slice) -> Mark:
 
 
 def _channel(runs: Sequence[Span], drafting: Sequence[Span]) -> list[Slice]:
-    """From the exit head's last word to the rollout that begins with it."""
-    ends = [run.end for run in runs if run.name == "exit"]
-    crossings = []
+    """From the exit head's last word to the rollout that begins with it.
+
+    With an exit head on the draft's device, from the prefix's end to that.
+    """
+    ends = {name: [run.end for run in runs if run.name == name] for name in ("prefix", "exit")}
+    crossings, before = [], ""
     for call in drafting:
-        at = bisect_right(ends, call.start)
-        if call.name == "rollout" and at > 0:
-            crossings.append(Slice("token channel", "exit signal", ends[at - 1], call.start, {}))
+        name, of = ("hidden rows", "prefix") if call.name == _HEAD else ("exit signal", "exit")
+        at = bisect_right(ends[of], call.start)
+        if at and (call.name == _HEAD or (call.name == "rollout" and before != _HEAD)):
+            crossings.append(Slice("token channel", name, ends[of][at - 1], call.start, {}))
+        before = call.name
     return crossings
 
 

@@ -15,7 +15,7 @@ from mirror_edge.drafting import Drafting
 from mirror_edge.hypotheses import Branch, ExitSignal, HypothesisTree, Root, choose_roots
 from mirror_edge.lanes import Dropped
 from mirror_edge.policy import Strategy
-from mirror_edge.protocols import Clock, Drafter, Lane, Planner, Target
+from mirror_edge.protocols import Clock, Drafter, ExitHead, Lane, Planner, Target
 from mirror_edge.sampling import Sampler
 from mirror_edge.stats import Stats
 from mirror_edge.trace import Trace
@@ -37,6 +37,8 @@ class Decoder:
     draft_lane: Lane
     trace: Trace
     clock: Clock = time.perf_counter
+    exit_head: ExitHead | None = None
+    """On the draft's device, for plans that want it there."""
     cached: list[int] = field(default_factory=list)
     """Tokens whose rows the target's cache holds from its start."""
 
@@ -155,8 +157,24 @@ class Answer:
         self.dropped.set()
         self.fresh, self.drafted = None, ()
 
-    def prefix(self, candidates: int) -> ExitSignal | None:
-        """Take the window through layers 1..E and the exit head."""
+    def prefix(self) -> None:
+        """Take the window through layers 1..E."""
+        self._prefix(0)
+
+    def foreseen(self) -> Callable[[], ExitSignal]:
+        """Take it through the exit head too: what gives its signal, on the draft's lane."""
+        candidates = self.plan.pool(self.sampler.sampling)
+        if self.plan.exit_head == "target":
+            signal = self._prefix(candidates)
+            assert signal is not None
+            return lambda: signal
+        self._prefix(0)
+        head = self.on.exit_head
+        assert head is not None
+        hidden = self.on.target.hidden()
+        return self.on.draft_lane.start("exit head", head.signal, hidden, candidates).result
+
+    def _prefix(self, candidates: int) -> ExitSignal | None:
         self.passing = self.on.clock()
         window, start = (self.tokens[-1], *self.drafted), len(self.tokens) - 1
         return self.on.target.prefix(window, start, candidates, self.plan.width)
@@ -171,13 +189,13 @@ class Answer:
         self.passed = self.on.clock() - self.passing
         return verdict
 
-    def rollout(self, signal: ExitSignal | None) -> Rollout:
+    def rollout(self, foreseen: Callable[[], ExitSignal]) -> Rollout:
         """Have the draft prepare for the likeliest of the outcomes that the exit head names."""
         plan, drafter, sampler = self.plan, self.draft.drafter, self.sampler
         depth = min(plan.window, self.room - 2)
         ranking: list[Root] = []
         dropped = Dropped()
-        if drafter is None or signal is None or depth < 1:
+        if drafter is None or depth < 1:
             return Rollout(self, None, ranking, 0, dropped)
         told, self.untold = self.untold, []
         drafted, position, agreement = self.drafted, len(self.tokens), self.agreement
@@ -185,7 +203,7 @@ class Answer:
 
         def call() -> list[Branch]:
             ranking[:] = choose_roots(
-                signal, drafted, position, plan.candidates, agreement, sampler
+                foreseen(), drafted, position, plan.candidates, agreement, sampler
             )
             return drafter.rollout(told, drafted, ranking[: plan.branches], depth, sampler, dropped)
 

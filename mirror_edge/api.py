@@ -21,10 +21,9 @@ from mirror_edge.controller import Controller
 from mirror_edge.costs import Costs
 from mirror_edge.decode import decode
 from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
-from mirror_edge.driving import Parts, drive, drive_async, waited
+from mirror_edge.driving import Parts, drive, drive_async
 from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
 from mirror_edge.lanes import ThreadLane
-from mirror_edge.measuring import measure, recall
 from mirror_edge.memory import plan_memory
 from mirror_edge.ngram import NgramDrafter
 from mirror_edge.policy import DrafterName, Speculation, choices, resolve
@@ -35,6 +34,7 @@ from mirror_edge.sampling import Sampler, Sampling
 from mirror_edge.stats import Stats
 from mirror_edge.text import Message, StopStrings, Text
 from mirror_edge.trace import Trace
+from mirror_edge.tuning import Tuning
 
 __all__ = ["AnswerOptions", "Chunk", "Model", "Prompt", "Result", "load"]
 
@@ -164,8 +164,8 @@ class Model:
         shared = draft_device.kind == "cpu" and not (target_device.cores or draft_device.cores)
         self._target = runtimes[0].open_target(bundle, target_device, threads, self._trace)
         self._drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
+        self._draft_threads = threads = draft_threads or len(draft_device.cores) or 1
         if spec.draft is not None:
-            threads = draft_threads or len(draft_device.cores) or 1
             if draft_process is None:
                 draft_process = runtimes[1].draft_process(draft_device)
             shared = shared and not draft_process
@@ -176,7 +176,6 @@ class Model:
             else:
                 graph = runtimes[1].open_draft(bundle, draft_device, threads, self._trace)
                 self._drafters["model"] = ModelDrafter(graph, clock=time.perf_counter)
-        self._controllers: dict[str, Controller] = {}
         self._devices = list(zip(runtimes, (target_device, draft_device), strict=True))
         self._setup = {
             "threads": f"{target_threads} {draft_threads}",
@@ -189,6 +188,12 @@ class Model:
             draft_lane=ThreadLane("draft", self._trace, draft_device.cores, shared=shared),
             trace=self._trace,
         )
+        self._tuning = Tuning(self._decoder, self._key)
+        if spec.draft is not None and draft_device != target_device:
+            try:
+                self._open_exit_head()
+            except DeviceError as error:
+                _log.info("the exit head stays on the target's device: %s", error)
 
     @property
     def context(self) -> int:
@@ -225,7 +230,7 @@ class Model:
             raise OptionError(f"drafter is {drafter!r}, which {self.bundle.folder} does not have.")
 
         def measured() -> Parts[Controller | None]:
-            yield (yield from self._controller(drafter, self._drafters[drafter]))
+            yield (yield from self._tuning.controller(drafter, self._drafters[drafter]))
 
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving an answer; wait for it or load it twice.")
@@ -297,6 +302,8 @@ class Model:
         self._decoder.draft_lane.close()
         for drafter in self._drafters.values():
             drafter.close()
+        if self._decoder.exit_head is not None:
+            self._decoder.exit_head.close()
         self._drafters.clear()
         self._target.close()
 
@@ -323,6 +330,8 @@ class Model:
         if not tokens or prompt == "":
             raise ContextError("the prompt is empty; say something.")
         asked = options.get("speculation") or Speculation()
+        if asked.exit_head == "draft":
+            self._open_exit_head()
         drafter = self._drafters.get(asked.drafter)
         strategy = resolve(asked, can_draft=drafter is not None)
         # A padded window writes rows beyond its last token, and they need a place too.
@@ -346,7 +355,9 @@ class Model:
             drafter=drafter if strategy.mode != "ar" else None,
             eos=self._text.eos,
             limit=limit,
-            choices=choices(asked) if asked.mode == "auto" else (),
+            choices=choices(asked, apart=self._decoder.exit_head is not None)
+            if asked.mode == "auto"
+            else (),
         )
         return answer, self._chunks(answer, asked.drafter, StopStrings(options.get("stop") or ()))
 
@@ -355,7 +366,9 @@ class Model:
             raise BusyError("this model is giving another answer; wait for it or load it twice.")
         try:
             if answer.choices and answer.draft.drafter is not None:
-                answer.controller = yield from self._controller(drafter, answer.draft.drafter)
+                answer.controller = yield from self._tuning.controller(
+                    drafter, answer.draft.drafter
+                )
             text = self._text.stream()
             for part in decode(answer):
                 if isinstance(part, Future):
@@ -379,7 +392,15 @@ class Model:
         finally:
             self._busy.release()
 
-    def _key(self, drafter: str) -> dict[str, str]:
+    def _open_exit_head(self) -> None:
+        """Have an exit head on the draft's device too."""
+        if self._decoder.exit_head is None:
+            runtime, device = self._devices[1]
+            self._decoder.exit_head = runtime.open_exit(
+                self.bundle, device, self._draft_threads, self._trace
+            )
+
+    def _key(self) -> dict[str, str]:
         """All that the costs depend on: another version of anything may be faster."""
         drivers = [
             sorted(str(found) for found in runtime.devices() if found.name.startswith(device.kind))
@@ -387,26 +408,8 @@ class Model:
         ]
         return self._setup | {
             "bundle": bundles.digest(self.bundle.folder / bundles.MANIFEST),
-            "drafter": drafter,
             "devices": " ".join(str(device) for _, device in self._devices),
+            "exit heads": "target draft" if self._decoder.exit_head else "target",
             "drivers": str(drivers),
             "version": version("mirror-edge"),
         }
-
-    def _controller(
-        self, name: str, drafter: Drafter
-    ) -> Generator[Future[Any], None, Controller | None]:
-        """The controller of a pair, which measures its devices once; None if that fails."""
-        if name not in self._controllers:
-            lane = self._decoder.target_lane
-
-            def costs_of() -> Costs:
-                return recall(self._key(name), lambda: measure(self._decoder, drafter))
-
-            try:
-                costs = yield from waited(lane.start("measure", costs_of))
-            except DeviceError as error:
-                _log.warning("the devices could not be measured: %s", error)
-                return None
-            self._controllers[name] = Controller(costs)
-        return self._controllers[name]

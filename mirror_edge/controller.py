@@ -115,6 +115,7 @@ class Controller:
         rows = {1 if plan.mode == "ar" else plan.window + 1 for plan in plans}
         times = {n: (costs.prefix(n), costs.suffix(n)) for n in rows}
         exits = {n: costs.exit(n) for n in rows}
+        elsewhere = costs.exit_beside or costs.exit
         tokens = {n: sum(p**j for j in range(n)) for n in rows}
         roots = {_roots(plan) for plan in plans if plan.mode == "mirror"}
         missed = {r: 1.0 - known.hit_rate(r) for r in roots}
@@ -126,7 +127,10 @@ class Controller:
             if plan.mode == "mirror":
                 r = _roots(plan)
                 rollout = known.rollout.mean * costs.rollout(r, gamma, beside * suffix)
-                step = prefix + exits[n] + max(beside * suffix, rollout)
+                if plan.exit_head == "draft":
+                    step = prefix + max(beside * suffix, elsewhere(n) + rollout)
+                else:
+                    step = prefix + exits[n] + max(beside * suffix, rollout)
                 step += missed[r] * gamma * forward
             found.append((step + host[plan.mode]) / tokens[n])
         return found

@@ -48,6 +48,8 @@ class Costs:
         draft: a forward of the draft, by the branches it advances.
         beside: how much longer the suffix takes with a rollout beside it, 1 for devices that do
             not share anything.
+        exit_beside: the exit head on the draft's device, the way of the hidden rows there
+            included; None where it cannot run there.
     """
 
     prefix: Curve
@@ -55,6 +57,7 @@ class Costs:
     suffix: Curve
     draft: Curve
     beside: float = 1.0
+    exit_beside: Curve | None = None
 
     def rollout(self, roots: int, depth: int, suffix: float) -> float:
         """Seconds of a rollout that hits, beside a suffix of so many.
@@ -69,7 +72,8 @@ class Costs:
     def of(cls, raw: Mapping[str, Any]) -> Costs:
         """From what `dataclasses.asdict` gave, or JSON of it."""
         curves = {
-            name: Curve(tuple(raw[name]["rows"]), tuple(raw[name]["seconds"]))
-            for name in ("prefix", "exit", "suffix", "draft")
+            name: curve and Curve(tuple(curve["rows"]), tuple(curve["seconds"]))
+            for name, curve in raw.items()
+            if name != "beside"
         }
         return cls(**curves, beside=raw["beside"])

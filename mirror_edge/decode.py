@@ -59,14 +59,14 @@ class Step(NamedTuple):
 def ar_step(answer: Answer) -> Outcome:
     """The target alone: one token."""
     answer.without_draft()
-    answer.prefix(candidates=0)
+    answer.prefix()
     return Outcome(answer.suffix())
 
 
 def sd_step(answer: Answer) -> Outcome:
     """Serial speculation: draft a window, then verify it."""
     answer.await_draft()
-    answer.prefix(candidates=0)
+    answer.prefix()
     verdict = answer.suffix()
     answer.draft_after(verdict)
     return Outcome(verdict)
@@ -75,8 +75,7 @@ def sd_step(answer: Answer) -> Outcome:
 def mirror_step(answer: Answer) -> Outcome:
     """Mirror speculation: while the suffix decides, the draft prepares for every outcome."""
     answer.await_draft()
-    signal = answer.prefix(answer.plan.pool(answer.sampler.sampling))
-    rollout = answer.rollout(signal)
+    rollout = answer.rollout(answer.foreseen())
     verdict = answer.suffix()
     branch = rollout.after(verdict)
     if branch is None:

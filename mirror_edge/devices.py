@@ -12,7 +12,7 @@ from mirror_edge.errors import DeviceError
 
 if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle, Format
-    from mirror_edge.protocols import DraftGraph, Target
+    from mirror_edge.protocols import DraftGraph, ExitHead, Target
     from mirror_edge.trace import Trace
 
 __all__ = ["Device", "Found", "Role", "Runtime", "all_devices", "available_memory", "runtime_for"]
@@ -128,6 +128,14 @@ class Runtime(Protocol):
 
     def open_draft(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> DraftGraph:
         """The bundle's draft on `device`."""
+        ...
+
+    def open_exit(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> ExitHead:
+        """The target's exit head on `device`, the draft's.
+
+        Raises:
+            DeviceError: if it cannot run there.
+        """
         ...
 
 

@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from mirror_edge.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
     from mirror_edge.answer import Decoder
-    from mirror_edge.protocols import Clock, Drafter
+    from mirror_edge.protocols import Clock, Drafter, ExitHead
 
 __all__ = ["measure", "recall"]
 
@@ -53,7 +54,7 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
     """
     target, lane, clock = decoder.target, decoder.draft_lane, decoder.clock
     sampler = Sampler(Sampling(), target.vocabulary)
-    share = seconds / (2 * len(_WINDOWS) + len(_ROOTS) + 2)
+    share = seconds / (3 * len(_WINDOWS) + len(_ROOTS) + 2)
     decoder.cached.clear()
     target.prefill([0] * _FED, 0)
 
@@ -67,6 +68,12 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         times.append(clock())
         first, second, third = (b - a for a, b in pairwise(times))
         return first, second, max(0.0, third - first)
+
+    def exit_beside(rows: int, head: ExitHead) -> tuple[float]:
+        target.prefix([0] * rows, _FED, 0)
+        began = clock()
+        lane.start("measure", head.signal, target.hidden(), _CANDIDATES).result()
+        return (clock() - began,)
 
     def rollout(count: int) -> float:
         roots = [Root(0, token % target.vocabulary) for token in range(count)]
@@ -84,6 +91,11 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         return taken
 
     found = [_medians(window, rows, clock, 2 * share) for rows in _WINDOWS]
+    exits_beside = None
+    if (head := decoder.exit_head) is not None:
+        timed = partial(exit_beside, head=head)
+        taken = [_medians(timed, rows, clock, share)[0] for rows in _WINDOWS]
+        exits_beside = Curve(_WINDOWS, tuple(taken))
     lane.start("prefill", drafter.prefill, [0] * _FED).result()
     drafts = [
         lane.start("measure", _medians, lambda n: (rollout(n),), count, clock, share).result()[0]
@@ -97,6 +109,7 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         exit=Curve(_WINDOWS, exits),
         suffix=Curve(_WINDOWS, suffix),
         draft=Curve(_ROOTS, tuple(time / _DEPTH for time in drafts)),
+        exit_beside=exits_beside,
         beside=max(1.0, slowed / alone),
     )
 

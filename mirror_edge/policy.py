@@ -11,6 +11,7 @@ from mirror_edge.sampling import Sampling
 __all__ = [
     "STRICT_WIDTH",
     "DrafterName",
+    "ExitPlace",
     "Mode",
     "Speculation",
     "Strategy",
@@ -22,6 +23,9 @@ Mode = Literal["ar", "sd", "mirror"]
 """`ar`: the target alone. `sd`: draft, then verify. `mirror`: both at once."""
 
 DrafterName = Literal["model", "ngram"]
+
+ExitPlace = Literal["target", "draft"]
+"""On whose device the exit head runs."""
 
 STRICT_WIDTH = 8
 """Rows of every target forward under `strict`."""
@@ -44,6 +48,8 @@ class Speculation:
         candidates: κ, outcomes prepared for a row.
         branches: R, outcomes prepared for in all; `all` for κ·(γ+1).
         drafter: the bundle's draft model, or look-up of n-grams in prompt and answer.
+        exit_head: on whose device the exit head runs; None is the target's, and in `auto` the
+            better one.
         strict: run every step of the target at one width and read every prompt anew, so that not
             even rounding tells modes apart.
     """
@@ -53,6 +59,7 @@ class Speculation:
     candidates: int | None = None
     branches: int | Literal["all"] | None = None
     drafter: DrafterName = "model"
+    exit_head: ExitPlace | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -61,6 +68,8 @@ class Speculation:
             raise OptionError(f"mode is {self.mode!r}; it must be auto, ar, sd or mirror.")
         if self.drafter not in get_args(DrafterName):
             raise OptionError(f"drafter is {self.drafter!r}; it must be model or ngram.")
+        if self.exit_head not in (None, *get_args(ExitPlace)):
+            raise OptionError(f"exit_head is {self.exit_head!r}; it must be target or draft.")
         for name in ("window", "candidates", "branches"):
             value = getattr(self, name)
             if value is not None and value != "all" and value < 1:
@@ -82,6 +91,7 @@ class Strategy:
     """None for all."""
     width: int
     """Rows every target forward is padded to; 0 for none."""
+    exit_head: ExitPlace = "target"
 
     def pool(self, sampling: Sampling) -> int:
         """Candidates to ask of the exit head: one to drop, more where the noise re-ranks them."""
@@ -109,21 +119,27 @@ def resolve(asked: Speculation, *, can_draft: bool) -> Strategy:
         asked.candidates or DEFAULT_CANDIDATES,
         None if branches == "all" else branches,
         STRICT_WIDTH if asked.strict else 0,
+        asked.exit_head or "target",
     )
 
 
-def choices(asked: Speculation) -> list[Strategy]:
-    """Every strategy that mode `auto` may choose from under what the caller fixed."""
+def choices(asked: Speculation, *, apart: bool = False) -> list[Strategy]:
+    """Every strategy that mode `auto` may choose from under what the caller fixed.
+
+    `apart` is whether the draft's device is another one, which could run the exit head.
+    """
     first = resolve(replace(asked, mode="ar"), can_draft=True)
     windows = [asked.window] if asked.window else _WINDOWS
     if asked.strict:
         windows = [window for window in windows if window < STRICT_WIDTH]
     candidates = asked.candidates or _CANDIDATES
+    places = get_args(ExitPlace) if apart and asked.exit_head is None else (first.exit_head,)
     serial = [replace(first, mode="sd", window=window) for window in windows]
     every = [first.branches] if asked.branches else _BRANCHES
     mirrored = [
-        replace(plan, mode="mirror", candidates=candidates, branches=branches)
+        replace(plan, mode="mirror", candidates=candidates, branches=branches, exit_head=place)
         for plan in serial
         for branches in every
+        for place in places
     ]
     return [first, *serial, *mirrored]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from mirror_edge.sampling import Sampler
     from mirror_edge.stats import StepRecord
 
-__all__ = ["Clock", "DraftGraph", "Drafter", "Lane", "Planner", "Recovering", "Target"]
+__all__ = [
+    "Clock",
+    "DraftGraph",
+    "Drafter",
+    "ExitHead",
+    "Lane",
+    "Planner",
+    "Recovering",
+    "Target",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,11 +53,15 @@ class Target(Protocol):
     def prefix(
         self, window: Sequence[int], start: int, candidates: int, width: int = 0
     ) -> ExitSignal | None:
-        """Feed a window through layers 1..E and the exit head.
+        """Feed a window through layers 1..E and the target's own exit head.
 
         `candidates` is how many the exit head names a row; with 0 it does not run and there is no
         signal. With `width` the window is padded to so many rows, whatever its length.
         """
+        ...
+
+    def hidden(self) -> NDArray[Any]:
+        """The rows [len(window), hidden] of the last prefix, copied: for an exit head elsewhere."""
         ...
 
     def suffix(self) -> NDArray[np.float32]:
@@ -63,6 +76,18 @@ class Target(Protocol):
 
         This is all that a greedy answer needs, and all that has to leave the device then.
         """
+        ...
+
+    def close(self) -> None:
+        """Release the device."""
+        ...
+
+
+class ExitHead(Protocol):
+    """The target's exit head on another device, the draft's: that one is idle when it is wanted."""
+
+    def signal(self, hidden: NDArray[Any], candidates: int) -> ExitSignal:
+        """The `candidates` likeliest next tokens of each row of `hidden` [n, hidden]."""
         ...
 
     def close(self) -> None:

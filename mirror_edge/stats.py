@@ -40,6 +40,7 @@ class StepRecord:
     """At its start, for a fresh draft that was still under way."""
     prefix: float
     exit: float
+    """On whichever device."""
     suffix: float
     rollout: float
     """Of the branch-complete rollout; 0 outside `mirror`."""
@@ -96,7 +97,7 @@ class StepRecord:
             seconds=ended - began,
             waited=waited,
             prefix=busy.get("prefix", 0.0),
-            exit=busy.get("exit", 0.0),
+            exit=busy.get("exit", 0.0) + busy.get("draft exit", 0.0),
             suffix=busy.get("suffix", 0.0),
             rollout=covered(rollout),
             hidden=overlap(named.get("suffix", ()), rollout),

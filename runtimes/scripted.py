@@ -8,8 +8,8 @@ by really sleeping (on a thread lane) or on a virtual clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,15 @@ from mirror_edge.trace import Span, Trace
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Language", "ScriptedDraft", "ScriptedTarget", "Seconds", "blend", "random_language"]
+__all__ = [
+    "Language",
+    "ScriptedDraft",
+    "ScriptedExitHead",
+    "ScriptedTarget",
+    "Seconds",
+    "blend",
+    "random_language",
+]
 
 Language = Callable[[Sequence[int]], "NDArray[np.float32]"]
 
@@ -107,10 +115,13 @@ class ScriptedTarget:
         if candidates == 0:
             return None
         self._sleep("exit", len(window))
-        logits = np.stack([self._exit_language(self._fed[: end + 1]) for end in self._rows])
-        logits = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-        ids = np.argsort(-logits, axis=-1, kind="stable")[:, :candidates]
-        return ExitSignal(ids, np.take_along_axis(logits, ids, axis=-1).astype(np.float32))
+        return _named(self._exit_language, self.hidden(), candidates)
+
+    def hidden(self) -> NDArray[Any]:
+        """See `Target.hidden`: a row is all the tokens up to its own."""
+        rows = np.empty(len(self._rows), dtype=object)
+        rows[:] = [self._fed[: end + 1] for end in self._rows]
+        return rows
 
     def suffix(self) -> NDArray[np.float32]:
         """See `Target.suffix`."""
@@ -130,6 +141,36 @@ class ScriptedTarget:
             raise ValueError(f"rows {len(self._fed)}..{start - 1} were never fed")
         self._fed[start:] = tokens
         self._rows = range(start, start + len(tokens))
+
+
+class ScriptedExitHead:
+    """An `ExitHead` for a scripted target, on another device."""
+
+    def __init__(
+        self,
+        language: Language,
+        seconds: Seconds = 0.0,
+        trace: Trace | None = None,
+        virtual: VirtualClock | None = None,
+    ) -> None:
+        """One that speaks `language`; it takes `seconds`, on the clock given."""
+        self._language = language
+        self._sleep = _Sleeper({"draft exit": seconds}, trace, virtual)
+
+    def signal(self, hidden: NDArray[Any], candidates: int) -> ExitSignal:
+        """See `ExitHead.signal`."""
+        self._sleep("draft exit", len(hidden))
+        return _named(self._language, hidden, candidates)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _named(language: Language, rows: Iterable[Sequence[int]], candidates: int) -> ExitSignal:
+    logits = np.stack([language(row) for row in rows])
+    logits = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :candidates]
+    return ExitSignal(ids, np.take_along_axis(logits, ids, axis=-1).astype(np.float32))
 
 
 class ScriptedDraft:

@@ -24,12 +24,13 @@ from mirror_edge.trace import Span, Trace
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mirror_edge.costs import Curve
     from mirror_edge.policy import Strategy
     from mirror_edge.runtimes.profile import Profile
     from mirror_edge.runtimes.scripts import Script
     from mirror_edge.stats import Stats
 
-__all__ = ["Machine", "SimulatedDraft", "SimulatedTarget", "simulate"]
+__all__ = ["Machine", "SimulatedDraft", "SimulatedExitHead", "SimulatedTarget", "simulate"]
 
 
 _PARTS = 8
@@ -110,6 +111,10 @@ class SimulatedTarget(_Device):
         self._machine.forward("target", "exit", self._costs.exit(self._width))
         return ExitSignal(*self._script.exit(self._states[self._rows], candidates))
 
+    def hidden(self) -> NDArray[np.uint64]:
+        """See `Target.hidden`: a state is all there is to a row."""
+        return self._states[self._rows].copy()
+
     def suffix(self) -> NDArray[np.float32]:
         """See `Target.suffix`; the step's time in no device comes after it."""
         self._machine.forward("target", "suffix", self._costs.suffix(self._width))
@@ -120,6 +125,22 @@ class SimulatedTarget(_Device):
         """See `Target.likeliest`."""
         ids: NDArray[np.int64] = self.suffix().argmax(axis=-1)
         return ids
+
+
+class SimulatedExitHead:
+    """An `ExitHead` that takes the profile's time of the draft's device."""
+
+    def __init__(self, machine: Machine, script: Script, costs: Curve) -> None:
+        """Of the target that speaks `script`."""
+        self._machine, self._script, self._costs = machine, script, costs
+
+    def signal(self, hidden: NDArray[np.uint64], candidates: int) -> ExitSignal:
+        """See `ExitHead.signal`."""
+        self._machine.forward("draft", "draft exit", self._costs(len(hidden)))
+        return ExitSignal(*self._script.exit(hidden, candidates))
+
+    def close(self) -> None:
+        """Nothing to release."""
 
 
 class SimulatedDraft(_Device):
@@ -207,12 +228,14 @@ def simulate(
         # What a script's streams say second is never right, so siblings would only cost.
         clock = machine.clock if choices else None
         drafter = ModelDrafter(graph, Guesses(graph.streams), clock)
+    exits = profile.costs.exit_beside
     decoder = Decoder(
         SimulatedTarget(machine, script, context + strategy.width),
         VirtualLane("target", machine.trace, machine.clock),
         VirtualLane("draft", machine.trace, machine.clock, hand_over=profile.hand_over),
         machine.trace,
         machine.clock,
+        exit_head=None if exits is None else SimulatedExitHead(machine, script, exits),
     )
     answer = Answer(
         on=decoder,

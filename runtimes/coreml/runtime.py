@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mirror_edge.devices import Found
 from mirror_edge.errors import DeviceError
 from mirror_edge.runtimes.coreml.draft import CoreMLDraft
+from mirror_edge.runtimes.coreml.exit_head import CoreMLExitHead
 from mirror_edge.runtimes.coreml.program import EVALUATOR, refuse_unit
 from mirror_edge.runtimes.coreml.target import CoreMLTarget
 
@@ -69,3 +70,15 @@ class CoreMLRuntime:
         unit = device.unit or "ane"
         refuse_unit(unit)
         return CoreMLDraft(bundle, unit, trace)
+
+    def open_exit(
+        self,
+        bundle: Bundle,
+        device: Device,
+        threads: int,  # noqa: ARG002
+        trace: Trace,
+    ) -> CoreMLExitHead:
+        """See `Runtime.open_exit`."""
+        unit = device.unit or "ane"
+        refuse_unit(unit)
+        return CoreMLExitHead(bundle, unit, trace, "draft exit")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mirror_edge.errors import OptionError
 from mirror_edge.hypotheses import ExitSignal
 from mirror_edge.runtimes.coreml.cache import open_cache
+from mirror_edge.runtimes.coreml.exit_head import CoreMLExitHead
 from mirror_edge.runtimes.coreml.program import Traced, open_program
 
 if TYPE_CHECKING:
@@ -43,15 +43,15 @@ class CoreMLTarget:
                 trace,
             )
             for name in functions
+            if name != "exit"
         }
+        self._exit = CoreMLExitHead(bundle, unit, trace)
         self._prefix, self._suffix = (
             open_cache(self._programs[name], functions[name], spec.model.dtype)
             for name in ("prefix", "suffix")
         )
         self._widths = sorted(shape[1] for shape in functions["prefix"].shapes("input_ids"))
         self._chunk = functions["prefix_prefill"].shapes("input_ids")[0][1]
-        self._candidates = functions["exit"].shapes("exit_ids")[0][2]
-        self._exit_vocabulary = spec.exit_vocabulary
         self._fed: list[_Fed] = []
         self._warm_up()
 
@@ -78,7 +78,17 @@ class CoreMLTarget:
             least = max(len(part), min(width, widest))
             fitting = next(w for w in self._widths if w >= least)
             self._fed.append(self._feed("prefix", part, start + first, fitting))
-        return self._signal(candidates) if candidates else None
+        if candidates == 0:
+            return None
+        found = [self._exit.named(fed.hidden, fed.rows, candidates) for fed in self._fed]
+        return ExitSignal(
+            np.concatenate([signal.ids for signal in found]),
+            np.concatenate([signal.logprobs for signal in found]),
+        )
+
+    def hidden(self) -> NDArray[Any]:
+        """See `Target.hidden`."""
+        return np.concatenate([fed.hidden[0, : fed.rows] for fed in self._fed])
 
     def suffix(self) -> NDArray[np.float32]:
         """See `Target.suffix`."""
@@ -91,7 +101,7 @@ class CoreMLTarget:
 
     def close(self) -> None:
         """Release the programs."""
-        del self._programs, self._prefix, self._suffix
+        del self._programs, self._prefix, self._suffix, self._exit
 
     def _feed(self, function: str, tokens: Sequence[int], start: int, width: int) -> _Fed:
         ids = np.zeros((1, width), np.int32)
@@ -105,22 +115,6 @@ class CoreMLTarget:
         outputs = self._suffix.run(self._programs[function], inputs, fed.start, fed.rows)
         logits: NDArray[np.float32] = outputs["logits"][0].astype(np.float32)
         return logits
-
-    def _signal(self, candidates: int) -> ExitSignal:
-        if candidates > self._candidates < self._exit_vocabulary:
-            raise OptionError(
-                f"{candidates} candidates a row are wanted (--candidates and one), and this "
-                f"bundle's exit head names {self._candidates}."
-            )
-        found = [self._programs["exit"].predict({"hidden": fed.hidden}) for fed in self._fed]
-        ids, logprobs = (
-            np.concatenate(
-                [out[name][0, : fed.rows] for out, fed in zip(found, self._fed, strict=True)]
-            )
-            for name in ("exit_ids", "exit_logprobs")
-        )
-        kept = slice(candidates)
-        return ExitSignal(ids[:, kept].astype(np.int64), logprobs[:, kept].astype(np.float32))
 
     def _warm_up(self) -> None:
         """A device compiles a program for a width at its first run."""

@@ -6,7 +6,7 @@ runtime can do without. The field numbers are those of ``onnx.proto``.
 
 from __future__ import annotations
 
-__all__ = ["attention", "double", "likeliest", "pick"]
+__all__ = ["attention", "copy", "double", "likeliest", "pick"]
 
 _TYPES = {"float32": 1, "int32": 6, "int64": 7, "float16": 10}
 _CONTRIB = b"com.microsoft"
@@ -41,6 +41,15 @@ def likeliest() -> bytes:
         _node("ArgMax", ["logits"], ["ids"], axis=-1, keepdims=0),
         [_value("logits", "float32", ["b", "n", "V"])],
         [_value("ids", "int64", ["b", "n"])],
+    )
+
+
+def copy(dtype: str) -> bytes:
+    """`copied` [1, n, width]: `rows` [1, n, width]."""
+    return _model(
+        _node("Identity", ["rows"], ["copied"]),
+        [_value("rows", dtype, ["b", "n", "d"])],
+        [_value("copied", dtype, ["b", "n", "d"])],
     )
 
 

@@ -37,6 +37,10 @@ class Memory(Protocol):
         """The cache with its rows in `slots` at `start`…; it may be another buffer."""
         ...
 
+    def host(self, rows: Buffer) -> NDArray[Any]:
+        """A copy of `rows` [1, n, width] in this program's memory."""
+        ...
+
     def likeliest(self, logits: Buffer) -> NDArray[np.int64]:
         """The likeliest token of each row of `logits` [1, n, V]: [n]."""
         ...
@@ -60,6 +64,10 @@ class HostMemory:
         """See `Memory.move`."""
         cache[:, :, start : start + len(slots)] = cache[:, :, np.asarray(slots)]
         return cache
+
+    def host(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """See `Memory.host`."""
+        return rows.copy()
 
     def likeliest(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         """See `Memory.likeliest`."""
@@ -96,6 +104,13 @@ class DeviceMemory:
         moved = self._empty(shape, dtype)
         self._run(kernels.pick(dtype), {"rows": cache, "slots": order}, {"picked": moved})
         return moved
+
+    def host(self, rows: ort.OrtValue) -> NDArray[Any]:
+        """See `Memory.host`."""
+        dtype = _TYPES[rows.data_type()]
+        copied = np.empty(rows.shape(), dtype)
+        self._run(kernels.copy(dtype), {"rows": rows}, {"copied": copied}, "prefix")
+        return copied
 
     def likeliest(self, logits: ort.OrtValue) -> NDArray[np.int64]:
         """See `Memory.likeliest`."""

@@ -8,6 +8,7 @@ from mirror_edge.bundle import MANIFEST, digest
 from mirror_edge.errors import DeviceError
 from mirror_edge.runtimes.onnx import providers
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
+from mirror_edge.runtimes.onnx.exit_head import OnnxExitHead
 from mirror_edge.runtimes.onnx.fixed_draft import FixedDraft
 from mirror_edge.runtimes.onnx.session import Setup
 from mirror_edge.runtimes.onnx.target import OnnxTarget
@@ -15,7 +16,7 @@ from mirror_edge.runtimes.onnx.target import OnnxTarget
 if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle
     from mirror_edge.devices import Device, Found
-    from mirror_edge.protocols import DraftGraph, Target
+    from mirror_edge.protocols import DraftGraph, ExitHead, Target
     from mirror_edge.runtimes.onnx.providers import Provider
     from mirror_edge.trace import Trace
 
@@ -54,6 +55,15 @@ class OnnxRuntime:
         """See `Runtime.open_draft`."""
         setup = self._setup(bundle, device, threads, trace)
         return (FixedDraft if self._provider.fixed_shapes else OnnxDraft)(bundle, setup)
+
+    def open_exit(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> ExitHead:
+        """See `Runtime.open_exit`."""
+        if self._provider.fixed_shapes:
+            raise DeviceError(
+                f"device {str(device)!r}: runs fixed shapes only, and the exit head has none. "
+                "Leave it on the target's device."
+            )
+        return OnnxExitHead(bundle, self._setup(bundle, device, threads, trace), "draft exit")
 
     def _setup(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> Setup:
         place, known = self._provider.place(device), digest(bundle.folder / MANIFEST)

@@ -11,6 +11,7 @@ import numpy as np
 from mirror_edge.errors import DeviceError
 from mirror_edge.hypotheses import ExitSignal
 from mirror_edge.runtimes.onnx.cache import open_cache
+from mirror_edge.runtimes.onnx.exit_head import OnnxExitHead
 from mirror_edge.runtimes.onnx.memory import Rows, Scratch, open_memory
 from mirror_edge.runtimes.onnx.session import Session, Setup
 from mirror_edge.runtimes.onnx.trial import widest_run
@@ -38,7 +39,6 @@ class OnnxTarget:
         spec = bundle.manifest.target
         model = spec.model
         self.context, self.vocabulary = model.context, model.vocabulary
-        self._exit_vocabulary = spec.exit_vocabulary
         self._memory = memory = open_memory(setup)
         if model.cache == "concat" and setup.place.memory is not None:
             raise DeviceError(
@@ -51,10 +51,7 @@ class OnnxTarget:
             return Session(bundle.file(file), setup, Path(file).stem)
 
         prefix, suffix = session(spec.prefix), session(spec.suffix)
-        self._exit = session(spec.exit)
-        self._ids = self._exit.dtype("exit_ids")
-        self._named: dict[tuple[int, ...], tuple[NDArray[Any], NDArray[np.float32]]] = {}
-        """What the exit head names, by shape: kept, so that it is bound once."""
+        self._exit = OnnxExitHead(bundle, setup)
         first, last = range(spec.exit_layer), range(spec.exit_layer, model.layers)
         self._prefix = open_cache(prefix, memory, model, first, model.context)
         self._suffix = open_cache(suffix, memory, model, last, model.context)
@@ -90,17 +87,12 @@ class OnnxTarget:
         self._feed(fed, start)
         if candidates == 0:
             return None
-        k = min(candidates, self._exit_vocabulary)
-        shape = (1, len(fed), k)
-        ids, logprobs = self._named.setdefault(
-            shape, (np.empty(shape, self._ids), np.empty(shape, np.float32))
-        )
-        self._exit.run(
-            {"hidden": self._hidden.rows(len(fed)), "top": np.array([k])},
-            {"exit_ids": ids, "exit_logprobs": logprobs},
-        )
-        # Copied: the draft may read them beside the next window.
-        return ExitSignal(ids[0, : self._rows].astype(np.int64), logprobs[0, : self._rows].copy())
+        signal = self._exit.named(self._hidden.rows(len(fed)), len(fed), candidates)
+        return ExitSignal(signal.ids[: self._rows], signal.logprobs[: self._rows])
+
+    def hidden(self) -> NDArray[Any]:
+        """See `Target.hidden`."""
+        return self._memory.host(self._hidden.rows(self._fed))[0, : self._rows]
 
     def suffix(self) -> NDArray[np.float32]:
         """See `Target.suffix`."""

@@ -177,6 +177,19 @@ def test_pinned_devices_answer_the_same(demo: Model) -> None:
         )
 
 
+@pytest.mark.parametrize("process", [False, True])
+def test_an_exit_head_on_the_drafts_device_answers_the_same(demo: Model, process: bool) -> None:
+    alone = demo.generate("Hello there", max_new_tokens=40, speculation=Speculation(mode="ar"))
+    asked = Speculation(mode="mirror", exit_head="draft")
+    with mirror_edge.load(target_threads=1, draft_threads=1, draft_process=process) as model:
+        result = model.generate("Hello there", max_new_tokens=40, speculation=asked)
+        runs = result.stats.steps[-1].busy
+    assert result.tokens == alone.tokens
+    assert result.stats.as_dict()["hypothesis_hits"] > 0
+    assert {"draft exit", "prefix"} <= set(runs)
+    assert "exit" not in runs
+
+
 def test_a_stop_string_cuts_the_same_tokens_in_every_mode(demo: Model) -> None:
     whole = demo.generate(STORY, max_new_tokens=60).text
     results = [

@@ -20,7 +20,7 @@ from mirror_edge.experience import Experience, Fading
 from mirror_edge.measuring import measure
 from mirror_edge.policy import Mode, Speculation, Strategy, choices
 from mirror_edge.rollout import ModelDrafter
-from mirror_edge.runtimes.scripted import Language, ScriptedDraft, ScriptedTarget
+from mirror_edge.runtimes.scripted import Language, ScriptedDraft, ScriptedExitHead, ScriptedTarget
 from mirror_edge.runtimes.virtual import VirtualClock, VirtualLane
 from mirror_edge.sampling import Sampler, Sampling
 from mirror_edge.stats import StepRecord
@@ -55,6 +55,9 @@ class Devices:
     later: float | None = None
     """From the middle of the answer on."""
     tokens: int = TOKENS
+    exit: float = 0.1
+    exit_beside: float | None = None
+    """On the draft's device; None where it has none."""
 
     def agreed(self, position: int) -> float:
         changed = self.later is not None and position > self.tokens / 2
@@ -67,7 +70,7 @@ class Devices:
             chain(lambda _: 1.0, 0),
             chain(lambda _: 0.9, 2),
             VOCABULARY,
-            seconds={"prefix": half, "suffix": half, "exit": 1e-4},
+            seconds={"prefix": half, "suffix": half, "exit": self.exit / 1000},
             trace=trace,
             virtual=clock,
         )
@@ -79,10 +82,14 @@ class Devices:
             virtual=clock,
         )
         lanes = [VirtualLane(name, trace, clock, lambda *_: 0.0) for name in ("target", "draft")]
-        decoder = Decoder(target, lanes[0], lanes[1], trace, clock)
+        head = None
+        if self.exit_beside is not None:
+            seconds = self.exit_beside / 1000
+            head = ScriptedExitHead(chain(lambda _: 0.9, 2), seconds, trace, clock)
+        decoder = Decoder(target, lanes[0], lanes[1], trace, clock, exit_head=head)
         drafter = ModelDrafter(draft)
         controller = Controller(measure(decoder, drafter)) if plan is None else None
-        first = choices(Speculation())
+        first = choices(Speculation(), apart=head is not None)
         return Answer(
             on=decoder,
             tokens=[1, 2, 3],
@@ -111,6 +118,18 @@ PAIRS = {
     "useless draft": Devices(lambda n: 8 + 2 * n, lambda n: 1 + 0.1 * n, 0.0),
     "slow, excellent draft": Devices(lambda n: 20 + n, lambda n: 4 + 0.2 * n, 0.95),
 }
+
+
+@pytest.mark.parametrize(("beside", "place"), [(2.0, "draft"), (20.0, "target")])
+def test_the_exit_head_goes_where_it_costs_less(beside: float, place: str) -> None:
+    pair = Devices(lambda _: 20, lambda _: 1, 0.8, exit=2.0, exit_beside=beside)
+    answer = pair.answer(None)
+    used = "draft exit" if place == "draft" else "exit"
+    for _ in drive(decode(answer)):
+        pass
+    mirrored = [step for step in answer.stats.steps if step.mode == "mirror"]
+    assert len(mirrored) > 20
+    assert sum(used in step.busy for step in mirrored) > 0.9 * len(mirrored)
 
 
 @pytest.mark.parametrize("pair", PAIRS)

@@ -6,7 +6,7 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -16,12 +16,19 @@ import pytest
 from mirror_edge.answer import Answer, Decoder
 from mirror_edge.decode import decode
 from mirror_edge.driving import drive, drive_async
+from mirror_edge.hypotheses import ExitSignal
 from mirror_edge.lanes import ThreadLane
 from mirror_edge.ngram import NgramDrafter
-from mirror_edge.policy import Mode, Speculation, Strategy, choices
+from mirror_edge.policy import ExitPlace, Mode, Speculation, Strategy, choices
 from mirror_edge.protocols import Drafter, Lane
 from mirror_edge.rollout import ModelDrafter
-from mirror_edge.runtimes.scripted import ScriptedDraft, ScriptedTarget, blend, random_language
+from mirror_edge.runtimes.scripted import (
+    ScriptedDraft,
+    ScriptedExitHead,
+    ScriptedTarget,
+    blend,
+    random_language,
+)
 from mirror_edge.runtimes.virtual import VirtualClock, VirtualLane
 from mirror_edge.sampling import Sampler, Sampling
 from mirror_edge.stats import StepRecord
@@ -56,6 +63,7 @@ class House:
         new: int = 40,
         eos: frozenset[int] = frozenset(),
         clock: Callable[[], float] = time.perf_counter,
+        exit_head: ExitPlace = "target",
     ) -> Answer:
         self.target = ScriptedTarget(
             TRUTH,
@@ -71,11 +79,14 @@ class House:
             self.lane("draft", self.trace),
             self.trace,
             clock,
+            exit_head=ScriptedExitHead(
+                NEAR, self.seconds.get("draft exit", 0.0), self.trace, self.virtual
+            ),
         )
         return Answer(
             on=decoder,
             tokens=list(PROMPT),
-            plan=Strategy(mode, window, candidates, branches, 0),
+            plan=Strategy(mode, window, candidates, branches, 0, exit_head),
             sampler=Sampler(sampling, VOCABULARY),
             drafter=self.drafter,
             eos=eos,
@@ -147,7 +158,7 @@ class Restless:
 def test_the_plan_may_change_at_every_step(drafter: str, temperature: float) -> None:
     sampling = Sampling(temperature=temperature, seed=2)
     alone = spoken(House(free_lane, None).answer("ar", new=80, sampling=sampling))
-    every, tried = choices(Speculation()), set()
+    every, tried = choices(Speculation(), apart=True), set()
     for seed in range(4):
         # Each mode is as likely as the others.
         among = [p for mode in ("ar", "sd", "mirror") for p in every if p.mode == mode]
@@ -177,7 +188,12 @@ def test_the_answer_ends_with_the_first_end_of_sequence_token() -> None:
 STEP = {"prefill": 0.5, "prefix": 0.010, "suffix": 0.030}
 
 
-def timed(mode: Mode, rollout: float) -> Answer:
+def timed(
+    mode: Mode,
+    rollout: float,
+    more: Mapping[str, float] | None = None,
+    exit_head: ExitPlace = "target",
+) -> Answer:
     """An answer on the virtual clock, where a fresh draft takes 9 ms."""
     clock = VirtualClock()
     costs = {"rollout": rollout, "fresh": 0.009}
@@ -185,8 +201,9 @@ def timed(mode: Mode, rollout: float) -> Answer:
     def lane(name: str, trace: Trace) -> Lane:
         return VirtualLane(name, trace, clock, lambda call, *_: costs.get(call, 0.0))
 
-    house = House(lane, drafters()["near"](), seconds=STEP, virtual=clock)
-    answer = house.answer(mode, branches=4, new=120, clock=clock)
+    seconds = {**STEP, **(more or {})}
+    house = House(lane, drafters()["near"](), seconds=seconds, virtual=clock)
+    answer = house.answer(mode, branches=4, new=120, clock=clock, exit_head=exit_head)
     spoken(answer)
     return answer
 
@@ -201,6 +218,49 @@ def test_a_mirror_step_takes_prefix_plus_the_longer_of_suffix_and_rollout(rollou
         assert step.seconds - step.waited + after.waited == pytest.approx(expected, abs=1e-9)
         assert step.hidden == pytest.approx(min(STEP["suffix"], rollout), abs=1e-9)
         assert (after.waited > 0.0) == (not step.hit)
+
+
+@pytest.mark.parametrize("rollout", [0.002, 0.022, 0.050])
+def test_an_exit_head_on_the_drafts_device_keeps_the_suffix_waiting_for_nothing(
+    rollout: float,
+) -> None:
+    head = 0.008
+    steps = timed("mirror", rollout, {"exit": 1.0, "draft exit": head}, "draft").stats.steps[:-2]
+    assert {step.hit for step in steps} == {True, False}
+    for step, after in pairwise(steps):
+        beside = max(STEP["suffix"], head + rollout)
+        expected = STEP["prefix"] + beside + (0.0 if step.hit else 0.009)
+        assert step.seconds - step.waited + after.waited == pytest.approx(expected, abs=1e-9)
+        assert step.exit == pytest.approx(head, abs=1e-9)
+        assert step.rollout == pytest.approx(rollout, abs=1e-9)
+
+
+def test_an_exit_head_on_the_targets_device_comes_before_both() -> None:
+    for step, after in pairwise(timed("mirror", 0.040, {"exit": 0.008}).stats.steps[:-2]):
+        expected = STEP["prefix"] + 0.008 + 0.040 + (0.0 if step.hit else 0.009)
+        assert step.seconds - step.waited + after.waited == pytest.approx(expected, abs=1e-9)
+
+
+def test_both_exit_heads_foresee_the_same() -> None:
+    found = []
+    for place in ("target", "draft"):
+        answer = House(free_lane, drafters()["near"]()).answer("mirror", exit_head=place)
+        said = spoken(answer)
+        found.append((said, [(step.rank, step.hit) for step in answer.stats.steps]))
+    assert found[0] == found[1]
+
+
+def test_losing_the_exit_head_costs_speed_never_text() -> None:
+    alone = spoken(House(free_lane, None).answer("ar"))
+    answer = House(free_lane, drafters()["near"]()).answer("mirror", exit_head="draft")
+
+    class Broken(ScriptedExitHead):
+        def signal(self, *_: object) -> ExitSignal:
+            raise RuntimeError("the driver went away")
+
+    answer.on.exit_head = Broken(NEAR)
+    assert spoken(answer) == alone
+    assert list(answer.stats.draft_losses) == ["RuntimeError: the driver went away"]
 
 
 def test_a_serial_step_takes_draft_plus_target() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mirror_edge
-from mirror_edge import api, kept
+from mirror_edge import kept, tuning
 from mirror_edge.costs import Costs, Curve
 from mirror_edge.measuring import recall
 
@@ -65,7 +65,7 @@ def test_costs_that_cannot_be_kept_are_measured_all_the_same(measured: Measuring
 def test_a_second_start_does_not_measure_again_unless_its_threads_differ(
     measured: Measuring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "measure", measured)
+    monkeypatch.setattr(tuning, "measure", measured)
     found = []
     for threads in (1, 1, 2):
         with mirror_edge.load(target_threads=threads, draft_threads=1) as model:

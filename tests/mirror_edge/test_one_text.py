@@ -22,6 +22,7 @@ GRID = list(
         (1, 4, 8),
         (4, None),
         ("model", "ngram", "random"),
+        ("target", "draft"),
     )
 )
 
@@ -45,7 +46,7 @@ def test_every_mode_gives_the_tokens_of_the_target_alone(
         ).tokens
 
     for drawn in random.Random(0).sample(GRID, DRAWN):
-        prompt, temperature, seed, window, candidates, branches, drafter = drawn
+        prompt, temperature, seed, window, candidates, branches, drafter, head = drawn
         sampling = Sampling(temperature=temperature, seed=seed)
         model = with_random_draft if drafter == "random" else demo
         for mode in ("sd", "mirror"):
@@ -59,6 +60,7 @@ def test_every_mode_gives_the_tokens_of_the_target_alone(
                     candidates=candidates,
                     branches=branches or "all",
                     drafter="ngram" if drafter == "ngram" else "model",
+                    exit_head=head,
                 ),
             )
             assert result.tokens == alone(prompt, sampling), (mode, drawn)

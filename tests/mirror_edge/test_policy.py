@@ -48,6 +48,7 @@ def test_strict_fixes_the_width() -> None:
     [
         ({"mode": "fast"}, "^mode is 'fast'; it must be auto, ar, sd or mirror"),
         ({"drafter": "oracle"}, "^drafter is 'oracle'; it must be model or ngram"),
+        ({"exit_head": "moon"}, "^exit_head is 'moon'; it must be target or draft"),
         ({"window": 0}, "^window is 0; it must be 1 or more"),
         ({"candidates": -2}, "^candidates is -2; it must be 1 or more"),
         ({"branches": 0}, "^branches is 0; it must be 1 or more"),
@@ -85,4 +86,14 @@ def test_auto_may_choose_every_mode_and_keeps_what_was_fixed() -> None:
         (2, 3, None)
     }
     assert {plan.width for plan in fixed} == {STRICT_WIDTH}
+    assert {plan.exit_head for plan in free} == {"target"}
     assert all(plan.window < STRICT_WIDTH for plan in choices(Speculation(strict=True)))
+
+
+def test_auto_may_choose_the_place_of_the_exit_head_where_there_are_two() -> None:
+    free = choices(Speculation(), apart=True)
+    assert {p.exit_head for p in free if p.mode == "mirror"} == {"target", "draft"}
+    assert len(set(free)) == len(free)
+    for place in ("target", "draft"):
+        fixed = choices(Speculation(exit_head=place), apart=True)
+        assert {p.exit_head for p in fixed if p.mode == "mirror"} == {place}

@@ -20,6 +20,7 @@ from mirror_edge.devices import Device
 from mirror_edge.errors import BundleError, DeviceError, OptionError
 from mirror_edge.runtimes.coreml.runtime import CoreMLRuntime
 from mirror_edge.runtimes.coreml.target import CoreMLTarget
+from mirror_edge.trace import Trace
 
 pytest.importorskip("torch")
 pytest.importorskip("coremltools")
@@ -162,6 +163,20 @@ def test_the_exit_head_names_candidates_best_first(
     np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
     with pytest.raises(OptionError, match=r"257 candidates a row are wanted .* names 256"):
         target.prefix(ids[8:], 8, 257)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 20])
+def test_the_exit_head_names_the_same_candidates_on_the_drafts_device(
+    target: CoreMLTarget, coreml: Path, rows: int
+) -> None:
+    device = Device("coreml", unit="evaluator")
+    head = CoreMLRuntime().open_exit(bundles.read(coreml), device, 1, Trace())
+    ids = text(8 + rows)
+    target.prefill(ids[:8], 0)
+    own, other = target.prefix(ids[8:], 8, 6), head.signal(target.hidden(), 6)
+    assert own is not None
+    np.testing.assert_array_equal(other.ids, own.ids)
+    np.testing.assert_allclose(other.logprobs, own.logprobs, atol=1e-5)
 
 
 def test_the_end_of_the_context_can_be_reached(target: CoreMLTarget) -> None:

@@ -98,6 +98,21 @@ def test_the_text_is_the_cpus(
     assert found.tokens == demo.generate(prompts[0], max_new_tokens=16, speculation=alone).tokens
 
 
+def test_the_exit_head_may_run_on_the_drafts_device(
+    on_the_gpu: mirror_edge.Model, demo: mirror_edge.Model, prompts: list[str]
+) -> None:
+    window = 3
+    asked = Speculation(mode="mirror", window=window, exit_head="draft")
+    found = on_the_gpu.generate(prompts[0], max_new_tokens=16, speculation=asked)
+    alone = Speculation(mode="ar")
+    assert found.tokens == demo.generate(prompts[0], max_new_tokens=16, speculation=alone).tokens
+    assert found.stats.as_dict()["hypothesis_hits"] > 0
+    assert list(on_the_gpu.placement["draft exit"]) == ["CPUExecutionProvider"]
+    rows, one_row = window + 1, 8
+    hidden = 4 * demo.bundle.manifest.target.model.hidden
+    assert max(step.read for step in found.stats.steps) == rows * (hidden + one_row)
+
+
 @pytest.mark.parametrize("candidates", [1, 2, 8])
 def test_only_ids_and_the_token_channel_come_back(
     candidates: int, on_the_gpu: mirror_edge.Model, prompts: list[str]

@@ -16,6 +16,7 @@ TYPES = ["float32", "float16"]
 ALL = [
     kernels.attention(),
     kernels.likeliest(),
+    *(kernels.copy(dtype) for dtype in TYPES),
     *(kernels.double(dtype) for dtype in TYPES),
     *(kernels.pick(dtype) for dtype in TYPES),
 ]
@@ -41,6 +42,13 @@ def test_caches_double_and_are_picked_from(dtype: str) -> None:
     asked = {"rows": rows, "slots": slots}
     picked = run(kernels.pick(dtype), asked, "picked", np.empty_like(rows))
     np.testing.assert_array_equal(picked, rows[:, :, slots])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rows_are_copied(dtype: str) -> None:
+    rows = np.random.default_rng(0).standard_normal((1, 3, 16)).astype(dtype)
+    copied = run(kernels.copy(dtype), {"rows": rows}, "copied", np.empty_like(rows))
+    np.testing.assert_array_equal(copied, rows)
 
 
 def test_the_likeliest_is_the_first_of_equals() -> None:

@@ -92,6 +92,10 @@ def test_every_node_is_on_the_npu_and_the_rest_is_refused(
         FixedDraft(Bundle(pair, replace(bundle.manifest, draft=free)), on_qnn())
     with pytest.raises(DeviceError, match="runs fixed shapes only, which suits a draft"):
         mirror_edge.load(pair, target_device="qnn", draft_device="cpu")
+    with mirror_edge.load(pair, target_device="cpu", draft_device="qnn") as model:
+        asked = Speculation(mode="mirror", exit_head="draft")
+        with pytest.raises(DeviceError, match="'qnn': runs fixed shapes only, and the exit head"):
+            model.generate("Hello", speculation=asked)
 
 
 @pytest.mark.usefixtures("_empty_cache")

@@ -18,6 +18,7 @@ from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
 from mirror_edge.runtimes.onnx.fixed_draft import FixedDraft
 from mirror_edge.runtimes.onnx.providers import CPU
+from mirror_edge.runtimes.onnx.runtime import cpu
 from mirror_edge.runtimes.onnx.session import Setup
 from mirror_edge.runtimes.onnx.target import OnnxTarget
 from mirror_edge.sampling import Sampler
@@ -105,6 +106,26 @@ def test_the_exit_head_names_candidates_best_first(target: OnnxTarget) -> None:
     assert (np.exp(signal.logprobs).sum(axis=-1) <= 1.0 + 1e-5).all()
     assert all(len(set(row)) == 6 for row in signal.ids.tolist())
     assert target.prefix(ids[8:], 8, 0) is None
+
+
+def test_the_exit_head_names_the_same_candidates_on_another_device(
+    target: OnnxTarget, bundle: bundles.Bundle
+) -> None:
+    device, trace = Device("cpu"), Trace()
+    head = cpu().open_exit(bundle, device, 1, trace)
+    ids = text(20, target.vocabulary)
+    target.prefill(ids[:8], 0)
+    for rows, width in ((1, 0), (12, 0), (3, 8)):
+        own = target.prefix(ids[8 : 8 + rows], 8, 6, width)
+        hidden = target.hidden()
+        assert hidden.shape == (rows, bundle.manifest.target.model.hidden)
+        target.prefix(ids[:4], 8, 0)  # What was handed out is a copy.
+        other = head.signal(hidden, 6)
+        assert own is not None
+        np.testing.assert_array_equal(other.ids, own.ids)
+        np.testing.assert_allclose(other.logprobs, own.logprobs, atol=1e-5)
+    assert {run.name for run in trace.runs} == {"draft exit"}
+    head.close()
 
 
 def test_tree_rows_give_the_logits_of_their_paths_run_alone(draft: OnnxDraft) -> None:

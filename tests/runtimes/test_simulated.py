@@ -76,6 +76,17 @@ def test_a_hit_is_flat_in_the_window_until_the_rollout_outgrows_the_suffix(windo
         assert step.waited == 0.0
 
 
+def test_an_exit_head_beside_the_suffix_costs_no_time_that_is_there_anyway() -> None:
+    beside = replace(PROFILE, costs=replace(COSTS, prefix=COSTS.suffix, exit_beside=COSTS.exit))
+    plan = Strategy("mirror", 2, 4, None, 0, "draft")
+    steps = simulate(beside, SCRIPT, plan, new_tokens=300).steps[:-3]
+    hits = [(before, now) for before, now in pairwise(steps) if before.hit and now.hit]
+    assert len(hits) > 10
+    for _, step in hits:
+        assert step.exit == pytest.approx(0.001)
+        assert step.seconds == pytest.approx(0.010 + 0.010 + 0.0002, abs=1e-12)
+
+
 def test_a_miss_costs_a_fresh_draft_after_the_forward_under_way() -> None:
     steps = run(window=7, script=StatedScript(0.8, (0.1, 0.2, 0.3, 0.4))).steps[:-4]
     misses = [(now, after) for now, after in pairwise(steps) if not now.hit]
