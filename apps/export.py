@@ -68,6 +68,14 @@ def export_command(
         str | None,
         typer.Option(help="Also write the draft for NPUs of this kind: qnn or openvino."),
     ] = None,
+    draft_vocabulary: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many tokens the draft can say, the commonest (lowest ids); by default all. "
+            "Fewer make it faster where the vocabulary is large.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle.")] = False,
 ) -> None:
     """Make a bundle of a target model and its draft, and check it against both."""
@@ -90,6 +98,7 @@ def export_command(
             format=format,
             context=context,
             draft_for=draft_for,
+            draft_vocabulary=draft_vocabulary,
             force=force,
             on_progress=show,
         )

@@ -124,6 +124,12 @@ def _show(manifest: Manifest, plan: MemoryPlan, coverage: dict[str, Any] | None)
         + ("no draft" if draft is None else _streams(draft)),
         highlight=False,
     )
+    if draft is not None and draft.head_vocabulary:
+        console.print(
+            f"the draft names {draft.named:,} of {draft.model.vocabulary:,} tokens, those with the "
+            "lowest ids",
+            soft_wrap=True,
+        )
     if draft is not None and draft.shared_bytes:
         console.print(
             "the draft is the target's own early exit: no second model on disk, but "

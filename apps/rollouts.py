@@ -158,7 +158,8 @@ class Counting:
 
     def __init__(self, graph: DraftGraph) -> None:
         """Count what `graph` does."""
-        self.context, self.vocabulary = graph.context, graph.vocabulary
+        self.context = graph.context
+        self.vocabulary, self.named = graph.vocabulary, graph.named
         self.slots, self.streams = graph.slots, graph.streams
         self.move, self.close = graph.move, graph.close
         self.forwards = 0

@@ -37,6 +37,7 @@ def export(
     format: Format = "onnx",
     context: int | None = None,
     draft_for: str | None = None,
+    draft_vocabulary: int | None = None,
     force: bool = False,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Exported:
@@ -61,7 +62,8 @@ def export(
     to the exit, if no folder has that name.
 
     With `draft_for`, ``qnn`` or ``openvino``, the bundle also holds the draft at fixed shapes, for
-    an NPU.
+    an NPU. With `draft_vocabulary` the draft names so many tokens only, those with the lowest ids:
+    it is faster, and the target alone says the others.
 
     Raises:
         OptionError: an argument that cannot be honoured.
@@ -80,6 +82,10 @@ def export(
             raise OptionError(
                 f"--draft-for {draft_for}: is for --format onnx; with --format coreml every draft "
                 "is made for the Neural Engine. Leave it out."
+            )
+        if draft_vocabulary is not None:
+            raise OptionError(
+                f"--draft-vocabulary {draft_vocabulary}: is for --format onnx. Leave it out."
             )
         return _coreml(
             target,
@@ -120,6 +126,7 @@ def export(
         calibrate=calibrate,
         exit_rank=exit_rank,
         draft_for=draft_for,
+        draft_vocabulary=draft_vocabulary,
         force=force,
         on_progress=progress,
     )

@@ -25,6 +25,8 @@ __all__ = [
     "Exit",
     "exit_graph",
     "exit_logits",
+    "head_of",
+    "keep_rows",
     "norm_and_head",
 ]
 
@@ -65,9 +67,9 @@ def exit_logits(tail: ModelProto, spec: ModelSpec, folder: Path, leave: Exit) ->
     What the graph does not share with the others goes to ``exit.bin`` in `folder`.
     """
     graph, tokens, correction = copy(tail), leave.tokens, leave.correction
-    head, file = _head(graph), folder / "exit.bin"
+    head, file = head_of(graph), folder / "exit.bin"
     if tokens is not None:
-        _reduce(graph, spec, head, tokens, folder, file)
+        keep_rows(graph, spec, tokens, folder, file)
         del graph.graph.output[:]
         narrow = value("logits", TensorProto.FLOAT, [1, "S", len(tokens)])
         graph.graph.output.append(narrow)
@@ -99,18 +101,23 @@ def exit_graph(logits: ModelProto, folder: Path, tokens: NDArray[np.int64] | Non
 def norm_and_head(tail: ModelProto, spec: ModelSpec) -> tuple[ModelProto, ModelProto]:
     """`tail` as two graphs: from `hidden` to `normed`, what the LM head reads, and to `logits`."""
     graph = copy(tail)
-    head = _head(graph)
+    head = head_of(graph)
     read = head.input[0]
     # Some models narrow the rows behind their norm.
     normed = value("normed", element_type(spec), [1, "S", "W"])
     graph.graph.node.append(helper.make_node("Identity", [read], ["normed"]))
     norm = part(graph, list(tail.graph.input), [normed])
     graph = copy(tail)
-    _head(graph).input[0] = "normed"
+    head_of(graph).input[0] = "normed"
     return norm, part(graph, [normed], list(tail.graph.output))
 
 
-def _head(graph: ModelProto) -> NodeProto:
+def head_of(graph: ModelProto) -> NodeProto:
+    """The node that makes the logits.
+
+    Raises:
+        ExportError: if there is none that is known.
+    """
     found: NodeProto | None = next(
         (node for node in reversed(graph.graph.node) if node.op_type in _HEADS), None
     )
@@ -159,15 +166,14 @@ def _correct(
     graph.graph.node.extend([*nodes[:at], *step, *nodes[at:]])
 
 
-def _reduce(
-    graph: ModelProto,
-    spec: ModelSpec,
-    head: NodeProto,
-    tokens: NDArray[np.int64],
-    folder: Path,
-    file: Path,
+def keep_rows(
+    graph: ModelProto, spec: ModelSpec, tokens: NDArray[np.int64], folder: Path, file: Path
 ) -> None:
-    """Keep the head's rows of `tokens`: of its weight, and of every bias and scale behind it."""
+    """Keep the head's rows of `tokens`: of its weight, and of every bias and scale behind it.
+
+    In place; what is kept goes to the end of `file`.
+    """
+    head = head_of(graph)
     for item in head.attribute:
         if item.name == "N":
             item.i = len(tokens)

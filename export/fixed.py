@@ -41,9 +41,11 @@ def fixed_spec(spec: ModelSpec, streams: int) -> FixedSpec:
 
 
 def fixed_graph(
-    draft: ModelProto, spec: ModelSpec, fixed: FixedSpec, streams: int, *, rollout: bool
+    draft: ModelProto, spec: ModelSpec, fixed: FixedSpec, streams: int, *, rollout: bool, named: int
 ) -> ModelProto:
     """The graph `draft` at fixed shapes: for the rows of a rollout, or for a prompt's chunks.
+
+    Its logits are of `named` tokens.
 
     Raises:
         ExportError: for an architecture that has no spelling in plain operators here.
@@ -61,7 +63,7 @@ def fixed_graph(
         inputs += [_ints("streamed", [fixed.streamed]), *_rows(top, fixed.slots)]
     outputs = _caches(spec, "present", fed)
     if rollout:
-        outputs.insert(0, value("logits", TensorProto.FLOAT, [1, top.fed, spec.vocabulary]))
+        outputs.insert(0, value("logits", TensorProto.FLOAT, [1, top.fed, named]))
     return part(model, [*inputs, *_caches(spec, "past_key_values", fixed.slots)], outputs)
 
 

@@ -56,7 +56,9 @@ def write_fixed(
     shared = exact.folder == folder / place
     halves: dict[str, TensorProto] = {}
     for name, rollout in ((fixed.prefill, False), (fixed.rollout, True)):
-        made = fixed_graph(graph, exact.spec, fixed, draft.streams, rollout=rollout)
+        made = fixed_graph(
+            graph, exact.spec, fixed, draft.streams, rollout=rollout, named=draft.named
+        )
         if not shared:
             _halve(made, exact.folder, folder / place / "fixed.bin", halves)
         onnx.save(made, folder / name)

@@ -46,6 +46,11 @@ def graph_files(source: Source, role: str) -> list[Path]:
         names = [manifest.target.prefix, manifest.target.suffix]
     elif manifest.draft is None:
         raise ExportError(f"{source.folder}: this bundle has no draft.")
+    elif manifest.draft.head_vocabulary:
+        raise ExportError(
+            f"{source.folder}: its draft names {manifest.draft.named:,} tokens only. "
+            "Export it without --draft-vocabulary first."
+        )
     else:
         names = [manifest.draft.graph]
     return [source.folder / name for name in names]

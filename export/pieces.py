@@ -51,7 +51,8 @@ def cut_draft(model: Whole, streams: Streams | None) -> tuple[DraftSpec, dict[st
         streams.refuse_unless_for(model.source.folder, spec.layers, spec.hidden)
     count, layers = (0, 0) if streams is None else (streams.count, streams.layers)
     rows = room_for_branches(model.model, folder, count)
-    onnx.save(draft_graph(model.model, spec, folder, streams), folder / "draft.onnx")
+    graph = draft_graph(model.model, spec, folder, streams, model.named)
+    onnx.save(graph, folder / "draft.onnx")
     texts = [model.ids, *tree.texts(model.ids)]
     expected = reference.graph_logits(folder / "full.onnx", spec, texts)
     ahead = None
@@ -60,7 +61,8 @@ def cut_draft(model: Whole, streams: Streams | None) -> tuple[DraftSpec, dict[st
     deviation = check.check_draft(folder, spec, model.ids, tree, expected, ahead)
     (folder / "full.onnx").unlink()
     name = "draft, with trees" + (" and streams" if count else "")
-    return DraftSpec(spec, count, layers, rows), {name: deviation}
+    named = 0 if model.named == spec.vocabulary else model.named
+    return DraftSpec(spec, count, layers, rows, head_vocabulary=named), {name: deviation}
 
 
 def cut_own_draft(

@@ -16,6 +16,7 @@ from mirror_edge.bundle import (
 )
 from mirror_edge.errors import ExportError, MissingExtraError, OptionError
 from mirror_edge.export import sample
+from mirror_edge.export.draft_head import narrowed
 from mirror_edge.export.early_exit import EARLY_EXIT
 from mirror_edge.export.exit_head import (
     DEFAULT_RANK,
@@ -93,6 +94,7 @@ def run(
     calibrate: Sequence[str | Path],
     exit_rank: int | None,
     draft_for: str | None,
+    draft_vocabulary: int | None,
     force: bool,
     on_progress: OnProgress,
 ) -> Exported:
@@ -115,9 +117,9 @@ def run(
         _refuse_other_precision(guide, draft_precision, "--draft-precision")
         draft_precision = draft_precision or precision
         needed += disk_needed(guide, draft_precision or DEFAULT_PRECISION)
-    elif draft_precision is not None:
-        there_is = "the draft is the target's own" if early else "there is no --draft to apply to"
-        raise OptionError(f"--draft-precision {draft_precision}: {there_is}.")
+    for option, asked in (("precision", draft_precision), ("vocabulary", draft_vocabulary)):
+        if guide is None and asked is not None:
+            raise OptionError(f"--draft-{option} {asked}: {_no_draft(early=early)}.")
     _refuse_fixed(draft_for, guide, early=early)
     if draft_for is not None and guide is not None:
         needed += disk_needed(guide, "fp32")
@@ -136,6 +138,8 @@ def run(
             deviations |= against_checkpoint(two)
             on_progress("Checking the draft", 1.0)
             notes += two.notes
+            two, off = narrowed(two, draft_vocabulary)
+            deviations |= off
 
         def tokens(counts: NDArray[np.float64] | None) -> NDArray[np.int64] | None:
             return named_tokens(exit_tokens, tokenizer, source, one.spec.vocabulary, counts)
@@ -174,6 +178,7 @@ def run(
             if two.spec.precision != "fp32":
                 at = folder / "exact"
                 exact = whole("draft", two.source, tokenizer, at, "fp32", on_progress)
+                exact, _ = narrowed(exact, draft_vocabulary)
             draft_spec, off = fix_draft(folder, target_spec, draft_spec, exact)
             deviations |= off
         on_progress("Cutting the graphs", 1.0)
@@ -201,6 +206,10 @@ def _refuse_bundle(source: Source, option: str) -> None:
         raise OptionError(f"{option}: is a bundle already. With --format coreml it is converted.")
 
 
+def _no_draft(*, early: bool) -> str:
+    return "the draft is the target's own" if early else "there is no --draft to apply to"
+
+
 def _refuse_fixed(draft_for: str | None, draft: Source | None, *, early: bool) -> None:
     if draft_for is None:
         return
@@ -208,8 +217,7 @@ def _refuse_fixed(draft_for: str | None, draft: Source | None, *, early: bool) -
     if draft_for not in FIXED_KINDS:
         raise OptionError(f"{option}: must be one of {', '.join(FIXED_KINDS)}.")
     if draft is None:
-        there_is = "the draft is the target's own" if early else "there is no --draft to apply to"
-        raise OptionError(f"{option}: {there_is}.")
+        raise OptionError(f"{option}: {_no_draft(early=early)}.")
     if draft.graph is not None and graph_precision(load(draft.graph)) != "fp32":
         raise OptionError(
             f"{option}: {draft.folder} is an ONNX graph with quantised weights, and NPU graphs are "

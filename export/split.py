@@ -91,9 +91,9 @@ def split_target(model: ModelProto, spec: ModelSpec, exit_layer: int) -> TargetG
 
 
 def draft_graph(
-    model: ModelProto, spec: ModelSpec, folder: Path, streams: Streams | None = None
+    model: ModelProto, spec: ModelSpec, folder: Path, streams: Streams | None, named: int
 ) -> ModelProto:
-    """`model` with its positions and its attention mask handed in from outside.
+    """`model`, whose logits are of `named` tokens, with positions and mask handed in from outside.
 
     With `streams`, whose weights join the others in `folder`, its rows can have streams.
     """
@@ -130,7 +130,7 @@ def draft_graph(
                 *_pasts(spec, layers),
             ],
             [
-                value("logits", TensorProto.FLOAT, [1, "n", spec.vocabulary]),
+                value("logits", TensorProto.FLOAT, [1, "n", named]),
                 *_presents(spec, layers),
             ],
         )

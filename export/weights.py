@@ -14,7 +14,7 @@ from mirror_edge.errors import ExportError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["append", "gather", "load", "size", "store"]
+__all__ = ["append", "compact", "gather", "load", "size", "store"]
 
 _INLINE = 1024
 """Tensors up to this many bytes stay inside the graph."""
@@ -86,6 +86,16 @@ def gather(model: ModelProto, folder: Path, file: Path, *, move: bool) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL and size(tensor) > _INLINE:
             append(tensor, load(tensor, folder), file)
+
+
+def compact(model: ModelProto, file: Path) -> None:
+    """Write `file` anew with nothing in it that `model` does not refer to."""
+    partial = file.with_name(file.name + ".partial")
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            append(tensor, load(tensor, file.parent), partial)
+            _refer(tensor, file.name, int(_location(tensor)["offset"]), size(tensor))
+    partial.replace(file)
 
 
 def _take(source: Path, file: Path, *, move: bool) -> int:

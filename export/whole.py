@@ -45,6 +45,8 @@ class Whole:
     ids: NDArray[np.int64]
     """The text it is checked on."""
     notes: tuple[str, ...]
+    named: int
+    """How many tokens its logits name, those with the lowest ids."""
 
 
 def whole(
@@ -81,7 +83,7 @@ def whole(
     if length < check.SHORTEST:
         raise ExportError(f"{source.folder}: its context of {spec.context} tokens is too short.")
     ids = sample_ids(tokenizer, length, spec.vocabulary)
-    return Whole(role, source, folder, model, spec, ids, notes)
+    return Whole(role, source, folder, model, spec, ids, notes, spec.vocabulary)
 
 
 def against_checkpoint(model: Whole) -> dict[str, float]:

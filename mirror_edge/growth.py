@@ -92,8 +92,8 @@ class Growth:
         self._graph, self._sampler, self._trunk = graph, sampler, trunk
         self._depth, self._ahead = depth, ahead
         self._first, self._slot = first, len(trunk)
-        self._known = min(graph.vocabulary, sampler.vocabulary)
-        """Tokens that draft and target both know."""
+        self._known = min(graph.named, sampler.vocabulary)
+        """Tokens that both can say."""
         self.growing = list(enumerate(branches))
         """Those that have not arrived yet, with their numbers."""
         width = len(trunk) - first + len(branches) * ahead.slots(depth)
@@ -144,7 +144,7 @@ class Growth:
     def _embedded(self, tokens: list[int]) -> NDArray[np.int64]:
         """`tokens` as they are fed: the target's padding ids have no embedding in the draft."""
         fed = np.array(tokens)
-        if self._known < self._sampler.vocabulary:
+        if self._graph.vocabulary < self._sampler.vocabulary:
             fed[fed >= self._graph.vocabulary] = 0
         return fed
 

@@ -103,8 +103,15 @@ class DraftSpec:
     """Rows its cache may hold beyond the context, for branches and their streams."""
     shared_bytes: int = 0
     """Of the target's weights, which a draft out of the target's own layers uses too."""
+    head_vocabulary: int = 0
+    """How many tokens its head names, those with the lowest ids; 0 for all."""
     graph: str = "draft/draft.onnx"
     fixed: FixedSpec | None = None
+
+    @property
+    def named(self) -> int:
+        """How many tokens its logits are of."""
+        return self.head_vocabulary or self.model.vocabulary
 
 
 @dataclass(frozen=True)
@@ -202,6 +209,7 @@ def _check_draft(draft: DraftSpec, path: Path) -> None:
             f"{draft.stream_layers} of its {draft.model.layers} layers. Export again."
         )
     _check_size(path, "draft.branch_rows", draft.branch_rows, 0)
+    _check_size(path, "draft.head_vocabulary", draft.head_vocabulary, 0, draft.model.vocabulary)
     _check_size(path, "draft.shared_bytes", draft.shared_bytes, 0)
     if (fixed := draft.fixed) is not None:
         _check_size(path, "draft.fixed.context", fixed.context, 1, draft.model.context)

@@ -139,6 +139,9 @@ class DraftGraph(Protocol):
 
     context: int
     vocabulary: int
+    """Tokens that it can be fed."""
+    named: int
+    """Tokens that its logits are of, those with the lowest ids."""
     slots: int
     """How many rows the KV cache can hold, streams while they run among them."""
     streams: int
@@ -154,7 +157,7 @@ class DraftGraph(Protocol):
         streamed: NDArray[np.int64] | None = None,
         ahead: int = 0,
     ) -> NDArray[np.float32]:
-        """Feed rows into slots `start`…; return logits [len(wanted) + m·ahead, vocabulary].
+        """Feed rows into slots `start`…; return logits [len(wanted) + m·ahead, named].
 
         First those of the rows `wanted`, then those of the first `ahead` streams of each of the m
         rows `streamed`. They are valid until the next call.

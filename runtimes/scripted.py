@@ -189,9 +189,10 @@ class ScriptedDraft:
         trace: Trace | None = None,
         virtual: VirtualClock | None = None,
         streams: Sequence[Language] = (),
+        named: int | None = None,
     ) -> None:
-        """A forward takes `seconds`, on the clock given."""
-        self.context, self.vocabulary = context, vocabulary
+        """A forward takes `seconds`, on the clock given; its logits are of `named` tokens."""
+        self.context, self.vocabulary, self.named = context, vocabulary, named or vocabulary
         self.slots, self.streams = context + branch_rows, len(streams)
         self.forwards = 0
         self._language, self._foresight = language, streams

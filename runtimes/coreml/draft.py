@@ -28,7 +28,8 @@ class CoreMLDraft:
         spec = bundle.manifest.draft
         assert spec is not None
         model = spec.model
-        self.context, self.vocabulary = model.context, model.vocabulary
+        self.context = model.context
+        self.vocabulary = self.named = model.vocabulary
         self.slots = model.context + spec.branch_rows
         self.streams = spec.streams
         self._dtype = np.dtype(model.dtype)

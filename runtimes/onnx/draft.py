@@ -32,10 +32,10 @@ class OnnxDraft:
         spec = bundle.manifest.draft
         assert spec is not None
         model = spec.model
-        self.context, self.vocabulary = model.context, model.vocabulary
+        self.context, self.vocabulary, self.named = model.context, model.vocabulary, spec.named
         self.slots = model.context + spec.branch_rows
         self.streams = spec.streams
-        self._scratch = Scratch(model.vocabulary)
+        self._scratch = Scratch(spec.named)
         self._mask = Mask(np.dtype(model.dtype))
         if widest_run(setup.place) < ANY:
             raise DeviceError(

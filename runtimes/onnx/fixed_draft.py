@@ -53,7 +53,7 @@ class FixedDraft:
                 f"runs no other. Export with --draft-for {setup.place.provider.kind}."
             )
         model, fixed = spec.model, spec.fixed
-        self.context, self.vocabulary = fixed.context, model.vocabulary
+        self.context, self.vocabulary, self.named = fixed.context, model.vocabulary, spec.named
         self.slots, self.streams = fixed.slots, spec.streams
         self._cache = _Cache(model, fixed.slots)
 
@@ -63,7 +63,7 @@ class FixedDraft:
 
         self._prefill = graph(fixed.prefill, fixed.chunk, 0)
         self._rollout = graph(fixed.rollout, fixed.rows, fixed.streamed)
-        self._rollout.give_logits(model.vocabulary)
+        self._rollout.give_logits(spec.named)
 
     def forward(
         self,
@@ -77,7 +77,7 @@ class FixedDraft:
     ) -> NDArray[np.float32]:
         """See `DraftGraph.forward`. More rows than a graph takes go through it in turn."""
         streamed = _NONE if streamed is None else streamed
-        logits = [np.empty((0, self.vocabulary), dtype=np.float32)]
+        logits = [np.empty((0, self.named), dtype=np.float32)]
         guesses: list[NDArray[np.float32]] = []
         silent = min([len(tokens), *wanted[:1].tolist(), *streamed[:1].tolist()])
         for first, last, own in self._pieces(len(tokens), silent, streamed):
@@ -187,10 +187,10 @@ class _Graph:
             session.bind(f"present.{layer}.key", self._keys[layer], output=True)
             session.bind(f"present.{layer}.value", self._values[layer], output=True)
 
-    def give_logits(self, vocabulary: int) -> None:
+    def give_logits(self, named: int) -> None:
         """Bind the logits, which only the graph for rollouts has."""
         rows = self.rows + self.streamed * self._streams
-        self.logits = np.empty((rows, vocabulary), dtype=np.float32)
+        self.logits = np.empty((rows, named), dtype=np.float32)
         self._session.bind("logits", self.logits[None], output=True)
 
     def stream_logits(self, count: int, ahead: int) -> NDArray[np.float32]:

@@ -169,7 +169,7 @@ def test_what_cannot_have_fixed_shapes_is_refused(
     node.attribute.append(onnx.helper.make_attribute("local_window_size", 16))
     sizes = fixed_spec(spec.model, spec.streams)
     with pytest.raises(ExportError, match="attention with local_window_size = 16"):
-        fixed_graph(graph, spec.model, sizes, spec.streams, rollout=True)
+        fixed_graph(graph, spec.model, sizes, spec.streams, rollout=True, named=spec.named)
 
 
 def test_a_bundle_without_it_says_how_to_get_it(bundle: Bundle) -> None:

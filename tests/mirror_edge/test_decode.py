@@ -110,6 +110,9 @@ def drafters() -> dict[str, Callable[[], Drafter]]:
         "narrow": lambda: ModelDrafter(
             ScriptedDraft(lambda t: NEAR(t)[: VOCABULARY - 5], VOCABULARY - 5)
         ),
+        "common": lambda: ModelDrafter(
+            ScriptedDraft(lambda t: NEAR(t)[: VOCABULARY - 5], VOCABULARY, named=VOCABULARY - 5)
+        ),
         "ngram": lambda: NgramDrafter(),
     }
 

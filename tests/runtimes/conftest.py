@@ -65,6 +65,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, streams = spec.draft.model, spec.draft.streams
     fixed = fixed_spec(model, streams)
     for name, rollout in ((fixed.prefill, False), (fixed.rollout, True)):
-        onnx.save(fixed_graph(free, model, fixed, streams, rollout=rollout), folder / name)
+        graph = fixed_graph(free, model, fixed, streams, rollout=rollout, named=spec.draft.named)
+        onnx.save(graph, folder / name)
     bundles.write_manifest(folder, spec.name, spec.target, replace(spec.draft, fixed=fixed))
     return folder
