@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -31,6 +33,13 @@ def run(program: Callable[[], object]) -> None:
     except MirrorEdgeError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        # What is still in the buffer would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        typer.echo(f"error: the output cannot be written ({error.strerror}).", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -79,6 +79,18 @@ def test_help_does_not_wait_for_heavy_imports() -> None:
     assert run("--help").returncode == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_output_that_cannot_be_written_is_one_line_of_error(more: tuple[str, ...]) -> None:
+    words = ["generate", "Hello", "--max-new-tokens", "4", *more]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: the output cannot be written (No space left on device).\n"
+
+
 def cut(name: str) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         path = folder / name
