@@ -35,7 +35,10 @@ Candidates = Annotated[int | None, typer.Option(help="κ: outcomes prepared for 
 Branches = Annotated[
     str | None, typer.Option(help="R: outcomes prepared for in all, or 'all'; auto chooses it.")
 ]
-Drafter = Annotated[str, typer.Option(help="model (the bundle's draft) or ngram (look-up).")]
+Drafter = Annotated[
+    str | None,
+    typer.Option(help="model (the bundle's draft) or ngram (look-up); auto takes what pays."),
+]
 ExitHead = Annotated[
     str | None,
     typer.Option(help="target or draft: on whose device the exit head runs; auto chooses it."),
@@ -118,7 +121,7 @@ class SpeculationOptions:
     window: Window = None
     candidates: Candidates = None
     branches: Branches = None
-    drafter: Drafter = "model"
+    drafter: Drafter = None
     exit_head: ExitHead = None
     strict: Strict = False
 

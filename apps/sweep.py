@@ -197,7 +197,7 @@ class _Run:
         from mirror_edge import Speculation
         from mirror_edge.apps.bench.contenders import Ours
 
-        how = self.grid[name] if name in self.grid else Speculation(name)  # type: ignore[arg-type]
+        how = self.grid.get(name) or Speculation(name, drafter="model")  # type: ignore[arg-type]
         ours = Ours(name, self.model, how, self.sampling)
         ours.forget()
         said = ours.answer([{"role": "user", "content": prompt}], self.new_tokens)

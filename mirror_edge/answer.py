@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from mirror_edge.drafting import Drafting
 from mirror_edge.hypotheses import Branch, ExitSignal, HypothesisTree, Root, choose_roots
 from mirror_edge.lanes import Dropped
+from mirror_edge.ngram import Lookup, Match
 from mirror_edge.policy import Strategy
 from mirror_edge.protocols import Clock, Drafter, ExitHead, Lane, Planner, Target
 from mirror_edge.sampling import Sampler
@@ -64,6 +65,10 @@ class Answer:
     """Plans every step in mode `auto`."""
     choices: Sequence[Strategy] = ()
     """What it may choose from."""
+    lookup: Lookup | None = None
+    """For plans that look windows up; the reader gives it the prompt."""
+    match: Match = field(default_factory=Match)
+    """What it has for the step under way, used or not."""
     planned: Strategy | None = None
     """For the steps to come; the controller's is made by the reader: no step waits for it."""
     stats: Stats = field(default_factory=Stats)
@@ -98,6 +103,8 @@ class Answer:
         """With the drafter on its lane."""
         self.draft = Drafting(drafter, self.on.draft_lane)
         self.planned = self.planned or self.plan
+        self.otherwise = self.plan
+        """This step's plan, had nothing been looked up."""
 
     @property
     def room(self) -> int:
@@ -115,8 +122,26 @@ class Answer:
         plan = self.planned or self.plan
         if plan.mode != "ar" and self.draft.catch_up(self.tokens):
             self.untold = []
-        self.plan = plan if self._can_draft() else replace(plan, mode="ar")
+        self.plan = self.otherwise = plan if self._can_draft() else replace(plan, mode="ar")
         return self.plan
+
+    def look_up(self) -> None:
+        """Look this step's window up instead, if there is a match that the plan prefers."""
+        known, plan = self.lookup, self.plan
+        self.otherwise = plan
+        if known is None:
+            return
+        known.learn(self.tokens[len(known.text) :])
+        self.match = self._match(known, known.text[-known.longest :])
+        if window := _preferred(plan, self.match):
+            self.without_draft()
+            self.drafted = self.match.tokens[:window]
+            self.plan = replace(plan, mode="sd", drafter="ngram", window=window)
+
+    def _match(self, known: Lookup, tail: Sequence[int]) -> Match:
+        """As many tokens as any plan wants; one at least, from which is learnt."""
+        most = max((1, *self.otherwise.look_up))
+        return known.match(tail, max(0, min(most, self.room - 1)))
 
     def reuse(self) -> int:
         """Keep the rows that the target's cache shares with the prompt; how many they are.
@@ -211,12 +236,20 @@ class Answer:
         return Rollout(self, made, ranking, plan.branches, dropped)
 
     def draft_after(self, verdict: Verdict) -> None:
-        """Set the draft to work on the next window, before anybody has read this one's tokens."""
-        drafted = self.drafted[: verdict.accepted]
-        depth = min(self.plan.window, self.room - len(drafted) - 2)
-        drafter = self.draft.drafter
+        """Set the draft to work on the next window, before anybody has read this one's tokens.
+
+        It is left in peace where that will be looked up.
+        """
+        drafted, plan = self.drafted[: verdict.accepted], self.otherwise
+        depth = min(plan.window, self.room - len(drafted) - 2)
+        drafter = self.draft.drafter if plan.mode != "ar" else None
         if drafter is None or depth < 1 or not self.eos.isdisjoint((*drafted, verdict.correction)):
             return
+        if plan.look_up and self.lookup is not None:
+            longest = self.lookup.longest
+            tail = [*self.tokens[-longest:], *drafted, verdict.correction][-longest:]
+            if _preferred(plan, self._match(self.lookup, tail)):
+                return
         told, self.untold = self.untold, []
         call, roots, self.dropped = drafter.rollout, [Root(*verdict)], Dropped()
         self.depth = depth
@@ -254,6 +287,12 @@ class Answer:
         self.on.cached += self.tokens[len(self.on.cached) : -1]
         self.drafted = () if branch is None else branch.tokens[: max(0, self.room - 1)]
         return said
+
+
+def _preferred(plan: Strategy, match: Match) -> int:
+    """The window that `plan` would look up for such a match; 0 for none."""
+    known = 0 < match.length <= len(plan.look_up)
+    return min(plan.look_up[match.length - 1], len(match.tokens)) if known else 0
 
 
 class Rollout(NamedTuple):

@@ -23,9 +23,10 @@ from mirror_edge.decode import decode
 from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
 from mirror_edge.driving import Parts, drive, drive_async
 from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
+from mirror_edge.experience import LONGEST_MATCH
 from mirror_edge.lanes import ThreadLane
 from mirror_edge.memory import plan_memory
-from mirror_edge.ngram import NgramDrafter
+from mirror_edge.ngram import Lookup, NgramDrafter
 from mirror_edge.policy import DrafterName, Speculation, choices, resolve
 from mirror_edge.process import ProcessDrafter
 from mirror_edge.protocols import Drafter
@@ -332,8 +333,9 @@ class Model:
         asked = options.get("speculation") or Speculation()
         if asked.exit_head == "draft":
             self._open_exit_head()
-        drafter = self._drafters.get(asked.drafter)
+        drafter = self._drafters.get(asked.drafter or "model")
         strategy = resolve(asked, can_draft=drafter is not None)
+        auto = asked.mode == "auto"
         # A padded window writes rows beyond its last token, and they need a place too.
         limit = self.context - max(0, strategy.width - 1)
         if len(tokens) >= limit:
@@ -355,19 +357,23 @@ class Model:
             drafter=drafter if strategy.mode != "ar" else None,
             eos=self._text.eos,
             limit=limit,
-            choices=choices(asked, apart=self._decoder.exit_head is not None)
-            if asked.mode == "auto"
+            choices=choices(
+                asked, apart=self._decoder.exit_head is not None, can_draft=drafter is not None
+            )
+            if auto
             else (),
+            lookup=Lookup(LONGEST_MATCH) if auto and asked.drafter is None else None,
         )
-        return answer, self._chunks(answer, asked.drafter, StopStrings(options.get("stop") or ()))
+        named = asked.drafter or ("model" if self.has_draft else "ngram")
+        return answer, self._chunks(answer, named, StopStrings(options.get("stop") or ()))
 
     def _chunks(self, answer: Answer, drafter: str, stops: StopStrings) -> Parts[Chunk]:
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving another answer; wait for it or load it twice.")
         try:
-            if answer.choices and answer.draft.drafter is not None:
+            if len(answer.choices) > 1:
                 answer.controller = yield from self._tuning.controller(
-                    drafter, answer.draft.drafter
+                    drafter, self._drafters[drafter]
                 )
             text = self._text.stream()
             for part in decode(answer):

@@ -8,7 +8,7 @@ then; the more that cost, the rarer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mirror_edge.costs import Costs
 from mirror_edge.experience import Experience
@@ -27,6 +27,10 @@ _TEACHERS: dict[Mode, tuple[Mode, ...]] = {
 """Whom to learn from: the target alone shows how fast it is, the mirror what its roots hit."""
 _FAR = 1.5
 """The target alone is not asked when it is held to be slower than that: its times are no guess."""
+_SURE = 0.95
+"""Of the plan's time a token: what is looked up must be faster by so much."""
+_EVERY = 4
+"""Steps between two looks at what is looked up."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 48, 384
 """Tokens between two probes that cost nothing."""
 _PROBING = 0.0025
@@ -50,6 +54,15 @@ class Controller:
     """Steps that it was to be kept for when it was last weighed."""
     _held: int = 0
     """Those of them to come."""
+    _among: Sequence[Strategy] = ()
+    """What was chosen from last: plans that `_drafted`, and `_windows` that are looked up."""
+    _drafted: Sequence[Strategy] = ()
+    _windows: Sequence[int] = ()
+    _look_up: tuple[int, ...] = ()
+    """See `Strategy.look_up`."""
+    _given: tuple[tuple[Strategy, tuple[int, ...]], Strategy] | None = None
+    """A plan and what it was to look up, and the two in one."""
+    _planned: int = 0
     _probes: int = 0
     _probe: Strategy | None = None
     _left: int = 0
@@ -60,6 +73,21 @@ class Controller:
 
     def plan(self, among: Sequence[Strategy]) -> Strategy:
         """The next step's plan."""
+        if among is not self._among:
+            self._among, self._look_up = among, ()
+            self._drafted = [plan for plan in among if plan.drafter == "model"]
+            self._windows = [plan.window for plan in among if plan.drafter == "ngram"]
+        chosen = self._plan(self._drafted)
+        if not self._windows or chosen is not self._chosen:  # a probe
+            return chosen
+        if self._planned % _EVERY == 0:
+            self._look_up = self._looked_up(self._windows)
+        self._planned += 1
+        if self._given is None or (chosen, self._look_up) != self._given[0]:
+            self._given = (chosen, self._look_up), replace(chosen, look_up=self._look_up)
+        return self._given[1]
+
+    def _plan(self, among: Sequence[Strategy]) -> Strategy:
         before, probe = self._chosen, self._probe
         if self._left and probe is not None and probe in among:
             self._left -= 1
@@ -83,12 +111,28 @@ class Controller:
             return chosen
         self._pause = self._until = min(2 * self._pause, _LONGEST_PAUSE)
         self._probes += 1
-        teachers = _TEACHERS[chosen.mode]
+        teachers = [mode for mode in _TEACHERS[chosen.mode] if mode in best]
+        if not teachers:
+            return chosen
         seconds, probe = best[teachers[self._probes % len(teachers)]]
         if probe.mode == "ar" and seconds > _FAR * self._pace:
             return chosen
         self._probe, self._left = probe, _PROBE[probe.mode] - 1
         return probe
+
+    def _looked_up(self, windows: Sequence[int]) -> tuple[int, ...]:
+        """By the length of a match: the window to look up where that is faster than the plan."""
+        costs, known = self.costs, self.experience
+        target, host = known.target["ar"].mean, known.host["ar"].mean
+        steps = [target * (costs.prefix(n + 1) + costs.suffix(n + 1)) + host for n in windows]
+        found = []
+        for right in known.look_up:
+            p = right.mean
+            tokens = [sum(p**j for j in range(n + 1)) for n in windows]
+            paces = [step / count for step, count in zip(steps, tokens, strict=True)]
+            pace, window = min(zip(paces, windows, strict=True))
+            found.append(window if pace < _SURE * self._pace else 0)
+        return tuple(found)
 
     def learn(self, step: StepRecord) -> None:
         """Take in what a step was like."""
@@ -96,7 +140,7 @@ class Controller:
         self._until -= step.committed
         chosen, probe = self._chosen, self._probe
         # The first step of the draft's probe has no window: it only waits for what is read up.
-        telling = step.proposed > 0 or step.mode == "ar"
+        telling = step.drafter == "model" and (step.proposed > 0 or step.mode == "ar")
         if telling and chosen and probe and step.mode == probe.mode != chosen.mode:
             lost = step.seconds / self._pace - step.committed
             if lost < 0.0:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from mirror_edge.answer import Answer, FinishReason, Rollout
 from mirror_edge.driving import Parts, waited
 from mirror_edge.hypotheses import Branch
+from mirror_edge.ngram import foretold
 from mirror_edge.policy import Mode
 from mirror_edge.stats import DraftRecord, StepRecord
 from mirror_edge.verify import Verdict
@@ -108,6 +109,8 @@ def decode(answer: Answer) -> Parts[Said]:
     stats.prefilled_tokens = len(answer.tokens) - kept
     reading, place = lane.start("prefill", prefill, answer), len(answer.tokens)
     answer.sampler.prepare(place, place + _FORESIGHT)
+    if answer.lookup is not None:
+        answer.lookup.learn(answer.tokens[:place])
     while (said := (yield from waited(reading))) is None:
         reading = lane.start("prefill", prefill, answer)
     stats.time_to_first_token = on.clock() - began
@@ -155,6 +158,7 @@ def step(answer: Answer, asked: float) -> Step | None:
         return None
     on, began = answer.on, max(asked, answer.until)
     answer.next_plan()
+    answer.look_up()
     outcome = STEPS[answer.plan.mode](answer)
     (verdict, branch, rollout), proposed = outcome, len(answer.drafted)
     said = Said(answer.commit(verdict, branch), answer.finish_reason)
@@ -172,5 +176,8 @@ def step(answer: Answer, asked: float) -> Step | None:
         roots=len(rollout.roots) if rollout else 0,
         rank=rollout.rank(verdict) if rollout else None,
         hit=branch is not None if rollout else None,
+        drafter=answer.plan.drafter,
+        match=answer.match.length,
+        foretold=foretold(answer.match.tokens, said.tokens),
     )
     return Step(said, record, answer.draft.record)

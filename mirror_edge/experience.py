@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
     from mirror_edge.stats import StepRecord
 
-__all__ = ["Experience", "Fading"]
+__all__ = ["LONGEST_MATCH", "Experience", "Fading"]
+
+LONGEST_MATCH = 4
+"""Tokens of a match in prompt and answer that are told apart."""
 
 _MEMORY = 48.0
 _OUTLIER = 2.0
@@ -59,6 +62,10 @@ class Experience:
 
     acceptance: Fading = field(default_factory=lambda: Fading(0.6, 4.0))
     """Of a draft token whose predecessors were accepted."""
+    look_up: tuple[Fading, ...] = field(
+        default_factory=lambda: tuple(Fading(0.3, 4.0) for _ in range(LONGEST_MATCH))
+    )
+    """The same of a token that is looked up, by the length of the match, from 1 on."""
     ranks: NDArray[np.float64] = field(
         default_factory=lambda: np.array([4.0 * 0.5 ** (rank + 1) for rank in range(_RANKS + 1)])
     )
@@ -81,13 +88,17 @@ class Experience:
     def learn(self, step: StepRecord, costs: Costs) -> None:
         """Take in one step."""
         rows = step.proposed + 1
-        if step.proposed:
+        right, judged = step.foretold
+        if judged:
+            self.look_up[step.match - 1].add(right / judged, judged)
+        if step.proposed and step.drafter == "model":
             judged = min(step.accepted + 1, step.proposed)
             self.acceptance.add(step.accepted / judged, judged)
-        before, self._last = self._last, step.mode
-        if step.mode == "ar" and before != "ar":
+        mode: Mode = step.mode if step.drafter == "model" else "ar"
+        before, self._last = self._last, mode
+        if mode == "ar" and before != "ar":
             return  # The draft still works at what nobody wants any more.
-        host, target = self.host[step.mode], self.target[step.mode]
+        host, target = self.host[mode], self.target[mode]
         host.add(min(step.host, _OUTLIER * host.mean))
         most = _OUTLIER * target.mean
         target.add(min(most, _ratio(step.prefix, costs.prefix(rows))))
@@ -98,7 +109,7 @@ class Experience:
             self.beside.add(_ratio(step.suffix, expected))
             self.ranks *= 1.0 - 1.0 / _MEMORY
             self.ranks[_RANKS if step.rank is None else min(step.rank, _RANKS)] += 1.0
-        if step.fresh and step.proposed:
+        if step.fresh and step.proposed and mode != "ar":
             self.fresh.add(_ratio(step.fresh, step.proposed * costs.draft(1)))
         if step.hit and not step.waited:
             self.rollout.add(

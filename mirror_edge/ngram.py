@@ -1,9 +1,9 @@
-"""A drafter without a model: what followed the last time these words were said."""
+"""Guesses without a model: what followed the last time these words were said."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mirror_edge.hypotheses import Branch, Root
 
@@ -11,22 +11,64 @@ if TYPE_CHECKING:
     from mirror_edge.lanes import Dropped
     from mirror_edge.sampling import Sampler
 
-__all__ = ["NgramDrafter"]
+__all__ = ["Lookup", "Match", "NgramDrafter", "foretold"]
+
+
+class Match(NamedTuple):
+    """The longest end of a text that was said before, and what followed it then."""
+
+    length: int = 0
+    """In tokens; 0 for none."""
+    tokens: tuple[int, ...] = ()
+
+
+class Lookup:
+    """Where each n-gram of a text last ended: the longest n counts, then the latest place."""
+
+    def __init__(self, longest: int = 3) -> None:
+        """Know n-grams of up to `longest` tokens."""
+        self.longest = longest
+        self.text: list[int] = []
+        self._ends: dict[tuple[int, ...], int] = {}
+
+    def learn(self, tokens: Sequence[int]) -> None:
+        """The text goes on with `tokens`. The newest ones' own n-grams wait for a follower."""
+        for token in tokens:
+            end = len(self.text)
+            for n in range(1, min(self.longest, end) + 1):
+                self._ends[tuple(self.text[end - n : end])] = end
+            self.text.append(token)
+
+    def match(self, tail: Sequence[int], depth: int) -> Match:
+        """How a text that ends with `tail` may go on, by up to `depth` tokens."""
+        for n in range(min(self.longest, len(tail)), 0, -1):
+            end = self._ends.get(tuple(tail[-n:]))
+            if end is not None:
+                return Match(n, tuple(self.text[end : end + depth]))
+        return Match()
+
+
+def foretold(guess: Sequence[int], said: Sequence[int]) -> tuple[int, int]:
+    """How many tokens of `guess` turned out right, and of how many that is known."""
+    right = 0
+    for one, other in zip(guess, said, strict=False):
+        if one != other:
+            return right, right + 1
+        right += 1
+    return right, right
 
 
 class NgramDrafter:
-    """Looks the last n tokens up in prompt and answer, longest n first, latest match first."""
+    """A `Drafter` that looks the last tokens up in prompt and answer."""
 
     def __init__(self, longest: int = 3) -> None:
         """Match up to `longest` tokens."""
-        self._longest = longest
-        self._committed: list[int] = []
-        self._ends: dict[tuple[int, ...], int] = {}
+        self._lookup = Lookup(longest)
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Forget the last answer and index `tokens`."""
-        self._committed, self._ends = [], {}
-        self._learn(tokens)
+        self._lookup = Lookup(self._lookup.longest)
+        self._lookup.learn(tokens)
 
     def rollout(
         self,
@@ -38,28 +80,14 @@ class NgramDrafter:
         dropped: Dropped | None = None,  # noqa: ARG002 - it is over at once
     ) -> list[Branch]:
         """Continue the roots whose last tokens were seen before; see `Drafter.rollout`."""
-        self._learn(committed)
+        known = self._lookup
+        known.learn(committed)
         branches = []
         for root in roots:
-            tail = [*self._committed[-self._longest :], *drafted[: root.row], root.token]
-            if tokens := self._continuation(tail, depth):
+            tail = [*known.text[-known.longest :], *drafted[: root.row], root.token]
+            if tokens := known.match(tail, depth).tokens:
                 branches.append(Branch(root, tokens))
         return branches
 
     def close(self) -> None:
         """Nothing to release."""
-
-    def _learn(self, tokens: Sequence[int]) -> None:
-        """Note where each n-gram last ended. The newest tokens' own n-grams wait for a follower."""
-        for token in tokens:
-            end = len(self._committed)
-            for n in range(1, min(self._longest, end) + 1):
-                self._ends[tuple(self._committed[end - n : end])] = end
-            self._committed.append(token)
-
-    def _continuation(self, tail: Sequence[int], depth: int) -> tuple[int, ...]:
-        for n in range(min(self._longest, len(tail)), 0, -1):
-            end = self._ends.get(tuple(tail[-n:]))
-            if end is not None:
-                return tuple(self._committed[end : end + depth])
-        return ()

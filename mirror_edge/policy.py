@@ -34,6 +34,7 @@ DEFAULT_WINDOW, DEFAULT_CANDIDATES, DEFAULT_BRANCHES = 3, 4, 8
 
 _POOL = 256
 _WINDOWS = [1, 2, 3, 4, 5, 6, 7]
+_LOOKED_UP = (1, 2, 4, 7)
 _CANDIDATES = 8
 _BRANCHES: list[int | None] = [1, 2, 4, 8, 16, 32]
 
@@ -47,7 +48,8 @@ class Speculation:
         window: γ, draft tokens a window.
         candidates: κ, outcomes prepared for a row.
         branches: R, outcomes prepared for in all; `all` for κ·(γ+1).
-        drafter: the bundle's draft model, or look-up of n-grams in prompt and answer.
+        drafter: the bundle's draft model, or look-up of n-grams in prompt and answer; None is the
+            model, and in `auto` either, whichever pays at the moment.
         exit_head: on whose device the exit head runs; None is the target's, and in `auto` the
             better one.
         strict: run every step of the target at one width and read every prompt anew, so that not
@@ -58,7 +60,7 @@ class Speculation:
     window: int | None = None
     candidates: int | None = None
     branches: int | Literal["all"] | None = None
-    drafter: DrafterName = "model"
+    drafter: DrafterName | None = None
     exit_head: ExitPlace | None = None
     strict: bool = False
 
@@ -66,7 +68,7 @@ class Speculation:
         """Refuse values that cannot be honoured."""
         if self.mode not in ("auto", *get_args(Mode)):
             raise OptionError(f"mode is {self.mode!r}; it must be auto, ar, sd or mirror.")
-        if self.drafter not in get_args(DrafterName):
+        if self.drafter not in (None, *get_args(DrafterName)):
             raise OptionError(f"drafter is {self.drafter!r}; it must be model or ngram.")
         if self.exit_head not in (None, *get_args(ExitPlace)):
             raise OptionError(f"exit_head is {self.exit_head!r}; it must be target or draft.")
@@ -92,6 +94,11 @@ class Strategy:
     width: int
     """Rows every target forward is padded to; 0 for none."""
     exit_head: ExitPlace = "target"
+    drafter: DrafterName = "model"
+    """Of a step in mode `sd`: with `ngram` its window is looked up as it begins."""
+    look_up: tuple[int, ...] = ()
+    """By the length of a match in prompt and answer, from 1 on: the window that is looked up
+    instead of this step, where there is such a match; 0 for none."""
 
     def pool(self, sampling: Sampling) -> int:
         """Candidates to ask of the exit head: one to drop, more where the noise re-ranks them."""
@@ -123,10 +130,11 @@ def resolve(asked: Speculation, *, can_draft: bool) -> Strategy:
     )
 
 
-def choices(asked: Speculation, *, apart: bool = False) -> list[Strategy]:
+def choices(asked: Speculation, *, apart: bool = False, can_draft: bool = True) -> list[Strategy]:
     """Every strategy that mode `auto` may choose from under what the caller fixed.
 
-    `apart` is whether the draft's device is another one, which could run the exit head.
+    Without a draft model there is `ar`, and windows that are looked up. `apart` is whether the
+    draft's device is another one, which could run the exit head.
     """
     first = resolve(replace(asked, mode="ar"), can_draft=True)
     windows = [asked.window] if asked.window else _WINDOWS
@@ -142,4 +150,9 @@ def choices(asked: Speculation, *, apart: bool = False) -> list[Strategy]:
         for branches in every
         for place in places
     ]
-    return [first, *serial, *mirrored]
+    looked_up = [
+        replace(plan, drafter="ngram")
+        for plan in serial
+        if asked.drafter is None and (asked.window or plan.window in _LOOKED_UP)
+    ]
+    return [first, *(serial + mirrored if can_draft else ()), *looked_up]

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mirror_edge.policy import Mode
+from mirror_edge.policy import DrafterName, Mode
 from mirror_edge.trace import Span, covered, overlap
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ class StepRecord:
     """Bytes that went to devices' own memory."""
     read: int
     """Bytes that came back from it."""
+    drafter: DrafterName = "model"
+    """Whose window it was; `ngram` where mode `auto` looked it up."""
+    match: int = 0
+    """Tokens of the longest match in prompt and answer, looked up for the window or not."""
+    foretold: tuple[int, int] = (0, 0)
+    """What followed it: tokens that were right, of so many."""
 
     @classmethod
     def of(
@@ -72,6 +78,9 @@ class StepRecord:
         roots: int,
         rank: int | None,
         hit: bool | None,
+        drafter: DrafterName = "model",
+        match: int = 0,
+        foretold: tuple[int, int] = (0, 0),
     ) -> StepRecord:
         """Sort the (calls, runs) that ended during the step by what they were.
 
@@ -106,6 +115,9 @@ class StepRecord:
             busy=busy,
             sent=sum(run.sent for run in runs),
             read=sum(run.read for run in runs),
+            drafter=drafter,
+            match=match,
+            foretold=foretold,
         )
 
 
@@ -164,6 +176,7 @@ class Stats:
             "generated_tokens": self.generated_tokens,
             "steps": len(steps),
             "steps_by_mode": dict(Counter(s.mode for s in steps)),
+            "looked_up_steps": sum(s.drafter == "ngram" for s in steps),
             "tokens_per_step": _ratio(sum(s.committed for s in steps), len(steps)),
             "draft_tokens_proposed": proposed,
             "draft_tokens_accepted": accepted,

@@ -16,9 +16,10 @@ from mirror_edge.controller import Controller
 from mirror_edge.costs import Costs, Curve
 from mirror_edge.decode import decode
 from mirror_edge.driving import drive
-from mirror_edge.experience import Experience, Fading
+from mirror_edge.experience import LONGEST_MATCH, Experience, Fading
 from mirror_edge.measuring import measure
-from mirror_edge.policy import Mode, Speculation, Strategy, choices
+from mirror_edge.ngram import Lookup
+from mirror_edge.policy import DrafterName, Mode, Speculation, Strategy, choices
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.scripted import Language, ScriptedDraft, ScriptedExitHead, ScriptedTarget
 from mirror_edge.runtimes.virtual import VirtualClock, VirtualLane
@@ -63,7 +64,13 @@ class Devices:
         changed = self.later is not None and position > self.tokens / 2
         return self.later if changed and self.later is not None else self.agreement
 
-    def answer(self, plan: Strategy | None) -> Answer:
+    def answer(
+        self,
+        plan: Strategy | None,
+        drafter: DrafterName | None = "model",
+        *,
+        can_draft: bool = True,
+    ) -> Answer:
         clock, trace = VirtualClock(), Trace()
         half = lambda rows: self.target(rows) / 2000  # noqa: E731
         target = ScriptedTarget(
@@ -87,19 +94,20 @@ class Devices:
             seconds = self.exit_beside / 1000
             head = ScriptedExitHead(chain(lambda _: 0.9, 2), seconds, trace, clock)
         decoder = Decoder(target, lanes[0], lanes[1], trace, clock, exit_head=head)
-        drafter = ModelDrafter(draft)
-        controller = Controller(measure(decoder, drafter)) if plan is None else None
-        first = choices(Speculation(), apart=head is not None)
+        model = ModelDrafter(draft)
+        controller = Controller(measure(decoder, model)) if plan is None else None
+        first = choices(Speculation(drafter=drafter), apart=head is not None, can_draft=can_draft)
         return Answer(
             on=decoder,
             tokens=[1, 2, 3],
             plan=plan or first[0],
             sampler=Sampler(Sampling(), VOCABULARY),
-            drafter=drafter,
+            drafter=model if can_draft else None,
             eos=frozenset(),
             limit=3 + self.tokens,
             controller=controller,
             choices=first if plan is None else (),
+            lookup=Lookup(LONGEST_MATCH) if drafter is None else None,
         )
 
     def speed(self, plan: Strategy | None) -> tuple[float, list[str]]:
@@ -118,6 +126,44 @@ PAIRS = {
     "useless draft": Devices(lambda n: 8 + 2 * n, lambda n: 1 + 0.1 * n, 0.0),
     "slow, excellent draft": Devices(lambda n: 20 + n, lambda n: 4 + 0.2 * n, 0.95),
 }
+
+
+COPIED = Devices(lambda n: 10 + 0.2 * n, lambda _: 2, 0.5, tokens=600)
+"""The text of these devices turns in a circle of 64 tokens at most."""
+
+
+@pytest.mark.parametrize("can_draft", [True, False])
+def test_what_was_said_before_is_looked_up_where_that_pays(can_draft: bool) -> None:
+    answers = [
+        COPIED.answer(None, drafter=drafter, can_draft=can_draft) for drafter in (None, "model")
+    ]
+    for answer in answers:
+        for _ in drive(decode(answer)):
+            pass
+    copying, drafting = (answer.stats for answer in answers)
+    assert sum(step.drafter == "ngram" for step in copying.steps[-30:]) >= 25
+    assert not any(step.drafter == "ngram" for step in drafting.steps)
+    assert copying.decode_seconds < 0.5 * drafting.decode_seconds
+
+
+def test_what_is_seldom_right_is_not_looked_up() -> None:
+    """A text in which the same words are followed by others every time."""
+    answer = Devices(lambda n: 10 + 2 * n, lambda _: 1, 0.7).answer(None, drafter=None)
+    truth = np.random.default_rng(0).integers(8, size=TOKENS + 8)
+
+    def rambling(tokens: Sequence[int]) -> np.ndarray:
+        logits = np.zeros(VOCABULARY, dtype=np.float32)
+        logits[truth[len(tokens)]] = 1.0
+        return logits
+
+    target = answer.on.target
+    assert isinstance(target, ScriptedTarget)
+    target._language = rambling
+    for _ in drive(decode(answer)):
+        pass
+    steps = answer.stats.steps[-100:]
+    assert sum(step.match > 0 for step in steps) > 50
+    assert sum(step.drafter == "ngram" for step in steps) < 5
 
 
 @pytest.mark.parametrize(("beside", "place"), [(2.0, "draft"), (20.0, "target")])

@@ -7,22 +7,25 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from mirror_edge.answer import Answer, Decoder
 from mirror_edge.decode import decode
 from mirror_edge.driving import drive, drive_async
 from mirror_edge.hypotheses import ExitSignal
 from mirror_edge.lanes import ThreadLane
-from mirror_edge.ngram import NgramDrafter
+from mirror_edge.ngram import Lookup, NgramDrafter
 from mirror_edge.policy import ExitPlace, Mode, Speculation, Strategy, choices
 from mirror_edge.protocols import Drafter, Lane
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.scripted import (
+    Language,
     ScriptedDraft,
     ScriptedExitHead,
     ScriptedTarget,
@@ -64,9 +67,10 @@ class House:
         eos: frozenset[int] = frozenset(),
         clock: Callable[[], float] = time.perf_counter,
         exit_head: ExitPlace = "target",
+        language: Language = TRUTH,
     ) -> Answer:
         self.target = ScriptedTarget(
-            TRUTH,
+            language,
             NEAR,
             VOCABULARY,
             seconds=self.seconds,
@@ -150,7 +154,8 @@ class Restless:
         self.dice = random.Random(seed)
 
     def plan(self, among: Sequence[Strategy]) -> Strategy:
-        return self.dice.choice(among)
+        windows = tuple(self.dice.choice((0, 1, 5)) for _ in range(4))
+        return replace(self.dice.choice(among), look_up=windows)
 
     def learn(self, step: StepRecord) -> None:
         pass
@@ -161,15 +166,56 @@ class Restless:
 def test_the_plan_may_change_at_every_step(drafter: str, temperature: float) -> None:
     sampling = Sampling(temperature=temperature, seed=2)
     alone = spoken(House(free_lane, None).answer("ar", new=80, sampling=sampling))
-    every, tried = choices(Speculation(), apart=True), set()
+    every, tried = choices(Speculation(drafter="model"), apart=True), set()
     for seed in range(4):
         # Each mode is as likely as the others.
         among = [p for mode in ("ar", "sd", "mirror") for p in every if p.mode == mode]
         answer = House(free_lane, drafters()[drafter]()).answer("ar", new=80, sampling=sampling)
         answer.controller, answer.choices = Restless(seed), [*among[:8] * 4, *among[8:]]
+        answer.lookup = Lookup(4)
         assert spoken(answer) == alone
-        tried |= {step.mode for step in answer.stats.steps}
-    assert tried == {"ar", "sd", "mirror"}
+        assert not answer.stats.draft_losses
+        tried |= {(step.mode, step.drafter) for step in answer.stats.steps}
+    assert tried == {("ar", "model"), ("sd", "model"), ("mirror", "model"), ("sd", "ngram")}
+
+
+class Copying:
+    """A controller that looks up what it can, and else follows one plan."""
+
+    def __init__(self, mode: Mode) -> None:
+        self.plans = Strategy(mode, 4, 4, 8, 0, look_up=(0, 0, 7))
+
+    def plan(self, among: Sequence[Strategy]) -> Strategy:
+        del among
+        return self.plans
+
+    def learn(self, step: StepRecord) -> None:
+        pass
+
+
+@pytest.mark.parametrize("mode", ["ar", "sd", "mirror"])
+def test_what_was_said_before_is_looked_up_and_the_draft_left_in_peace(mode: Mode) -> None:
+    period = [*range(2, 20)]
+    around = dict(pairwise([*period, period[0]]))
+
+    def copying(tokens: Sequence[int]) -> NDArray[np.float32]:
+        logits = np.zeros(VOCABULARY, np.float32)
+        logits[around.get(tokens[-1], 2)] = 1.0
+        return logits
+
+    trace = Trace()
+    house = House(free_lane, ModelDrafter(ScriptedDraft(NOISE, VOCABULARY, trace=trace)), trace)
+    answer = house.answer(mode, new=100, language=copying)
+    answer.controller, answer.choices, answer.lookup = Copying(mode), (answer.plan,), Lookup(3)
+    said = spoken(answer)
+    assert said == [around.get(before, 2) for before in [PROMPT[-1], *said[:-1]]]
+    steps = answer.stats.steps
+    copied = [step for step in steps if step.drafter == "ngram"]
+    assert copied[3:] == steps[-len(copied) + 3 :]
+    assert sum(step.committed for step in copied) > 70
+    assert {step.committed for step in copied[:-1]} == {8}
+    assert {step.foretold for step in copied[:-1]} == {(7, 7)}
+    assert not any(step.busy.get("draft") for step in copied[3:])
 
 
 def test_a_near_draft_commits_several_tokens_a_step_and_hits() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror_edge.hypotheses import Branch, Root
-from mirror_edge.ngram import NgramDrafter
+from mirror_edge.ngram import Lookup, Match, NgramDrafter, foretold
 from mirror_edge.sampling import Sampler, Sampling
 
 SAMPLER = Sampler(Sampling(), 10)
@@ -73,3 +73,29 @@ def test_a_new_answer_forgets_the_last_one() -> None:
     assert drafter.rollout([], [], [Root(0, 1), Root(0, 4)], 2, SAMPLER) == [
         Branch(Root(0, 4), (5,))
     ]
+
+
+def test_a_match_says_how_long_it_is() -> None:
+    known = Lookup(3)
+    known.learn([1, 2, 3, 4, 9, 2, 3, 5])
+    assert known.match([1, 2, 3], 2) == Match(3, (4, 9))
+    assert known.match([7, 2, 3], 5) == Match(2, (5,))
+    assert known.match([8, 8, 9], 1) == Match(1, (2,))
+    assert known.match([8], 1) == Match()
+    assert known.match([], 1) == Match()
+
+
+@pytest.mark.parametrize(
+    ("guess", "said", "right"),
+    [
+        ((1, 2, 3), [1, 2, 3, 4], (3, 3)),
+        ((1, 2, 3), [1, 2, 4], (2, 3)),
+        ((1, 2, 3), [1, 2], (2, 2)),  # of the last one nothing is known
+        ((1, 2), [7, 2], (0, 1)),
+        ((), [7, 2], (0, 0)),
+    ],
+)
+def test_what_was_foretold_is_counted_as_far_as_it_is_known(
+    guess: tuple[int, ...], said: list[int], right: tuple[int, int]
+) -> None:
+    assert foretold(guess, said) == right

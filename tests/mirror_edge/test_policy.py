@@ -97,3 +97,14 @@ def test_auto_may_choose_the_place_of_the_exit_head_where_there_are_two() -> Non
     for place in ("target", "draft"):
         fixed = choices(Speculation(exit_head=place), apart=True)
         assert {p.exit_head for p in fixed if p.mode == "mirror"} == {place}
+
+
+def test_auto_may_look_windows_up_unless_a_drafter_was_named() -> None:
+    looked_up = {plan.window for plan in choices(Speculation()) if plan.drafter == "ngram"}
+    assert min(looked_up) == 1
+    assert len(looked_up) > 2
+    assert {p.window for p in choices(Speculation(window=3)) if p.drafter == "ngram"} == {3}
+    for drafter in ("model", "ngram"):
+        assert {plan.drafter for plan in choices(Speculation(drafter=drafter))} == {"model"}
+    alone = choices(Speculation(), can_draft=False)
+    assert {(p.mode, p.drafter) for p in alone} == {("ar", "model"), ("sd", "ngram")}

@@ -148,6 +148,7 @@ def test_the_figures_add_up() -> None:
         "overlap_ratio": 4.0 / 5.5,
         "time_to_first_token_s": 0.25,
         "tokens_per_second": 10 / 4.0,
+        "looked_up_steps": 0,
         "draft_losses": ["gone"],
         "draft_restarts": 1,
         "draft_lapses": 2,
