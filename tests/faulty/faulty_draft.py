@@ -42,6 +42,10 @@ class Runtime:
         del device
         return FaultyDraft(self._cpu.open_draft(bundle, CPU, threads, trace))
 
+    def open_exit(self, bundle: Any, device: Device, threads: int, trace: Any) -> Any:
+        del device
+        return self._cpu.open_exit(bundle, CPU, threads, trace)
+
 
 class FaultyDraft:
     def __init__(self, graph: Any) -> None:

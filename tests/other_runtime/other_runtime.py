@@ -8,7 +8,7 @@ import time
 
 from mirror_edge.bundle import Bundle
 from mirror_edge.devices import Device, Found
-from mirror_edge.protocols import DraftGraph, Target
+from mirror_edge.protocols import DraftGraph, ExitHead, Target
 from mirror_edge.runtimes.onnx.runtime import cpu
 from mirror_edge.trace import Trace
 
@@ -30,6 +30,9 @@ class Abacus:
 
     def open_draft(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> DraftGraph:
         return cpu().open_draft(bundle, Device("cpu"), threads, trace)
+
+    def open_exit(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> ExitHead:
+        return cpu().open_exit(bundle, Device("cpu"), threads, trace)
 
 
 class Aborting(Abacus):
