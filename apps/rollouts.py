@@ -161,7 +161,7 @@ class Counting:
         self.context = graph.context
         self.vocabulary, self.named = graph.vocabulary, graph.named
         self.slots, self.streams = graph.slots, graph.streams
-        self.move, self.close = graph.move, graph.close
+        self.move, self.stop, self.close = graph.move, graph.stop, graph.close
         self.forwards = 0
         self._graph = graph
 

@@ -30,6 +30,7 @@ __all__ = [
     "Lane",
     "Planner",
     "Recovering",
+    "StoppedError",
     "Target",
 ]
 
@@ -38,6 +39,10 @@ T = TypeVar("T")
 
 Clock = Callable[[], float]
 """Seconds, from any origin."""
+
+
+class StoppedError(Exception):
+    """A forward of a `DraftGraph` ended before its end; the cache rows that it fed are void."""
 
 
 class Target(Protocol):
@@ -166,6 +171,13 @@ class DraftGraph(Protocol):
         n >= rows, that it must not see; None hides nothing. Its streams see what it sees, itself,
         and each other up to their own; nobody else ever sees them. Into an empty cache rows are
         fed without either.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Have the forward under way, if any, raise `StoppedError`; called from another thread.
+
+        A device that cannot do that lets it end.
         """
         ...
 

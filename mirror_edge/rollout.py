@@ -8,6 +8,7 @@ the main ones, so nothing the draft has computed is computed again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from mirror_edge.foresight import Foresight
 from mirror_edge.growth import Growing, Growth, Guesses
 from mirror_edge.hypotheses import Branch, Root
+from mirror_edge.protocols import StoppedError
 
 if TYPE_CHECKING:
     from mirror_edge.lanes import Dropped
@@ -90,7 +92,7 @@ class ModelDrafter:
             way, began = self._foresight.choose(len(kept), most), self._clock()
             if self._grow(trunk, branches, depth, self._ways[way], sampler, dropped):
                 self._foresight.learn(len(kept), way, (self._clock() - began) / depth)
-        return [Branch(branch.root, tuple(branch.tokens[1:])) for branch in branches]
+        return [Branch(grown.root, tuple(grown.tokens[1:])) for grown in branches if grown.slots]
 
     def close(self) -> None:
         """Release the graph."""
@@ -111,11 +113,13 @@ class ModelDrafter:
         """
         fed, base = len(self._rows), len(self._committed)
         growth = Growth(self._graph, sampler, trunk, branches, depth, ahead, min(fed, base))
-        growth.forward(missing=len(trunk) - fed)
-        self._rows += trunk[fed:]
-        self._grown = branches
+        if dropped is not None:
+            dropped.then(lambda: self._graph.stop() if dropped.is_set() else None)
         while growth.goes_on(dropped):
-            growth.forward()
+            with suppress(StoppedError):  # If not all was dropped, it was meant for another.
+                growth.forward(missing=len(trunk) - len(self._rows))
+                self._rows += trunk[len(self._rows) :]
+                self._grown = branches
         return any(len(branch.tokens) > depth for branch in branches)
 
     def _settle(self, trunk: Sequence[int]) -> None:
@@ -143,8 +147,10 @@ class ModelDrafter:
             fed = np.array(chunk)
             fed[fed >= self._graph.vocabulary] = 0
             places = np.arange(start, start + len(chunk))
-            self._graph.forward(fed, places, start, None, np.array([len(chunk) - 1]))
-            self._rows += chunk
+            while len(self._rows) == start:
+                with suppress(StoppedError):  # What was to stop had ended already: once more.
+                    self._graph.forward(fed, places, start, None, np.array([len(chunk) - 1]))
+                    self._rows += chunk
 
 
 def ways(ahead: Guesses) -> list[Guesses]:

@@ -232,6 +232,9 @@ class ScriptedDraft:
             logits += [language(shown) for language in self._foresight[:ahead]]
         return np.stack(logits)
 
+    def stop(self) -> None:
+        """See `DraftGraph.stop`: a scripted forward ends."""
+
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""
         where = np.asarray(slots)

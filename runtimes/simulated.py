@@ -183,6 +183,9 @@ class SimulatedDraft(_Device):
             said = np.concatenate([said, guesses.ravel()])
         return _certain(said, self.vocabulary)
 
+    def stop(self) -> None:
+        """See `DraftGraph.stop`: a simulated forward ends."""
+
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""
         self._states[start : start + len(slots)] = self._states[np.asarray(slots)]

@@ -91,6 +91,9 @@ class CoreMLDraft:
             at = part.stop
         return found
 
+    def stop(self) -> None:
+        """See `DraftGraph.stop`: Core ML cannot."""
+
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""
         for cache in self._caches:

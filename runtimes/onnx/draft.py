@@ -42,7 +42,7 @@ class OnnxDraft:
                 f"device {setup.place.provider.kind}: gets attention of many rows wrong, which a "
                 "draft needs. Update its driver, or choose another device for the draft."
             )
-        session = Session(bundle.file(spec.graph), setup, "draft")
+        session = self._session = Session(bundle.file(spec.graph), setup, "draft")
         self._cache = InPlaceCache(
             session, open_memory(setup), model, range(model.layers), self.slots
         )
@@ -84,10 +84,14 @@ class OnnxDraft:
         self._cache.run(start, inputs, {"logits": logits}, rows, width)
         return logits.reshape(logits.shape[1:])
 
+    def stop(self) -> None:
+        """See `DraftGraph.stop`."""
+        self._session.stop()
+
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""
         self._cache.move(slots, start)
 
     def close(self) -> None:
         """Release the session."""
-        del self._cache
+        del self._cache, self._session

@@ -95,6 +95,9 @@ class FixedDraft:
                 guesses.append(graph.stream_logits(len(own), ahead).copy())
         return np.concatenate([*logits, *guesses])
 
+    def stop(self) -> None:
+        """See `DraftGraph.stop`: a forward is short on an NPU, and ends."""
+
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""
         self._cache.move(slots, start)

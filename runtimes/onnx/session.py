@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from mirror_edge.errors import DeviceError
+from mirror_edge.protocols import StoppedError
 from mirror_edge.runtimes.onnx.compiled import compiled
 from mirror_edge.runtimes.onnx.placement import nodes_on
 from mirror_edge.trace import Span, Trace
@@ -103,6 +104,8 @@ class Session:
         self._lasting: dict[str, tuple[Buffer, bool]] = {}
         """Buffers that every run has, and whether they are outputs."""
         self._generation = 0
+        self._running: ort.RunOptions | None = None
+        """Of the run under way, if it may be stopped."""
         self._sent: dict[str, NDArray[Any]] = {}
         """Inputs that are copied to the device's own memory at every run."""
 
@@ -121,8 +124,18 @@ class Session:
             self._lasting[name] = buffer, output
             self._generation += 1
 
+    def stop(self) -> None:
+        """Have the run under way, if any, raise `StoppedError`; called from another thread."""
+        if (running := self._running) is not None:
+            running.terminate = True
+
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        """Run on the given buffers, beside those bound for all runs."""
+        """Run on the given buffers, beside those bound for all runs.
+
+        Raises:
+            DeviceError: if ONNX Runtime fails.
+            StoppedError: if it was told to `stop`.
+        """
         bound = self._bound_for(inputs)
         buffers = bound.buffers
         for name, buffer in inputs.items():
@@ -140,16 +153,21 @@ class Session:
             if buffers.get(name) is not buffer:
                 self._bind(bound, name, buffer, output=True)
         begin = time.perf_counter()
+        options = self._running = ort.RunOptions()
         try:
             for name, buffer in self._sent.items():
                 bound.binding.bind_cpu_input(name, buffer)
-            self._session.run_with_iobinding(bound.binding)
+            self._session.run_with_iobinding(bound.binding, options)
         except Exception as error:
+            if options.terminate:
+                raise StoppedError from None
             raise DeviceError(f"{self._name}: ONNX Runtime failed: {error}") from error
-        sent, read = self._copied(outputs) if self._apart else (0, 0)
-        self._trace.runs.append(
-            Span(self._name, self._name, begin, time.perf_counter(), sent, read)
-        )
+        finally:
+            self._running = None
+            sent, read = self._copied(outputs) if self._apart else (0, 0)
+            self._trace.runs.append(
+                Span(self._name, self._name, begin, time.perf_counter(), sent, read)
+            )
 
     def call(self, inputs: Mapping[str, NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
         """Run without bindings: for graphs whose outputs grow."""

@@ -5,7 +5,7 @@ The scripted draft refuses a row that is not shown exactly one token for each po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mirror_edge.growth import Guesses
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.lanes import Dropped
+from mirror_edge.protocols import StoppedError
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.scripted import Language, ScriptedDraft, random_language
 from mirror_edge.runtimes.virtual import VirtualClock
@@ -411,7 +412,7 @@ def test_a_dropped_rollout_ends_early_and_leaves_the_cache_usable(after: int, st
 
     class Dropping(ScriptedDraft):
         def forward(self, *args: Any) -> Any:
-            if self.forwards + 1 == after:
+            if self.forwards + 1 == after and args[2] > 0:
                 dropped.set()
             return super().forward(*args)
 
@@ -430,6 +431,69 @@ def test_a_dropped_rollout_ends_early_and_leaves_the_cache_usable(after: int, st
     come_true = serial(LANGUAGE, [1, 2, 3, 4, 6], 4, sampler)
     [branch] = drafter.rollout([6], come_true, [Root(4, 2)], 3, sampler)
     assert branch.tokens == serial(LANGUAGE, [1, 2, 3, 4, 6, *come_true, 2], 3, sampler)
+
+
+class Stopping(ScriptedDraft):
+    """Its forwards of the given numbers, from 0 on, are stopped: they leave rubbish behind."""
+
+    def __init__(
+        self, stopped: Collection[int], before: Callable[[int], None], **more: Any
+    ) -> None:
+        super().__init__(LANGUAGE, VOCABULARY, **more)
+        self.stopped, self.before, self.asked, self.stops = stopped, before, -1, 0
+
+    def forward(self, tokens: Any, positions: Any, start: int, *more: Any) -> Any:
+        self.asked += 1
+        self.before(self.asked)
+        found = super().forward(tokens, positions, start, *more)
+        if self.asked in self.stopped:
+            self._tokens[start:] = -7
+            self._positions[start:] = -7
+            raise StoppedError
+        return found
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+@pytest.mark.parametrize("streams", [0, 2])
+@given(stopped=st.sets(st.integers(0, 14)))
+@settings(deadline=None, max_examples=40)
+def test_forwards_that_were_stopped_by_mistake_are_made_again(
+    streams: int, stopped: set[int]
+) -> None:
+    draft = Stopping(stopped, lambda _: None, streams=foreseen(GREEDY, streams, 0.7))
+    drafter = ModelDrafter(draft)
+    drafter.prefill([1, 2, 3])
+    roots = [Root(0, 4), Root(0, 5)]
+    branches = drafter.rollout([], (), roots, 5, GREEDY, Dropped())
+    expected = [Branch(root, serial(LANGUAGE, [1, 2, 3, root.token], 5, GREEDY)) for root in roots]
+    assert branches == expected
+    said = [5, *expected[1].tokens[:2]]
+    (branch,) = drafter.rollout(said, (), [Root(0, 6)], 4, GREEDY)
+    assert branch.tokens == serial(LANGUAGE, [1, 2, 3, *said, 6], 4, GREEDY)
+
+
+@pytest.mark.parametrize("streams", [0, 2])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_what_is_dropped_stops_the_forward_under_way(at: int, streams: int) -> None:
+    dropped = Dropped()
+
+    def before(number: int) -> None:
+        if number == at:
+            dropped.set()
+
+    draft = Stopping({at}, before, streams=foreseen(GREEDY, streams, 0.5))
+    drafter = ModelDrafter(draft)
+    drafter.prefill([1, 2, 3])
+    branches = drafter.rollout([], (), [Root(0, 4), Root(0, 5)], 9, GREEDY, dropped)
+    assert draft.stops == 1
+    assert draft.asked == at
+    for root, tokens in branches:
+        assert len(tokens) < 9
+        assert tokens == serial(LANGUAGE, [1, 2, 3, root.token], len(tokens), GREEDY)
+    (branch,) = drafter.rollout([4], (), [Root(0, 6)], 4, GREEDY)
+    assert branch.tokens == serial(LANGUAGE, [1, 2, 3, 4, 6], 4, GREEDY)
 
 
 @pytest.mark.parametrize("streams", [0, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mirror_edge import bundle as bundles
 from mirror_edge.devices import Device
 from mirror_edge.errors import DeviceError
 from mirror_edge.hypotheses import Root
+from mirror_edge.protocols import StoppedError
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
 from mirror_edge.runtimes.onnx.fixed_draft import FixedDraft
@@ -143,6 +145,26 @@ def test_tree_rows_give_the_logits_of_their_paths_run_alone(draft: OnnxDraft) ->
         start = 10 + 3 * step
         logits = draft.forward(fed, np.full(3, 10 + step), start, hidden, np.arange(3))
         np.testing.assert_allclose(logits, np.stack([a[step] for a in alone]), **CLOSE)
+
+
+def test_a_forward_that_is_stopped_leaves_the_rows_before_it_as_they_were(draft: OnnxDraft) -> None:
+    ids = np.array(text(900, draft.vocabulary))
+    places = np.arange(900)
+    last = np.array([0])
+    draft.forward(ids[:20], places[:20], 0, None, np.array([19]))
+    wanted = draft.forward(ids[20:21], places[20:21], 20, None, last).copy()
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(20):
+            long = pool.submit(draft.forward, ids[20:], places[20:], 20, None, np.array([879]))
+            while not long.done():
+                draft.stop()
+            if long.exception() is not None:
+                break
+    assert isinstance(long.exception(), StoppedError)
+    draft.stop()  # Nothing is under way.
+    np.testing.assert_allclose(
+        draft.forward(ids[20:21], places[20:21], 20, None, last), wanted, **CLOSE
+    )
 
 
 def test_moved_rows_stand_where_the_path_needs_them(draft: OnnxDraft) -> None:
