@@ -177,7 +177,7 @@ class DraftGraph(Protocol):
     def stop(self) -> None:
         """Have the forward under way, if any, raise `StoppedError`; called from another thread.
 
-        A device that cannot do that lets it end.
+        A device that cannot do that lets it end, as it does with a short one.
         """
         ...
 

@@ -154,7 +154,7 @@ def test_a_forward_that_is_stopped_leaves_the_rows_before_it_as_they_were(draft:
     draft.forward(ids[:20], places[:20], 0, None, np.array([19]))
     wanted = draft.forward(ids[20:21], places[20:21], 20, None, last).copy()
     with ThreadPoolExecutor(1) as pool:
-        for _ in range(20):
+        for _ in range(20):  # The first one shows that they last.
             long = pool.submit(draft.forward, ids[20:], places[20:], 20, None, np.array([879]))
             while not long.done():
                 draft.stop()
