@@ -34,11 +34,14 @@ def run(program: Callable[[], object]) -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:
+        if error.errno != errno.ENOSPC:
             raise
-        # What is still in the buffer would fail once more at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        typer.echo(f"error: the output cannot be written ({error.strerror}).", err=True)
+        try:
+            sys.stdout.flush()
+        except OSError:  # What is still in the buffer would fail once more at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        what = error.filename or "the output"
+        typer.echo(f"error: {what} cannot be written ({error.strerror}).", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

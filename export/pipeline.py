@@ -116,7 +116,8 @@ def run(
     if guide is not None:
         _refuse_other_precision(guide, draft_precision, "--draft-precision")
         draft_precision = draft_precision or precision
-        needed += disk_needed(guide, draft_precision or DEFAULT_PRECISION)
+        once = disk_needed(guide, draft_precision or DEFAULT_PRECISION)
+        needed += once if draft_vocabulary is None else 2 * once
     for option, asked in (("precision", draft_precision), ("vocabulary", draft_vocabulary)):
         if guide is None and asked is not None:
             raise OptionError(f"--draft-{option} {asked}: {_no_draft(early=early)}.")

@@ -91,10 +91,15 @@ def gather(model: ModelProto, folder: Path, file: Path, *, move: bool) -> None:
 def compact(model: ModelProto, file: Path) -> None:
     """Write `file` anew with nothing in it that `model` does not refer to."""
     partial = file.with_name(file.name + ".partial")
+    partial.touch()
+    moved: dict[int, int] = {}
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
-            append(tensor, load(tensor, file.parent), partial)
-            _refer(tensor, file.name, int(_location(tensor)["offset"]), size(tensor))
+            before = int(_location(tensor).get("offset", 0))
+            if before not in moved:  # Some tensors share their values.
+                append(tensor, load(tensor, file.parent), partial)
+                moved[before] = int(_location(tensor)["offset"])
+            _refer(tensor, file.name, moved[before], size(tensor))
     partial.replace(file)
 
 

@@ -66,9 +66,11 @@ class Answer:
     choices: Sequence[Strategy] = ()
     """What it may choose from."""
     lookup: Lookup | None = None
-    """For plans that look windows up; the reader gives it the prompt."""
+    """For plans that look windows up; the reader has it while it learns the prompt."""
     match: Match = field(default_factory=Match)
     """What it has for the step under way, used or not."""
+    otherwise: Strategy = field(init=False)
+    """The plan of the step under way, had nothing been looked up."""
     planned: Strategy | None = None
     """For the steps to come; the controller's is made by the reader: no step waits for it."""
     stats: Stats = field(default_factory=Stats)
@@ -104,7 +106,6 @@ class Answer:
         self.draft = Drafting(drafter, self.on.draft_lane)
         self.planned = self.planned or self.plan
         self.otherwise = self.plan
-        """This step's plan, had nothing been looked up."""
 
     @property
     def room(self) -> int:
@@ -128,7 +129,6 @@ class Answer:
     def look_up(self) -> None:
         """Look this step's window up instead, if there is a match that the plan prefers."""
         known, plan = self.lookup, self.plan
-        self.otherwise = plan
         if known is None:
             return
         known.learn(self.tokens[len(known.text) :])
@@ -180,6 +180,8 @@ class Answer:
     def without_draft(self) -> None:
         """Leave the fresh draft that is under way, if any, to itself."""
         self.dropped.set()
+        if self.fresh is not None:
+            self.fresh()  # There are tokens in it that the drafter must hear of.
         self.fresh, self.drafted = None, ()
 
     def prefix(self) -> None:
@@ -273,8 +275,9 @@ class Answer:
 
     def commit(self, verdict: Verdict, branch: Branch | None) -> list[int]:
         """Append what the target decided; the next window carries `branch`."""
-        self.agreed += verdict.accepted
-        self.judged += min(verdict.accepted + 1, len(self.drafted))
+        if self.plan.drafter == "model":
+            self.agreed += verdict.accepted
+            self.judged += min(verdict.accepted + 1, len(self.drafted))
         said = [*self.drafted[: verdict.accepted], verdict.correction][: self.room]
         ends = [index for index, token in enumerate(said) if token in self.eos]
         if ends:

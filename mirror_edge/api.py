@@ -21,7 +21,7 @@ from mirror_edge.controller import Controller
 from mirror_edge.costs import Costs
 from mirror_edge.decode import decode
 from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
-from mirror_edge.driving import Parts, drive, drive_async
+from mirror_edge.driving import Parts, drive, drive_async, waited
 from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
 from mirror_edge.experience import LONGEST_MATCH
 from mirror_edge.lanes import ThreadLane
@@ -190,9 +190,12 @@ class Model:
             trace=self._trace,
         )
         self._tuning = Tuning(self._decoder, self._key)
-        if spec.draft is not None and draft_device != target_device:
+        self._apart = False
+        """Whether mode `auto` may choose the exit head's device."""
+        if spec.draft is not None and draft_device != target_device and not draft_process:
             try:
                 self._open_exit_head()
+                self._apart = True
             except DeviceError as error:
                 _log.info("the exit head stays on the target's device: %s", error)
 
@@ -331,8 +334,6 @@ class Model:
         if not tokens or prompt == "":
             raise ContextError("the prompt is empty; say something.")
         asked = options.get("speculation") or Speculation()
-        if asked.exit_head == "draft":
-            self._open_exit_head()
         drafter = self._drafters.get(asked.drafter or "model")
         strategy = resolve(asked, can_draft=drafter is not None)
         auto = asked.mode == "auto"
@@ -357,9 +358,7 @@ class Model:
             drafter=drafter if strategy.mode != "ar" else None,
             eos=self._text.eos,
             limit=limit,
-            choices=choices(
-                asked, apart=self._decoder.exit_head is not None, can_draft=drafter is not None
-            )
+            choices=choices(asked, apart=self._apart, can_draft=drafter is not None)
             if auto
             else (),
             lookup=Lookup(LONGEST_MATCH) if auto and asked.drafter is None else None,
@@ -371,6 +370,9 @@ class Model:
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving another answer; wait for it or load it twice.")
         try:
+            plans = [plan for plan in (answer.plan, *answer.choices) if plan.mode == "mirror"]
+            if any(plan.exit_head == "draft" for plan in plans):
+                yield from waited(self._decoder.draft_lane.start("open", self._open_exit_head))
             if len(answer.choices) > 1:
                 answer.controller = yield from self._tuning.controller(
                     drafter, self._drafters[drafter]

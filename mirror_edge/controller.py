@@ -63,6 +63,8 @@ class Controller:
     _given: tuple[tuple[Strategy, tuple[int, ...]], Strategy] | None = None
     """A plan and what it was to look up, and the two in one."""
     _planned: int = 0
+    _copying: bool = False
+    """Whether the last step was looked up: a probe would cost more than it is booked for."""
     _probes: int = 0
     _probe: Strategy | None = None
     _left: int = 0
@@ -74,7 +76,7 @@ class Controller:
     def plan(self, among: Sequence[Strategy]) -> Strategy:
         """The next step's plan."""
         if among is not self._among:
-            self._among, self._look_up = among, ()
+            self._among, self._planned = among, 0
             self._drafted = [plan for plan in among if plan.drafter == "model"]
             self._windows = [plan.window for plan in among if plan.drafter == "ngram"]
         chosen = self._plan(self._drafted)
@@ -107,7 +109,7 @@ class Controller:
         else:
             self._hold = min(2 * self._hold + 1, _HOLD[chosen.mode])
         self._held = self._hold
-        if self._until > 0:
+        if self._until > 0 or self._copying:
             return chosen
         self._pause = self._until = min(2 * self._pause, _LONGEST_PAUSE)
         self._probes += 1
@@ -138,6 +140,7 @@ class Controller:
         """Take in what a step was like."""
         self.experience.learn(step, self.costs)
         self._until -= step.committed
+        self._copying = step.drafter == "ngram"
         chosen, probe = self._chosen, self._probe
         # The first step of the draft's probe has no window: it only waits for what is read up.
         telling = step.drafter == "model" and (step.proposed > 0 or step.mode == "ar")

@@ -101,18 +101,21 @@ def decode(answer: Answer) -> Parts[Said]:
     began = on.clock()
     if answer.controller is not None:
         answer.planned = answer.controller.plan(answer.choices)
+    kept = yield from waited(lane.start("prefill", answer.reuse))
+    # Behind what an abandoned answer's last step may still have asked of the draft.
     if answer.planned is not None and answer.planned.mode != "ar":
         answer.draft.read(answer.tokens)
-    kept = yield from waited(lane.start("prefill", answer.reuse))
     stats.placed = on.trace.placed
     stats.prompt_tokens = len(answer.tokens)
     stats.prefilled_tokens = len(answer.tokens) - kept
+    known, answer.lookup = answer.lookup, None
     reading, place = lane.start("prefill", prefill, answer), len(answer.tokens)
     answer.sampler.prepare(place, place + _FORESIGHT)
-    if answer.lookup is not None:
-        answer.lookup.learn(answer.tokens[:place])
+    if known is not None:
+        known.learn(answer.tokens[:place])
     while (said := (yield from waited(reading))) is None:
         reading = lane.start("prefill", prefill, answer)
+    answer.lookup = known
     stats.time_to_first_token = on.clock() - began
     stats.generated_tokens += len(said.tokens)
     yield said

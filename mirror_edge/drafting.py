@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from mirror_edge.errors import OptionError
 from mirror_edge.protocols import Recovering
 from mirror_edge.stats import DraftRecord
 
@@ -73,12 +74,18 @@ class Drafting:
             self.take(late, 0.0)
 
     def take(self, made: Future[list[Branch]], patience: float) -> list[Branch]:
-        """What it prepared; nothing if that was lost, or takes more than `patience` seconds."""
+        """What it prepared; nothing if that was lost, or takes more than `patience` seconds.
+
+        Raises:
+            OptionError: for what its device cannot do.
+        """
         try:
             if self._reading is not None:
                 self._reading.result(patience)
                 self._reading = None
             return made.result(patience)
+        except OptionError:
+            raise
         except Exception as error:
             done = [work for work in (self._reading, made) if work is not None and work.done()]
             if isinstance(error, TimeoutError) and error not in [work.exception() for work in done]:

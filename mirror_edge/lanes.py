@@ -50,8 +50,9 @@ class Dropped:
 
     def set(self) -> None:
         """Want nothing any more."""
-        self._set = True
-        self._tell()
+        if not self._set:
+            self._set = True
+            self._tell()
 
     def drop_all_but(self, root: Root) -> None:
         """Go on with the branch of `root` alone."""

@@ -71,6 +71,8 @@ class ModelDrafter:
     ) -> list[Branch]:
         """Continue every root that fits by `depth` tokens; see `Drafter.rollout`."""
         self._committed += committed
+        if dropped is not None and dropped.is_set():
+            return []
         graph, base = self._graph, len(self._committed)
         trunk = [*self._committed, *drafted]
         del trunk[graph.context :]

@@ -165,8 +165,9 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """The figures as plain JSON values; ratios without a denominator are None."""
         steps = self.steps
-        proposed = sum(s.proposed for s in steps)
-        accepted = sum(s.accepted for s in steps)
+        drafted = [s for s in steps if s.drafter == "model"]
+        proposed = sum(s.proposed for s in drafted)
+        accepted = sum(s.accepted for s in drafted)
         looked_up = [s for s in steps if s.hit is not None]
         hits = sum(1 for s in looked_up if s.hit)
         after_first = self.generated_tokens - 1
@@ -181,7 +182,7 @@ class Stats:
             "draft_tokens_proposed": proposed,
             "draft_tokens_accepted": accepted,
             "acceptance_rate": _ratio(accepted, proposed),
-            "acceptance_lengths": _histogram(steps),
+            "acceptance_lengths": _histogram(drafted),
             "hypothesis_hits": hits,
             "hypothesis_misses": len(looked_up) - hits,
             "hit_rate": _ratio(hits, len(looked_up)),

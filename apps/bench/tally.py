@@ -55,17 +55,20 @@ class Tally:
 def tally(steps: Iterable[StepRecord], forwards: int = 0) -> Tally:
     """The tally of an answer's steps, in whose rollouts the draft ran so many `forwards`."""
     steps = list(steps)
-    looked_up = [step for step in steps if step.hit is not None]
+    drafted = [step for step in steps if step.drafter == "model"]
+    prepared = [step for step in steps if step.hit is not None]
     return Tally(
         passes=len(steps),
         committed=sum(step.committed for step in steps),
         judged=Counter(
-            place for step in steps for place in range(1, min(step.accepted + 1, step.proposed) + 1)
+            place
+            for step in drafted
+            for place in range(1, min(step.accepted + 1, step.proposed) + 1)
         ),
-        accepted=Counter(place for step in steps for place in range(1, step.accepted + 1)),
-        looked_up=len(looked_up),
-        hits=sum(bool(step.hit) for step in looked_up),
-        ranks=Counter(step.rank for step in looked_up if step.rank is not None),
+        accepted=Counter(place for step in drafted for place in range(1, step.accepted + 1)),
+        looked_up=len(prepared),
+        hits=sum(bool(step.hit) for step in prepared),
+        ranks=Counter(step.rank for step in prepared if step.rank is not None),
         rollout_forwards=forwards,
         rollout=sum(step.rollout for step in steps),
         hidden=sum(step.hidden for step in steps),

@@ -218,6 +218,58 @@ def test_what_was_said_before_is_looked_up_and_the_draft_left_in_peace(mode: Mod
     assert not any(step.busy.get("draft") for step in copied[3:])
 
 
+class Turning:
+    """A controller that takes its plans in turn."""
+
+    def __init__(self, *plans: Strategy) -> None:
+        self.plans, self.at = plans, 0
+
+    def plan(self, among: Sequence[Strategy]) -> Strategy:
+        del among
+        self.at += 1
+        return self.plans[self.at % len(self.plans)]
+
+    def learn(self, step: StepRecord) -> None:
+        pass
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_draft_that_is_left_to_itself_hears_of_all_tokens(shared: bool) -> None:
+    """Also where its call would have been made by whoever waits for it."""
+
+    def lane(name: str, trace: Trace) -> Lane:
+        return ThreadLane(name, trace, shared=shared and name == "draft")
+
+    drafter = ModelDrafter(ScriptedDraft(TRUTH, VOCABULARY))
+    answer = House(lane, drafter).answer("sd", new=120)
+    alone = replace(answer.plan, mode="ar")
+    answer.controller, answer.choices = Turning(answer.plan, answer.plan, alone), (answer.plan,)
+    said = spoken(answer)
+    heard = drafter._committed
+    assert heard == [*PROMPT, *said][: len(heard)]
+    assert len(heard) > 100
+    steps = [step for step in answer.stats.steps[3:-3] if step.proposed]
+    assert len(steps) > 10
+    assert all(step.accepted == step.proposed for step in steps)
+    answer.on.target_lane.close()
+    answer.on.draft_lane.close()
+
+
+def test_an_answer_that_follows_an_abandoned_one_is_drafted_from_its_own_prompt() -> None:
+    drafter = ModelDrafter(ScriptedDraft(TRUTH, VOCABULARY, seconds=0.001))
+    seconds = {"prefix": 0.004, "suffix": 0.004}
+    answer = House(ThreadLane, drafter, seconds=seconds).answer("mirror", new=60)
+    for _ in range(4):
+        told = drive(decode(answer))
+        next(told), next(told)
+        told.close()
+        answer = again(answer)
+    spoken(answer)
+    figures = answer.stats.as_dict()
+    assert figures["acceptance_rate"] == 1.0
+    answer.on.target_lane.close()
+
+
 def test_a_near_draft_commits_several_tokens_a_step_and_hits() -> None:
     answer = House(free_lane, drafters()["near"]()).answer("mirror", new=200)
     spoken(answer)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from mirror_edge.errors import ClosedError
-from mirror_edge.lanes import ThreadLane
+from mirror_edge.hypotheses import Root
+from mirror_edge.lanes import Dropped, ThreadLane
 from mirror_edge.trace import Trace
 
 
@@ -87,3 +88,13 @@ def test_a_closed_lane_refuses_later_calls() -> None:
     lane.close()
     with pytest.raises(ClosedError):
         made()
+
+
+def test_what_is_dropped_twice_is_told_once() -> None:
+    told: list[bool] = []
+    dropped = Dropped()
+    dropped.then(lambda: told.append(dropped.is_set()))
+    dropped.drop_all_but(Root(0, 1))
+    dropped.set()
+    dropped.set()
+    assert told == [False, True]
