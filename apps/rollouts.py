@@ -3,7 +3,7 @@
 ``python -P -m mirror_edge.apps.rollouts [BUNDLE] [--prompts FILE] [--json]`` has the target answer
 every prompt, and then walks along each answer as mode `mirror` does. At every step it rolls out the
 one branch that is drafted after a miss, and those of the R likeliest outcomes; it does so with
-0 to s streams, and with siblings of the first guess (s+7: seven), in the same places. It prints for
+0 to s streams, and with siblings of the first guess (s+11: eleven), in the same places. It prints for
 each, of the single branch and of the R:
 
 - forwards a rollout (the slowest branch decides), and tokens that a branch gains a forward;
@@ -51,7 +51,7 @@ def rollouts(
     window: Annotated[int, typer.Option(min=1, help="γ: tokens a branch.")] = 7,
     candidates: Annotated[int, typer.Option(min=1, help="κ: outcomes at each place.")] = 4,
     branches: Annotated[int, typer.Option(min=1, help="R: branches of a rollout.")] = 8,
-    siblings: Annotated[int, typer.Option(min=0, help="Of a stream's first guess.")] = 7,
+    siblings: Annotated[int, typer.Option(min=0, help="Of a stream's first guess.")] = 11,
     seed: int = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelDrafter", "ways"]
 
 _CHUNK = 256
-_SIBLINGS = 7
+_SIBLINGS = 11
 """Of a stream's first guess, where there is time to find out whether they pay."""
 
 

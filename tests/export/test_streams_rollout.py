@@ -205,7 +205,7 @@ def test_the_program_that_measures_rollouts_finds_the_same_branches(
     assert (found["window"], list(found["temperatures"])) == (4, ["0", "1"])
     for by_streams in found["temperatures"].values():
         ways = [(of["streams"], of["siblings"]) for of in by_streams]
-        assert ways == [*((streams, 0) for streams in range(1 + STREAMS)), (STREAMS, 7)]
+        assert ways == [*((streams, 0) for streams in range(1 + STREAMS)), (STREAMS, 11)]
         assert len({(of["rollouts"], of["branches"]) for of in by_streams}) == 1
         assert by_streams[0]["branches"] > by_streams[0]["rollouts"] > 0
         assert all(of["differing"] <= 1 for of in by_streams)  # a tie, on some processor
