@@ -3,8 +3,8 @@
 ``python -P -m mirror_edge.apps.rollouts [BUNDLE] [--prompts FILE] [--json]`` has the target answer
 every prompt, and then walks along each answer as mode `mirror` does. At every step it rolls out the
 one branch that is drafted after a miss, and those of the R likeliest outcomes; it does so with
-0 to s streams, and with siblings of the first guess (s+11: eleven), in the same places. It prints for
-each, of the single branch and of the R:
+0 to s streams, and with siblings of the first guess (s+11: eleven), in the same places. It prints
+for each, of the single branch and of the R:
 
 - forwards a rollout (the slowest branch decides), and tokens that a branch gains a forward;
 - milliseconds a rollout, the median, on one thread.
