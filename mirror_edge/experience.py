@@ -91,14 +91,16 @@ class Experience:
         right, judged = step.foretold
         if judged:
             self.look_up[step.match - 1].add(right / judged, judged)
-        if step.proposed and step.drafter == "model":
+        if step.drafter == "ngram":  # Its times are of no mode, and no draft is at work.
+            self._last = "ar"
+            return
+        if step.proposed:
             judged = min(step.accepted + 1, step.proposed)
             self.acceptance.add(step.accepted / judged, judged)
-        mode: Mode = step.mode if step.drafter == "model" else "ar"
-        before, self._last = self._last, mode
-        if mode == "ar" and before != "ar":
+        before, self._last = self._last, step.mode
+        if step.mode == "ar" and before != "ar":
             return  # The draft still works at what nobody wants any more.
-        host, target = self.host[mode], self.target[mode]
+        host, target = self.host[step.mode], self.target[step.mode]
         host.add(min(step.host, _OUTLIER * host.mean))
         most = _OUTLIER * target.mean
         target.add(min(most, _ratio(step.prefix, costs.prefix(rows))))
@@ -109,7 +111,7 @@ class Experience:
             self.beside.add(_ratio(step.suffix, expected))
             self.ranks *= 1.0 - 1.0 / _MEMORY
             self.ranks[_RANKS if step.rank is None else min(step.rank, _RANKS)] += 1.0
-        if step.fresh and step.proposed and mode != "ar":
+        if step.fresh and step.proposed:
             self.fresh.add(_ratio(step.fresh, step.proposed * costs.draft(1)))
         if step.hit and not step.waited:
             self.rollout.add(
