@@ -76,8 +76,7 @@ class Replayer:
         answer.await_draft()
         drafted, position, room = answer.drafted, len(answer.tokens), answer.room
         pool = plan.pool(sampler.sampling)
-        window = (answer.tokens[-1], *drafted)
-        signal = self.on.target.prefix(window, position - 1, max(pool, DEPTHS[-1]), plan.width)
+        signal = answer.prefix(max(pool, DEPTHS[-1]))
         assert signal is not None
         asked = ExitSignal(signal.ids[:, :pool], signal.logprobs[:, :pool])
         roots = choose_roots(asked, drafted, position, plan.candidates, answer.agreement, sampler)

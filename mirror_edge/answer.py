@@ -184,27 +184,24 @@ class Answer:
             self.fresh()  # There are tokens in it that the drafter must hear of.
         self.fresh, self.drafted = None, ()
 
-    def prefix(self) -> None:
-        """Take the window through layers 1..E."""
-        self._prefix(0)
+    def prefix(self, candidates: int) -> ExitSignal | None:
+        """Take the window through layers 1..E and the target's exit head."""
+        self.passing = self.on.clock()
+        window, start = (self.tokens[-1], *self.drafted), len(self.tokens) - 1
+        return self.on.target.prefix(window, start, candidates, self.plan.width)
 
     def foreseen(self) -> Callable[[], ExitSignal]:
         """Take it through the exit head too: what gives its signal, on the draft's lane."""
         candidates = self.plan.pool(self.sampler.sampling)
         if self.plan.exit_head == "target":
-            signal = self._prefix(candidates)
+            signal = self.prefix(candidates)
             assert signal is not None
             return lambda: signal
-        self._prefix(0)
+        self.prefix(candidates=0)
         head = self.on.exit_head
         assert head is not None
         hidden = self.on.target.hidden()
         return self.on.draft_lane.start("exit head", head.signal, hidden, candidates).result
-
-    def _prefix(self, candidates: int) -> ExitSignal | None:
-        self.passing = self.on.clock()
-        window, start = (self.tokens[-1], *self.drafted), len(self.tokens) - 1
-        return self.on.target.prefix(window, start, candidates, self.plan.width)
 
     def suffix(self) -> Verdict:
         """Take it through layers E+1..N: what the target says to it."""

@@ -60,14 +60,14 @@ class Step(NamedTuple):
 def ar_step(answer: Answer) -> Outcome:
     """The target alone: one token."""
     answer.without_draft()
-    answer.prefix()
+    answer.prefix(candidates=0)
     return Outcome(answer.suffix())
 
 
 def sd_step(answer: Answer) -> Outcome:
     """Serial speculation: draft a window, then verify it."""
     answer.await_draft()
-    answer.prefix()
+    answer.prefix(candidates=0)
     verdict = answer.suffix()
     answer.draft_after(verdict)
     return Outcome(verdict)

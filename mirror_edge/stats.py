@@ -168,8 +168,8 @@ class Stats:
         drafted = [s for s in steps if s.drafter == "model"]
         proposed = sum(s.proposed for s in drafted)
         accepted = sum(s.accepted for s in drafted)
-        looked_up = [s for s in steps if s.hit is not None]
-        hits = sum(1 for s in looked_up if s.hit)
+        prepared = [s for s in steps if s.hit is not None]
+        hits = sum(1 for s in prepared if s.hit)
         after_first = self.generated_tokens - 1
         return {
             "prompt_tokens": self.prompt_tokens,
@@ -184,9 +184,9 @@ class Stats:
             "acceptance_rate": _ratio(accepted, proposed),
             "acceptance_lengths": _histogram(drafted),
             "hypothesis_hits": hits,
-            "hypothesis_misses": len(looked_up) - hits,
-            "hit_rate": _ratio(hits, len(looked_up)),
-            "roots_per_step": _ratio(sum(s.roots for s in looked_up), len(looked_up)),
+            "hypothesis_misses": len(prepared) - hits,
+            "hit_rate": _ratio(hits, len(prepared)),
+            "roots_per_step": _ratio(sum(s.roots for s in prepared), len(prepared)),
             "overlap_ratio": _ratio(sum(s.hidden for s in steps), sum(s.rollout for s in steps)),
             "time_to_first_token_s": self.time_to_first_token,
             "tokens_per_second": _ratio(after_first, self.decode_seconds),

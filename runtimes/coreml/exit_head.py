@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,10 +41,7 @@ class CoreMLExitHead:
             padded = np.zeros((1, width, hidden.shape[1]), hidden.dtype)
             padded[0, : len(part)] = part
             found.append(self.named(padded, len(part), candidates))
-        return ExitSignal(
-            np.concatenate([signal.ids for signal in found]),
-            np.concatenate([signal.logprobs for signal in found]),
-        )
+        return joined(found)
 
     def named(self, hidden: NDArray[Any], rows: int, candidates: int) -> ExitSignal:
         """The candidates of the first `rows` of `hidden` [1, S, hidden], S one of the widths.
@@ -63,3 +61,11 @@ class CoreMLExitHead:
     def close(self) -> None:
         """Release the function."""
         del self._program
+
+
+def joined(signals: Sequence[ExitSignal]) -> ExitSignal:
+    """The rows of `signals`, one behind the other."""
+    return ExitSignal(
+        np.concatenate([signal.ids for signal in signals]),
+        np.concatenate([signal.logprobs for signal in signals]),
+    )

@@ -55,9 +55,7 @@ class CoreMLRuntime:
         trace: Trace,
     ) -> CoreMLTarget:
         """See `Runtime.open_target`; Core ML has threads of its own."""
-        unit = device.unit or "gpu"
-        refuse_unit(unit)
-        return CoreMLTarget(bundle, unit, trace)
+        return CoreMLTarget(bundle, _unit(device, "gpu"), trace)
 
     def open_draft(
         self,
@@ -67,9 +65,7 @@ class CoreMLRuntime:
         trace: Trace,
     ) -> CoreMLDraft:
         """See `Runtime.open_draft`."""
-        unit = device.unit or "ane"
-        refuse_unit(unit)
-        return CoreMLDraft(bundle, unit, trace)
+        return CoreMLDraft(bundle, _unit(device, "ane"), trace)
 
     def open_exit(
         self,
@@ -79,6 +75,11 @@ class CoreMLRuntime:
         trace: Trace,
     ) -> CoreMLExitHead:
         """See `Runtime.open_exit`."""
-        unit = device.unit or "ane"
-        refuse_unit(unit)
-        return CoreMLExitHead(bundle, unit, trace, "draft exit")
+        return CoreMLExitHead(bundle, _unit(device, "ane"), trace, "draft exit")
+
+
+def _unit(device: Device, usual: str) -> str:
+    """The compute unit that `device` names, if this system has it."""
+    unit = device.unit or usual
+    refuse_unit(unit)
+    return unit

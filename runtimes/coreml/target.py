@@ -9,7 +9,7 @@ import numpy as np
 
 from mirror_edge.hypotheses import ExitSignal
 from mirror_edge.runtimes.coreml.cache import open_cache
-from mirror_edge.runtimes.coreml.exit_head import CoreMLExitHead
+from mirror_edge.runtimes.coreml.exit_head import CoreMLExitHead, joined
 from mirror_edge.runtimes.coreml.program import Traced, open_program
 
 if TYPE_CHECKING:
@@ -80,11 +80,7 @@ class CoreMLTarget:
             self._fed.append(self._feed("prefix", part, start + first, fitting))
         if candidates == 0:
             return None
-        found = [self._exit.named(fed.hidden, fed.rows, candidates) for fed in self._fed]
-        return ExitSignal(
-            np.concatenate([signal.ids for signal in found]),
-            np.concatenate([signal.logprobs for signal in found]),
-        )
+        return joined([self._exit.named(fed.hidden, fed.rows, candidates) for fed in self._fed])
 
     def hidden(self) -> NDArray[Any]:
         """See `Target.hidden`."""

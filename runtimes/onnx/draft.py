@@ -42,7 +42,7 @@ class OnnxDraft:
                 f"device {setup.place.provider.kind}: gets attention of many rows wrong, which a "
                 "draft needs. Update its driver, or choose another device for the draft."
             )
-        session = self._session = Session(bundle.file(spec.graph), setup, "draft")
+        session = self._session = Session(bundle.file(spec.graph), setup, "draft", stoppable=True)
         self._cache = InPlaceCache(
             session, open_memory(setup), model, range(model.layers), self.slots
         )

@@ -82,8 +82,10 @@ class Bound:
 class Session:
     """A graph on one device, with a thread pool of its own."""
 
-    def __init__(self, graph: Path | bytes, setup: Setup, name: str) -> None:
-        """Load `graph`; its runs are recorded under `name`.
+    def __init__(
+        self, graph: Path | bytes, setup: Setup, name: str, *, stoppable: bool = False
+    ) -> None:
+        """Load `graph`; its runs are recorded under `name`, and can be stopped if they last.
 
         Raises:
             DeviceError: if the provider refuses the graph or leaves a part of it to another.
@@ -108,8 +110,8 @@ class Session:
         self._generation = 0
         self._running: ort.RunOptions | None = None
         """Of the run under way, if it can be stopped."""
-        self._lasts = False
-        """Whether the last run was worth stopping."""
+        self._stoppable, self._lasts = stoppable, False
+        """Whether anybody stops runs, and whether the last one was worth it."""
         self._sent: dict[str, NDArray[Any]] = {}
         """Inputs that are copied to the device's own memory at every run."""
 
@@ -157,7 +159,7 @@ class Session:
             if buffers.get(name) is not buffer:
                 self._bind(bound, name, buffer, output=True)
         begin = time.perf_counter()
-        options = self._running = ort.RunOptions() if self._lasts else None
+        options = self._running = ort.RunOptions() if self._stoppable and self._lasts else None
         try:
             for name, buffer in self._sent.items():
                 bound.binding.bind_cpu_input(name, buffer)
