@@ -27,6 +27,8 @@ __all__ = ["Answer", "Decoder", "FinishReason", "Rollout"]
 FinishReason = Literal["stop", "length"]
 
 _PREFILL_CHUNK = 512
+_WITHIN = 0.9
+"""Share of the prefix's time that a head start is to take."""
 
 
 @dataclass
@@ -93,8 +95,14 @@ class Answer:
     """Draft tokens that the target said yes or no to."""
     agreed: int = 0
     """Those it said yes to."""
+    ahead: Future[None] | None = None
+    """The draft's head start, until its rollout begins."""
+    pace: float = 0.0
+    """Seconds that a token took in the last one; 0 before the first."""
     passing: float = 0.0
     """When the target's last pass began."""
+    foreseeing: float = 0.0
+    """Seconds from there until the draft could go on with what it brought."""
     passed: float = 0.0
     """How long it took, in seconds."""
     until: float = 0.0
@@ -190,14 +198,33 @@ class Answer:
         window, start = (self.tokens[-1], *self.drafted), len(self.tokens) - 1
         return self.on.target.prefix(window, start, candidates, self.plan.width)
 
+    def head_start(self) -> None:
+        """Have the draft go on with its own choice, for about as long as the prefix will take."""
+        drafter, depth = self.draft.drafter, min(self.plan.window, self.room - 2)
+        fitting = _WITHIN * self.foreseeing / self.pace if self.pace else 1.0
+        self.ahead, self.dropped = None, Dropped()
+        if drafter is None or depth < 1 or fitting < 1.0 or not self.plan.head_start:
+            return
+        told, self.untold = self.untold, []
+        drafted, sampler, dropped = self.drafted, self.sampler, self.dropped
+        tokens = min(int(fitting), depth)
+
+        def call() -> None:
+            began = self.on.clock()
+            drafter.rollout(told, drafted, (), tokens - 1, sampler, dropped)
+            self.pace = (self.on.clock() - began) / tokens
+
+        self.ahead = self.on.draft_lane.start("head start", call)
+
     def foreseen(self) -> Callable[[], ExitSignal]:
         """Take it through the exit head too: what gives its signal, on the draft's lane."""
         candidates = self.plan.pool(self.sampler.sampling)
-        if self.plan.exit_head == "target":
-            signal = self.prefix(candidates)
-            assert signal is not None
+        beside = self.plan.exit_head == "draft"
+        signal = self.prefix(candidates=0 if beside else candidates)
+        self.foreseeing = self.on.clock() - self.passing
+        self.dropped.set()  # The head start goes no further.
+        if signal is not None:
             return lambda: signal
-        self.prefix(candidates=0)
         head = self.on.exit_head
         assert head is not None
         hidden = self.on.target.hidden()
@@ -223,9 +250,11 @@ class Answer:
             return Rollout(self, None, ranking, 0, dropped)
         told, self.untold = self.untold, []
         drafted, position, agreement = self.drafted, len(self.tokens), self.agreement
-        self.depth = depth
+        self.depth, ahead = depth, self.ahead
 
         def call() -> list[Branch]:
+            if ahead is not None:
+                ahead.result()  # Where it failed, so does this.
             ranking[:] = choose_roots(
                 foreseen(), drafted, position, plan.candidates, agreement, sampler
             )

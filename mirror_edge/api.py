@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack, get_args
 
 from mirror_edge import bundle as bundles
 from mirror_edge.answer import Answer, Decoder
@@ -27,7 +27,7 @@ from mirror_edge.experience import LONGEST_MATCH
 from mirror_edge.lanes import ThreadLane
 from mirror_edge.memory import plan_memory
 from mirror_edge.ngram import Lookup, NgramDrafter
-from mirror_edge.policy import DrafterName, Speculation, choices, resolve
+from mirror_edge.policy import DrafterName, ExitPlace, Speculation, choices, resolve
 from mirror_edge.process import ProcessDrafter
 from mirror_edge.protocols import Drafter
 from mirror_edge.rollout import ModelDrafter
@@ -190,12 +190,13 @@ class Model:
             trace=self._trace,
         )
         self._tuning = Tuning(self._decoder, self._key)
-        self._apart = False
-        """Whether mode `auto` may choose the exit head's device."""
-        if spec.draft is not None and draft_device != target_device and not draft_process:
+        self._apart = spec.draft is not None and draft_device != target_device
+        self._exit_heads: tuple[ExitPlace, ...] = ("target",)
+        """What mode `auto` may choose from."""
+        if self._apart and not draft_process:
             try:
                 self._open_exit_head()
-                self._apart = True
+                self._exit_heads = get_args(ExitPlace)
             except DeviceError as error:
                 _log.info("the exit head stays on the target's device: %s", error)
 
@@ -335,7 +336,8 @@ class Model:
             raise ContextError("the prompt is empty; say something.")
         asked = options.get("speculation") or Speculation()
         drafter = self._drafters.get(asked.drafter or "model")
-        strategy = resolve(asked, can_draft=drafter is not None)
+        apart, can_draft = self._apart and asked.drafter != "ngram", drafter is not None
+        strategy = resolve(asked, can_draft=can_draft, apart=apart)
         auto = asked.mode == "auto"
         # A padded window writes rows beyond its last token, and they need a place too.
         limit = self.context - max(0, strategy.width - 1)
@@ -358,7 +360,7 @@ class Model:
             drafter=drafter if strategy.mode != "ar" else None,
             eos=self._text.eos,
             limit=limit,
-            choices=choices(asked, apart=self._apart, can_draft=drafter is not None)
+            choices=choices(asked, can_draft=can_draft, apart=apart, exit_heads=self._exit_heads)
             if auto
             else (),
             lookup=Lookup(LONGEST_MATCH) if auto and asked.drafter is None else None,

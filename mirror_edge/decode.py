@@ -76,6 +76,7 @@ def sd_step(answer: Answer) -> Outcome:
 def mirror_step(answer: Answer) -> Outcome:
     """Mirror speculation: while the suffix decides, the draft prepares for every outcome."""
     answer.await_draft()
+    answer.head_start()
     rollout = answer.rollout(answer.foreseen())
     verdict = answer.suffix()
     branch = rollout.after(verdict)

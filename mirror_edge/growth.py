@@ -87,16 +87,18 @@ class Growth:
     ) -> None:
         """`branches` stand behind the main rows `trunk`, and all of them see those before `first`.
 
-        `ahead` is what is guessed behind each, at most.
+        `ahead` is what is guessed behind each, at most. One branch may have rows already,
+        right behind the trunk's.
         """
         self._graph, self._sampler, self._trunk = graph, sampler, trunk
         self._depth, self._ahead = depth, ahead
-        self._first, self._slot = first, len(trunk)
+        self._first = first
+        self._slot = len(trunk) + max(len(branch.slots) for branch in branches)
         self._known = min(graph.named, sampler.vocabulary)
         """Tokens that both can say."""
-        self.growing = list(enumerate(branches))
+        self.growing = [pair for pair in enumerate(branches) if len(pair[1].tokens) <= depth]
         """Those that have not arrived yet, with their numbers."""
-        width = len(trunk) - first + len(branches) * ahead.slots(depth)
+        width = self._slot - first + len(branches) * ahead.slots(depth)
         self._hidden: NDArray[np.bool_] | None = None
         """Slots, from `first` on, that the rows of each branch must not see.
 
@@ -107,6 +109,8 @@ class Growth:
             self._hidden = np.ones((len(branches), width), dtype=np.bool_)
             parents = np.array([[branch.after] for branch in branches])
             self._hidden[:, : len(trunk) - first] = np.arange(first, len(trunk)) >= parents
+            for own, branch in enumerate(branches):
+                self._hidden[own, np.array(branch.slots, dtype=np.intp) - first] = False
 
     def goes_on(self, dropped: Dropped | None) -> bool:
         """Whether branches are left to grow, once those that nobody wants are left out."""

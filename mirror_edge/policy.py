@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -52,6 +53,8 @@ class Speculation:
             model, and in `auto` either, whichever pays at the moment.
         exit_head: on whose device the exit head runs; None is the target's, and in `auto` the
             better one.
+        head_start: whether the draft goes on with its own choice while the target's prefix runs;
+            None is where it has a device of its own.
         strict: run every step of the target at one width and read every prompt anew, so that not
             even rounding tells modes apart.
     """
@@ -62,6 +65,7 @@ class Speculation:
     branches: int | Literal["all"] | None = None
     drafter: DrafterName | None = None
     exit_head: ExitPlace | None = None
+    head_start: bool | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -94,6 +98,7 @@ class Strategy:
     width: int
     """Rows every target forward is padded to; 0 for none."""
     exit_head: ExitPlace = "target"
+    head_start: bool = False
     drafter: DrafterName = "model"
     """Of a step in mode `sd`: with `ngram` its window is looked up as it begins."""
     look_up: tuple[int, ...] = ()
@@ -105,8 +110,10 @@ class Strategy:
         return max(self.candidates + 1, 0 if sampling.temperature == 0.0 else _POOL)
 
 
-def resolve(asked: Speculation, *, can_draft: bool) -> Strategy:
+def resolve(asked: Speculation, *, can_draft: bool, apart: bool = False) -> Strategy:
     """The strategy of an answer; in mode `auto` the one it begins with.
+
+    `apart` is whether the draft has a device of its own.
 
     Raises:
         OptionError: if the mode was named and there is no draft for it.
@@ -127,21 +134,28 @@ def resolve(asked: Speculation, *, can_draft: bool) -> Strategy:
         None if branches == "all" else branches,
         STRICT_WIDTH if asked.strict else 0,
         asked.exit_head or "target",
+        apart if asked.head_start is None else asked.head_start,
     )
 
 
-def choices(asked: Speculation, *, apart: bool = False, can_draft: bool = True) -> list[Strategy]:
+def choices(
+    asked: Speculation,
+    *,
+    can_draft: bool = True,
+    apart: bool = False,
+    exit_heads: Sequence[ExitPlace] = ("target",),
+) -> list[Strategy]:
     """Every strategy that mode `auto` may choose from under what the caller fixed.
 
     Without a draft model there is `ar`, and windows that are looked up. `apart` is whether the
-    draft's device is another one, which could run the exit head.
+    draft has a device of its own, `exit_heads` where there are some.
     """
-    first = resolve(replace(asked, mode="ar"), can_draft=True)
+    first = resolve(replace(asked, mode="ar"), can_draft=True, apart=apart)
     windows = [asked.window] if asked.window else _WINDOWS
     if asked.strict:
         windows = [window for window in windows if window < STRICT_WIDTH]
     candidates = asked.candidates or _CANDIDATES
-    places = get_args(ExitPlace) if apart and asked.exit_head is None else (first.exit_head,)
+    places = exit_heads if asked.exit_head is None else (first.exit_head,)
     serial = [replace(first, mode="sd", window=window) for window in windows]
     every = [first.branches] if asked.branches else _BRANCHES
     mirrored = [

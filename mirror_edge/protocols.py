@@ -121,6 +121,10 @@ class Drafter(Protocol):
         `committed` are the tokens committed since the last call, `drafted` the window's d1..dγ
         after them. Root (j, v) stands after d1..dj. A drafter may leave roots out. Once `dropped`
         is set nobody wants the branches any more, or all but one: it may return shorter ones.
+
+        Without roots it gets a head start: it may go on behind dγ with what it would say there
+        itself, by `depth` tokens after that one, and have them ready when the same window's roots
+        are named. It returns nothing then.
         """
         ...
 

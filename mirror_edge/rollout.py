@@ -19,6 +19,8 @@ from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.protocols import StoppedError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from mirror_edge.lanes import Dropped
     from mirror_edge.protocols import Clock, DraftGraph
     from mirror_edge.sampling import Sampler
@@ -51,6 +53,8 @@ class ModelDrafter:
         self._sure = 0
         """So many main rows are known to be the committed ones."""
         self._grown: Sequence[Growing] = ()
+        self._own: Growing | None = None
+        """Of these the draft's own choice, if it got a head start."""
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Take `tokens` as the committed ones, keeping the rows they share with the cache."""
@@ -76,29 +80,51 @@ class ModelDrafter:
         graph, base = self._graph, len(self._committed)
         trunk = [*self._committed, *drafted]
         del trunk[graph.context :]
+        begun = self._own if self._rows[self._sure :] == trunk[self._sure :] else None
         self._settle(trunk)
+        if not roots:
+            self._begin(trunk, depth, sampler, dropped)
+            return []
         # The last row goes along with the branches, unless nothing would stand before them.
         self._feed(trunk[len(self._rows) : max(1, len(trunk) - 1)])
-        furthest = base + max((root.row for root in roots), default=0)
+        furthest = base + max(root.row for root in roots)
         depth = min(depth, graph.context - furthest - 1)
-        room = graph.slots - len(trunk)
-        kept = roots[: room // depth] if depth > 0 else ()
+        kept = roots[: (graph.slots - len(trunk)) // depth] if depth > 0 else ()
         if not kept:
             return []
-        branches = [Growing(root, base + root.row, [root.token]) for root in kept]
+        room = graph.slots - len(trunk) - (len(begun.slots) if begun else 0)
+        if room < depth * len(kept):
+            begun, room = None, graph.slots - len(trunk)
+        branches = [_seed(root, base + root.row, begun) for root in kept]
         left = graph.context - furthest - depth
         most = _most(self._ways, left, depth, room // len(kept))
         if most == 0 or self._clock is None:
             self._grow(trunk, branches, depth, self._ways[most], sampler, dropped)
         else:
             way, began = self._foresight.choose(len(kept), most), self._clock()
-            if self._grow(trunk, branches, depth, self._ways[way], sampler, dropped):
-                self._foresight.learn(len(kept), way, (self._clock() - began) / depth)
-        return [Branch(grown.root, tuple(grown.tokens[1:])) for grown in branches if grown.slots]
+            if gained := self._grow(trunk, branches, depth, self._ways[way], sampler, dropped):
+                self._foresight.learn(len(kept), way, (self._clock() - began) / gained)
+        made = [(grown.root, tuple(grown.tokens[1 : depth + 1])) for grown in branches]
+        return [Branch(root, tokens) for root, tokens in made if tokens]
 
     def close(self) -> None:
         """Release the graph."""
         self._graph.close()
+
+    def _begin(
+        self, trunk: list[int], depth: int, sampler: Sampler, dropped: Dropped | None
+    ) -> None:
+        """Let the draft's own choice behind `trunk` grow by `depth` tokens, as a branch."""
+        graph, end = self._graph, len(trunk)
+        if len(self._rows) == end:
+            self._rows.pop()  # Its logits are wanted, and were not kept.
+        logits = self._feed(trunk[len(self._rows) :])[:, : min(graph.named, sampler.vocabulary)]
+        token = int(sampler.choose(logits, [end], [trunk])[0])
+        own = Growing(Root(end - len(self._committed), token), end, [token])
+        depth = min(depth, graph.context - end - 1, graph.slots - end)
+        if depth > 0:
+            self._grow(trunk, [own], depth, Guesses(0), sampler, dropped)
+        self._own = own
 
     def _grow(
         self,
@@ -108,13 +134,15 @@ class ModelDrafter:
         ahead: Guesses,
         sampler: Sampler,
         dropped: Dropped | None,
-    ) -> bool:
+    ) -> int:
         """Let `branches` grow behind `trunk`, of which the cache has all but the last row at least.
 
-        Whether those that are wanted have `depth` tokens; not if none is.
+        How many tokens one of them gained; 0 unless those that are wanted have `depth` now.
         """
         fed, base = len(self._rows), len(self._committed)
+        had = [len(branch.tokens) for branch in branches]
         growth = Growth(self._graph, sampler, trunk, branches, depth, ahead, min(fed, base))
+        self._grown = [branch for branch in branches if branch.slots]
         if dropped is not None:
             dropped.then(lambda: self._graph.stop() if dropped.is_set() else None)
         while growth.goes_on(dropped):
@@ -122,7 +150,8 @@ class ModelDrafter:
                 growth.forward(missing=len(trunk) - len(self._rows))
                 self._rows += trunk[len(self._rows) :]
                 self._grown = branches
-        return any(len(branch.tokens) > depth for branch in branches)
+        now = [len(branch.tokens) for branch in branches]
+        return max(a - b for a, b in zip(now, had, strict=True)) if max(now) > depth else 0
 
     def _settle(self, trunk: Sequence[int]) -> None:
         """Make the main rows the longest stretch of `trunk` that the cache can spell."""
@@ -140,10 +169,11 @@ class ModelDrafter:
             self._graph.move(best.slots[: length - best.after], best.after)
         self._rows[shared:] = trunk[shared:length]
         self._sure = min(length, len(self._committed))
-        self._grown = ()
+        self._grown, self._own = (), None
 
-    def _feed(self, tokens: Sequence[int]) -> None:
-        """Feed `tokens` behind the main rows, in chunks, plainly causal."""
+    def _feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Feed `tokens` behind the main rows, in chunks, plainly causal; the last one's logits."""
+        logits = np.empty((0, self._graph.named), dtype=np.float32)
         for at in range(0, len(tokens), _CHUNK):
             chunk, start = tokens[at : at + _CHUNK], len(self._rows)
             fed = np.array(chunk)
@@ -151,8 +181,10 @@ class ModelDrafter:
             places = np.arange(start, start + len(chunk))
             while len(self._rows) == start:
                 with suppress(StoppedError):  # What was to stop had ended already: once more.
-                    self._graph.forward(fed, places, start, None, np.array([len(chunk) - 1]))
+                    last = np.array([len(chunk) - 1])
+                    logits = self._graph.forward(fed, places, start, None, last)
                     self._rows += chunk
+        return logits
 
 
 def ways(ahead: Guesses) -> list[Guesses]:
@@ -175,6 +207,12 @@ def _most(ways: Sequence[Guesses], left: int, depth: int, room: int) -> int:
         if ahead.streams <= left and ahead.slots(depth) <= room
     )
     return max(fitting, default=0)
+
+
+def _seed(root: Root, after: int, begun: Growing | None) -> Growing:
+    """A branch of nothing but its root, or what has grown of it already."""
+    own = begun is not None and begun.root == root
+    return begun if begun and own else Growing(root, after, [root.token])
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

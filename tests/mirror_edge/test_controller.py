@@ -96,7 +96,11 @@ class Devices:
         decoder = Decoder(target, lanes[0], lanes[1], trace, clock, exit_head=head)
         model = ModelDrafter(draft)
         controller = Controller(measure(decoder, model)) if plan is None else None
-        first = choices(Speculation(drafter=drafter), apart=head is not None, can_draft=can_draft)
+        first = choices(
+            Speculation(drafter=drafter),
+            exit_heads=("target",) if head is None else ("target", "draft"),
+            can_draft=can_draft,
+        )
         return Answer(
             on=decoder,
             tokens=[1, 2, 3],

@@ -166,7 +166,13 @@ class Restless:
 def test_the_plan_may_change_at_every_step(drafter: str, temperature: float) -> None:
     sampling = Sampling(temperature=temperature, seed=2)
     alone = spoken(House(free_lane, None).answer("ar", new=80, sampling=sampling))
-    every, tried = choices(Speculation(drafter="model"), apart=True), set()
+    asked = Speculation(drafter="model")
+    every = [
+        replace(plan, head_start=early)
+        for plan in choices(asked, exit_heads=("target", "draft"))
+        for early in (False, True)
+    ]
+    tried = set()
     for seed in range(4):
         # Each mode is as likely as the others.
         among = [p for mode in ("ar", "sd", "mirror") for p in every if p.mode == mode]

@@ -91,12 +91,23 @@ def test_auto_may_choose_every_mode_and_keeps_what_was_fixed() -> None:
 
 
 def test_auto_may_choose_the_place_of_the_exit_head_where_there_are_two() -> None:
-    free = choices(Speculation(), apart=True)
+    free = choices(Speculation(), exit_heads=("target", "draft"))
     assert {p.exit_head for p in free if p.mode == "mirror"} == {"target", "draft"}
     assert len(set(free)) == len(free)
     for place in ("target", "draft"):
-        fixed = choices(Speculation(exit_head=place), apart=True)
+        fixed = choices(Speculation(exit_head=place), exit_heads=("target", "draft"))
         assert {p.exit_head for p in fixed if p.mode == "mirror"} == {place}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_draft_with_a_device_of_its_own_gets_a_head_start_unless_told_otherwise(
+    apart: bool,
+) -> None:
+    for asked, expected in ((None, apart), (True, True), (False, False)):
+        speculation = Speculation("mirror", head_start=asked)
+        assert resolve(speculation, can_draft=True, apart=apart).head_start is expected
+        every = choices(Speculation(head_start=asked), apart=apart)
+        assert {p.head_start for p in every} == {expected}
 
 
 def test_auto_may_look_windows_up_unless_a_drafter_was_named() -> None:

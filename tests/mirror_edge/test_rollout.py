@@ -128,6 +128,11 @@ class Session:
         """A rollout in the middle of a step: the draft knows all that is committed."""
         return self._rollout(self.committed, self.untold, drafted, roots, depth)
 
+    def head_start(self, drafted: Sequence[int], depth: int) -> None:
+        """What it brings is checked in the rollout that follows."""
+        assert self.drafter.rollout(self.untold, drafted, (), depth, self.sampler) == []
+        self.untold = []
+
     def fresh(self, depth: int) -> tuple[int, ...]:
         """The serial draft from the last committed token."""
         root, told = Root(0, self.committed[-1]), self.untold[:-1]
@@ -186,6 +191,8 @@ def test_every_branch_is_the_drafts_own_continuation(data: st.DataObject, sample
             drafted = tuple(data.draw(st.lists(TOKEN, max_size=7), label="window"))
         elif drafted is None:
             drafted = session.fresh(depth)
+        if data.draw(st.booleans(), label="head start"):
+            session.head_start(drafted, data.draw(st.integers(0, depth), label="ahead"))
         every = [Root(j, v) for j in range(len(drafted) + 1) for v in range(VOCABULARY)]
         some = st.lists(st.sampled_from(every), max_size=6, unique=True)
         branches = session.rollout(drafted, data.draw(some, label="roots"), depth)
@@ -238,6 +245,31 @@ def test_a_step_costs_one_forward_a_draft_token_and_computes_nothing_twice(
         correction = branch.root.token if hit else other
         session.commit([*drafted[:accepted], correction])
         drafted = branch.tokens if hit else None
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("ahead", [0, 1, 3, 4])
+@pytest.mark.parametrize("drafted", [(), (1, 2)])
+def test_a_head_start_is_that_much_of_the_likeliest_branch(
+    sampler: str, ahead: int, drafted: tuple[int, ...]
+) -> None:
+    session, depth = Session(SAMPLERS[sampler]), 4
+    session.prefill([1, 2, 3, 4, 5])
+    session.commit([6])
+    before = session.draft.forwards
+    session.head_start(drafted, ahead)
+    assert session.draft.forwards - before == 1 + ahead
+    (own,) = serial(LANGUAGE, [*session.committed, *drafted], 1, session.sampler)
+    (branch,) = session.rollout(drafted, [Root(len(drafted), own)], depth)
+    assert session.draft.forwards - before == 1 + depth
+    # Another window begins anew, and the same one's other roots are as wide as ever.
+    session.commit([*drafted, own])
+    session.head_start(branch.tokens, ahead)
+    before, rows = session.draft.forwards, session.draft.rows
+    others = [Root(0, v) for v in range(3) if v != branch.tokens[0]]
+    session.rollout(branch.tokens, others, depth)
+    assert session.draft.forwards - before == depth
+    assert session.draft.rows - rows == depth * len(others)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -400,7 +432,6 @@ def test_tokens_beyond_the_drafts_vocabulary_are_never_fed_or_said() -> None:
 def test_nothing_to_do_is_nothing_done() -> None:
     session = Session(GREEDY)
     session.prefill([1, 2])
-    assert session.rollout((), [], 3) == []
     assert session.rollout((), [Root(0, 1)], 0) == []
     assert session.draft.forwards == 1
 
