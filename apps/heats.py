@@ -56,13 +56,20 @@ class Heat:
 def law(steps: Sequence[StepRecord]) -> float:
     """Prefix, exit head, the longer of suffix and rollout, and the fresh draft that came before.
 
-    The rollout counts where its branch was wanted: after a miss it is dropped. By how much it
-    outlasts the suffix is taken from steps that did not wait: behind a miss, a step's record holds
-    the rest of the rollout that was dropped too.
+    On the draft's device the exit head runs before the rollout. The rollout counts where its
+    branch was wanted: after a miss it is dropped. By how much it outlasts the suffix is taken from
+    steps that did not wait: behind a miss, a step's record holds the rest of the rollout that was
+    dropped too.
     """
     hits = [step for step in steps if step.hit]
-    longer = [max(0.0, step.rollout - step.suffix) for step in hits if not step.waited]
-    alone = sum(step.fresh + step.prefix + step.exit + step.suffix for step in steps)
+    longer = [
+        max(0.0, step.busy.get("draft exit", 0.0) + step.rollout - step.suffix)
+        for step in hits
+        if not step.waited
+    ]
+    alone = sum(
+        step.fresh + step.prefix + step.busy.get("exit", 0.0) + step.suffix for step in steps
+    )
     return alone + (len(hits) * statistics.fmean(longer) if longer else 0.0)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from mirror_edge.policy import Mode, Speculation, Strategy, choices
+from mirror_edge.policy import ExitPlace, Mode, Speculation, Strategy, choices
 from mirror_edge.runtimes.simulated import simulate
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Plan:
     branches: int | None
     streams: int
     """0 for a draft without."""
+    head_start: bool
+    """In mode `mirror`; `auto` always gives it."""
     prompt_tokens: int
     new_tokens: int
 
@@ -43,7 +45,14 @@ class Plan:
         return simulate(
             self.profile,
             self.script,
-            Strategy(first, self.window, self.candidates, self.branches, 0),
+            Strategy(
+                first,
+                self.window,
+                self.candidates,
+                self.branches,
+                width=0,
+                head_start=self.head_start,
+            ),
             prompt_tokens=self.prompt_tokens,
             new_tokens=self.new_tokens,
             streams=self.streams,
@@ -52,8 +61,10 @@ class Plan:
         )
 
     def _choices(self) -> list[Strategy]:
-        apart = self.profile.costs.exit_beside is not None
-        return choices(Speculation(mode="auto"), apart=apart)
+        places: list[ExitPlace] = ["target"]
+        if self.profile.costs.exit_beside is not None:
+            places.append("draft")
+        return choices(Speculation(mode="auto"), apart=True, exit_heads=places)
 
 
 @dataclass(frozen=True)
@@ -94,18 +105,24 @@ class Outlook:
 
 
 def modes(plan: Plan, done: Callable[[], None]) -> Iterator[Outlook]:
-    """Every mode, without and with streams; `done` hears of each."""
-    for mode, streams in _modes(plan):
+    """Every mode, without and with streams and a head start; `done` hears of each."""
+    for mode, streams, early in _modes(plan):
         name = f"{mode} + streams" if streams and mode != "auto" else mode
-        yield Outlook.of(name, replace(plan, streams=streams).run(mode))
+        if early and mode == "mirror":
+            name = "+ head start"
+        yield Outlook.of(name, replace(plan, streams=streams, head_start=early).run(mode))
         done()
 
 
-def _modes(plan: Plan) -> list[tuple[Mode | Literal["auto"], int]]:
-    if not plan.streams:
-        return [("ar", 0), ("sd", 0), ("mirror", 0), ("auto", 0)]
-    some = plan.streams
-    return [("ar", 0), ("sd", 0), ("sd", some), ("mirror", 0), ("mirror", some), ("auto", some)]
+def _modes(plan: Plan) -> list[tuple[Mode | Literal["auto"], int, bool]]:
+    some: list[int] = [0, plan.streams] if plan.streams else [0]
+    return [
+        ("ar", 0, False),
+        *(("sd", streams, False) for streams in some),
+        *(("mirror", streams, False) for streams in some),
+        ("mirror", some[-1], True),
+        ("auto", some[-1], True),
+    ]
 
 
 def sweeps(plan: Plan, done: Callable[[], None]) -> dict[str, list[Outlook]]:

@@ -43,6 +43,9 @@ def simulate_command(
     window: Annotated[int | None, typer.Option(min=1, help=f"γ; {_STATED}.")] = None,
     candidates: Annotated[int | None, typer.Option(min=1, help=f"κ; {_STATED}.")] = None,
     branches: Annotated[str | None, typer.Option(help=f"R, or 'all'; {_STATED}.")] = None,
+    head_start: Annotated[
+        bool, typer.Option(help="In the sweeps and the picture: one for the draft, by the prefix.")
+    ] = False,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of the prompt.")] = 64,
     new_tokens: Annotated[int, typer.Option(min=8, help="Of the answer.")] = 768,
     seed: Annotated[int, typer.Option(help="One seed, one text.")] = 0,
@@ -80,6 +83,7 @@ def simulate_command(
         candidates=candidates or found.candidates,
         branches=_budget(branches, found.branches),
         streams=len(found.text.streams),
+        head_start=head_start,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
     )
@@ -187,6 +191,7 @@ def _about(
             "candidates": plan.candidates,
             "branches": plan.branches,
             "streams": list(text.streams),
+            "head_start": plan.head_start,
             "prompt_tokens": plan.prompt_tokens,
             "new_tokens": plan.new_tokens,
         }

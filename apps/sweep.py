@@ -39,6 +39,7 @@ def sweep(
     windows: Annotated[str, typer.Option(help="γ, with commas.")] = "1,2,3,4,5,7",
     candidates: Annotated[str, typer.Option(help="κ, with commas.")] = "8",
     branches: Annotated[str, typer.Option(help="R, with commas.")] = "2,8,32",
+    exit_heads: Annotated[str, typer.Option(help="target and draft, with commas.")] = "target",
     prompts: Annotated[int, typer.Option(min=1, max=len(PROMPTS), help="How many.")] = 3,
     new_tokens: Annotated[int, typer.Option(min=8, help="Of an answer.")] = 96,
     repeat: Annotated[int, typer.Option(min=1, help="How often the grid answers them.")] = 1,
@@ -56,9 +57,12 @@ def sweep(
     from mirror_edge import Sampling, load
     from mirror_edge.apps.bench import machine
 
+    places = exit_heads.split(",")
+    if not set(places) <= {"target", "draft"}:
+        raise OptionError(f"--exit-heads is {exit_heads!r}; write target, draft, or both.")
     grid = _grid(*(_numbers(*each) for each in (
         ("--windows", windows), ("--candidates", candidates), ("--branches", branches)
-    )))  # fmt: skip
+    )), places)  # fmt: skip
     with load(
         bundle,
         target_device=target_device,
@@ -105,17 +109,23 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _grid(
-    windows: Sequence[int], candidates: Sequence[int], branches: Sequence[int]
+    windows: Sequence[int],
+    candidates: Sequence[int],
+    branches: Sequence[int],
+    places: Sequence[Any],
 ) -> dict[str, Speculation]:
     """The fixed settings, by what they are called."""
     from mirror_edge import Speculation
 
     serial = {f"sd γ={window}": Speculation("sd", window) for window in windows}
     mirrored = {
-        f"mirror γ={window} κ={each} R={roots}": Speculation("mirror", window, each, roots)
+        f"mirror γ={window} κ={each} R={roots} exit={place}": Speculation(
+            "mirror", window, each, roots, exit_head=place
+        )
         for window in windows
         for each in candidates
         for roots in branches
+        for place in places
         if roots <= each * (window + 1)
     }
     return serial | mirrored
@@ -268,13 +278,13 @@ def _show(found: dict[str, Any]) -> None:
         )
     typer.echo("the grid, tokens a second over ar's (median, quartiles):")
     for name, over in found["grid_over_ar"].items():
-        typer.echo(f"  {name:24} {_range(over)}")
+        typer.echo(f"  {name:32} {_range(over)}")
     if not found["finals"]:
         return
     typer.echo(f"{found['finals']} heats of the best, tokens a second, over ar's, step over law:")
     for name, speed in found["tokens_per_second"].items():
         over = _range(found["over_ar"][name])
-        typer.echo(f"  {name:24} {speed:8.1f}  {over}  {found['measured_over_law'][name]:.3f}")
+        typer.echo(f"  {name:32} {speed:8.1f}  {over}  {found['measured_over_law'][name]:.3f}")
     typer.echo(f"all texts the same: {'yes' if found['same_text'] else 'no'}")
     typer.echo(f"auto over {found['best_fixed']}: {_range(found['auto_over_best_fixed'])}")
     typer.echo(f"auto over ar: {_range(found['auto_over_ar'])}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mirror_edge.protocols import DraftGraph
     from mirror_edge.sampling import Sampler
 
-__all__ = ["Growing", "Growth", "Guesses"]
+__all__ = ["Growing", "Growth", "Guesses", "behind"]
 
 
 class Guesses(NamedTuple):
@@ -87,13 +87,13 @@ class Growth:
     ) -> None:
         """`branches` stand behind the main rows `trunk`, and all of them see those before `first`.
 
-        `ahead` is what is guessed behind each, at most. One branch may have rows already,
-        right behind the trunk's.
+        `ahead` is what is guessed behind each, at most. Branches may have rows already,
+        behind the trunk's.
         """
         self._graph, self._sampler, self._trunk = graph, sampler, trunk
         self._depth, self._ahead = depth, ahead
         self._first = first
-        self._slot = len(trunk) + max(len(branch.slots) for branch in branches)
+        self._slot = behind(trunk, branches)
         self._known = min(graph.named, sampler.vocabulary)
         """Tokens that both can say."""
         self.growing = [pair for pair in enumerate(branches) if len(pair[1].tokens) <= depth]
@@ -105,7 +105,8 @@ class Growth:
         A branch without siblings that stands alone behind the whole trunk sees all: its wrong rows
         are at the end.
         """
-        if len(branches) > 1 or branches[0].after < len(trunk) or ahead.siblings:
+        together = branches[0].after + len(branches[0].slots) == self._slot
+        if len(branches) > 1 or not together or ahead.siblings:
             self._hidden = np.ones((len(branches), width), dtype=np.bool_)
             parents = np.array([[branch.after] for branch in branches])
             self._hidden[:, : len(trunk) - first] = np.arange(first, len(trunk)) >= parents
@@ -250,6 +251,11 @@ class Growth:
             for (branch, _), tokens in zip(wanted, best.tolist(), strict=True):
                 branch.guesses += tokens
                 branch.parents += (follows,) * len(tokens)
+
+
+def behind(trunk: Sequence[int], branches: Sequence[Growing]) -> int:
+    """The first slot behind the rows of all."""
+    return max([len(trunk), *(branch.slots[-1] + 1 for branch in branches if branch.slots)])
 
 
 @cache

@@ -122,8 +122,8 @@ class Drafter(Protocol):
         after them. Root (j, v) stands after d1..dj. A drafter may leave roots out. Once `dropped`
         is set nobody wants the branches any more, or all but one: it may return shorter ones.
 
-        Without roots it gets a head start: it may go on behind dγ with what it would say there
-        itself, by `depth` tokens after that one, and have them ready when the same window's roots
+        Without roots it gets a head start: it may choose one itself for every row of the window,
+        continue them by up to `depth` tokens, and go on from there when the same window's roots
         are named. It returns nothing then.
         """
         ...

@@ -7,14 +7,14 @@ the main ones, so nothing the draft has computed is computed again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mirror_edge.foresight import Foresight
-from mirror_edge.growth import Growing, Growth, Guesses
+from mirror_edge.growth import Growing, Growth, Guesses, behind
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.protocols import StoppedError
 
@@ -53,8 +53,8 @@ class ModelDrafter:
         self._sure = 0
         """So many main rows are known to be the committed ones."""
         self._grown: Sequence[Growing] = ()
-        self._own: Growing | None = None
-        """Of these the draft's own choice, if it got a head start."""
+        self._early: Sequence[Growing] = ()
+        """Of these the ones that got a head start."""
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Take `tokens` as the committed ones, keeping the rows they share with the cache."""
@@ -80,10 +80,10 @@ class ModelDrafter:
         graph, base = self._graph, len(self._committed)
         trunk = [*self._committed, *drafted]
         del trunk[graph.context :]
-        begun = self._own if self._rows[self._sure :] == trunk[self._sure :] else None
+        early = self._early if self._rows[self._sure :] == trunk[self._sure :] else ()
         self._settle(trunk)
         if not roots:
-            self._begin(trunk, depth, sampler, dropped)
+            self._head_start(trunk, depth, sampler, dropped)
             return []
         # The last row goes along with the branches, unless nothing would stand before them.
         self._feed(trunk[len(self._rows) : max(1, len(trunk) - 1)])
@@ -92,10 +92,10 @@ class ModelDrafter:
         kept = roots[: (graph.slots - len(trunk)) // depth] if depth > 0 else ()
         if not kept:
             return []
-        room = graph.slots - len(trunk) - (len(begun.slots) if begun else 0)
-        if room < depth * len(kept):
-            begun, room = None, graph.slots - len(trunk)
-        branches = [_seed(root, base + root.row, begun) for root in kept]
+        if graph.slots - behind(trunk, early) < depth * len(kept):
+            early = ()
+        room = graph.slots - behind(trunk, early)
+        branches = [_seed(root, base + root.row, early) for root in kept]
         left = graph.context - furthest - depth
         most = _most(self._ways, left, depth, room // len(kept))
         if most == 0 or self._clock is None:
@@ -111,20 +111,33 @@ class ModelDrafter:
         """Release the graph."""
         self._graph.close()
 
-    def _begin(
+    def _head_start(
         self, trunk: list[int], depth: int, sampler: Sampler, dropped: Dropped | None
     ) -> None:
-        """Let the draft's own choice behind `trunk` grow by `depth` tokens, as a branch."""
-        graph, end = self._graph, len(trunk)
-        if len(self._rows) == end:
-            self._rows.pop()  # Its logits are wanted, and were not kept.
-        logits = self._feed(trunk[len(self._rows) :])[:, : min(graph.named, sampler.vocabulary)]
-        token = int(sampler.choose(logits, [end], [trunk])[0])
-        own = Growing(Root(end - len(self._committed), token), end, [token])
-        depth = min(depth, graph.context - end - 1, graph.slots - end)
+        """Let a branch grow by `depth` tokens behind every row of the window, which ends `trunk`.
+
+        Their roots are what the draft holds likeliest there, the window's own token left out.
+        """
+        graph, base, end = self._graph, len(self._committed), len(trunk)
+        if not base <= end < base + _CHUNK:
+            return
+        self._feed(trunk[len(self._rows) : base - 1])
+        del self._rows[base - 1 :]  # Their logits are wanted, and were not kept.
+        logits = self._feed(trunk[base - 1 :], every=True)
+        places = range(base, base + len(logits))
+        histories = [trunk[:place] for place in places] if sampler.needs_history else None
+        known = logits[:, : min(graph.named, sampler.vocabulary)]
+        best = sampler.best(known, places, 2, histories).tolist()
+        drafted = [*trunk[base:], None]
+        roots = [
+            Root(row, next(token for token in tokens if token != drafted[row]))
+            for row, tokens in enumerate(best)
+        ]
+        depth = min(depth, graph.context - end - 1, (graph.slots - end) // len(roots))
         if depth > 0:
-            self._grow(trunk, [own], depth, Guesses(0), sampler, dropped)
-        self._own = own
+            early = [Growing(root, base + root.row, [root.token]) for root in roots]
+            self._grow(trunk, early, depth, Guesses(0), sampler, dropped)
+            self._early = [branch for branch in early if branch.slots]
 
     def _grow(
         self,
@@ -169,10 +182,13 @@ class ModelDrafter:
             self._graph.move(best.slots[: length - best.after], best.after)
         self._rows[shared:] = trunk[shared:length]
         self._sure = min(length, len(self._committed))
-        self._grown, self._own = (), None
+        self._grown = self._early = ()
 
-    def _feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Feed `tokens` behind the main rows, in chunks, plainly causal; the last one's logits."""
+    def _feed(self, tokens: Sequence[int], *, every: bool = False) -> NDArray[np.float32]:
+        """Feed `tokens` behind the main rows, in chunks, plainly causal.
+
+        The logits of the last one, or of `every` one of the last chunk.
+        """
         logits = np.empty((0, self._graph.named), dtype=np.float32)
         for at in range(0, len(tokens), _CHUNK):
             chunk, start = tokens[at : at + _CHUNK], len(self._rows)
@@ -181,8 +197,8 @@ class ModelDrafter:
             places = np.arange(start, start + len(chunk))
             while len(self._rows) == start:
                 with suppress(StoppedError):  # What was to stop had ended already: once more.
-                    last = np.array([len(chunk) - 1])
-                    logits = self._graph.forward(fed, places, start, None, last)
+                    wanted = np.arange(0 if every else len(chunk) - 1, len(chunk))
+                    logits = self._graph.forward(fed, places, start, None, wanted)
                     self._rows += chunk
         return logits
 
@@ -209,10 +225,12 @@ def _most(ways: Sequence[Guesses], left: int, depth: int, room: int) -> int:
     return max(fitting, default=0)
 
 
-def _seed(root: Root, after: int, begun: Growing | None) -> Growing:
-    """A branch of nothing but its root, or what has grown of it already."""
-    own = begun is not None and begun.root == root
-    return begun if begun and own else Growing(root, after, [root.token])
+def _seed(root: Root, after: int, early: Iterable[Growing]) -> Growing:
+    """A branch with nothing but its root, or what has grown of it already."""
+    for grown in early:
+        if grown.after == after and grown.tokens[0] == root.token:
+            return Growing(root, after, grown.tokens, grown.slots)
+    return Growing(root, after, [root.token])
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

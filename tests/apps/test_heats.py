@@ -22,13 +22,23 @@ def heat(number: int, **speeds: float) -> Heat:
     return Heat("grid", number, {name: answered(speed) for name, speed in speeds.items()})
 
 
-def step(*, hit: bool | None, rollout: float = 0.0, fresh: float = 0.0) -> StepRecord:
+def step(
+    *, hit: bool | None, rollout: float = 0.0, fresh: float = 0.0, head: str = "exit"
+) -> StepRecord:
     times = {"prefix": 0.01, "exit": 0.001, "suffix": 0.02, "rollout": rollout, "fresh": fresh}
     times["waited"] = fresh
     rest = dict.fromkeys(("began", "seconds", "hidden", "host"), 0.0)
     counts = dict.fromkeys(("proposed", "accepted", "committed", "depth", "roots"), 0)
     return StepRecord(
-        mode="mirror", rank=None, hit=hit, busy={}, sent=0, read=0, **times, **rest, **counts
+        mode="mirror",
+        rank=None,
+        hit=hit,
+        busy={head: 0.001},
+        sent=0,
+        read=0,
+        **times,
+        **rest,
+        **counts,
     )
 
 
@@ -43,6 +53,10 @@ def test_ratios_are_taken_within_a_heat() -> None:
 def test_the_law_has_the_longer_of_suffix_and_rollout_and_the_draft_after_a_miss() -> None:
     assert law([step(hit=True, rollout=0.03)]) == pytest.approx(0.041)
     assert law([step(hit=True, rollout=0.01)]) == pytest.approx(0.031)
+    beside = "draft exit"
+    assert law([step(hit=True, rollout=0.03, head=beside)]) == pytest.approx(0.041)
+    assert law([step(hit=True, rollout=0.0195, head=beside)]) == pytest.approx(0.0305)
+    assert law([step(hit=True, rollout=0.01, head=beside)]) == pytest.approx(0.030)
     assert law([step(hit=False, rollout=0.03), step(hit=True, fresh=0.005)]) == pytest.approx(0.067)
     # Behind a miss a record holds the rest of the dropped rollout: that step's own is not known.
     mixed = [step(hit=True, rollout=0.025), step(hit=True, rollout=0.09, fresh=0.005)]

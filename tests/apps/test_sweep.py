@@ -23,7 +23,9 @@ SMALL = {
     "target_threads": 1,
     "draft_threads": 1,
 }
-GRID = ["sd γ=1", "sd γ=3"] + [f"mirror γ={w} κ=2 R={r}" for w in (1, 3) for r in (2, 4)]
+GRID = ["sd γ=1", "sd γ=3"] + [
+    f"mirror γ={w} κ=2 R={r} exit=target" for w in (1, 3) for r in (2, 4)
+]
 
 
 def test_the_best_of_the_grid_answer_beside_auto_and_ar(
@@ -74,3 +76,5 @@ def test_two_emulated_devices_are_called_that(capsys: pytest.CaptureFixture[str]
 def test_a_grid_that_is_none_is_refused(windows: str) -> None:
     with pytest.raises(OptionError, match="--windows is"):
         sweep(windows=windows)
+    with pytest.raises(OptionError, match="--exit-heads is"):
+        sweep(exit_heads="nowhere")

@@ -262,14 +262,17 @@ def test_a_head_start_is_that_much_of_the_likeliest_branch(
     (own,) = serial(LANGUAGE, [*session.committed, *drafted], 1, session.sampler)
     (branch,) = session.rollout(drafted, [Root(len(drafted), own)], depth)
     assert session.draft.forwards - before == 1 + depth
-    # Another window begins anew, and the same one's other roots are as wide as ever.
+    # Of the next window's roots one a row is ahead, whichever it is; the others lack all.
     session.commit([*drafted, own])
     session.head_start(branch.tokens, ahead)
-    before, rows = session.draft.forwards, session.draft.rows
-    others = [Root(0, v) for v in range(3) if v != branch.tokens[0]]
-    session.rollout(branch.tokens, others, depth)
-    assert session.draft.forwards - before == depth
-    assert session.draft.rows - rows == depth * len(others)
+    for accepted in range(depth + 1):
+        before, rows = session.draft.forwards, session.draft.rows
+        known = branch.tokens[accepted : accepted + 1]
+        every = [Root(accepted, v) for v in range(VOCABULARY) if v not in known]
+        session.rollout(branch.tokens, every, depth)
+        assert session.draft.forwards - before == depth
+        assert session.draft.rows - rows == depth * len(every) - ahead
+        session.head_start(branch.tokens, ahead)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
