@@ -105,18 +105,20 @@ class Controller:
         self._chosen = chosen
         if before is None or chosen.mode != before.mode:
             self._pause = self._until = max(self._pause // 2, _FIRST_PAUSE)
-            self._hold = 0
+            self._hold = self._probes = 0
         else:
             self._hold = min(2 * self._hold + 1, _HOLD[chosen.mode])
         self._held = self._hold
         if self._until > 0 or self._copying:
             return chosen
         self._pause = self._until = min(2 * self._pause, _LONGEST_PAUSE)
-        self._probes += 1
-        teachers = [mode for mode in _TEACHERS[chosen.mode] if mode in best]
+        # The one that is held to come closest is the first to be asked.
+        found = [best[mode] for mode in _TEACHERS[chosen.mode] if mode in best]
+        teachers = sorted(found, key=lambda pair: pair[0])
         if not teachers:
             return chosen
-        seconds, probe = best[teachers[self._probes % len(teachers)]]
+        seconds, probe = teachers[self._probes % len(teachers)]
+        self._probes += 1
         if probe.mode == "ar" and seconds > _FAR * self._pace:
             return chosen
         self._probe, self._left = probe, _PROBE[probe.mode] - 1
@@ -158,14 +160,18 @@ class Controller:
         host = {mode: host.mean for mode, host in known.host.items()}
         factors = {mode: target.mean for mode, target in known.target.items()}
         forward = known.fresh.mean * costs.draft(1)
-        beside = known.beside.mean * costs.beside
         rows = {1 if plan.mode == "ar" else plan.window + 1 for plan in plans}
         times = {n: (costs.prefix(n), costs.suffix(n)) for n in rows}
         exits = {n: costs.exit(n) for n in rows}
-        elsewhere = costs.exit_beside or costs.exit
+        away = {n: (costs.exit_beside or costs.exit)(n) for n in rows}
         tokens = {n: sum(p**j for j in range(n)) for n in rows}
-        roots = {_roots(plan) for plan in plans if plan.mode == "mirror"}
-        missed = {r: 1.0 - known.hit_rate(r) for r in roots}
+        shapes = {(_roots(plan), plan.window) for plan in plans if plan.mode == "mirror"}
+        missed = {r: 1.0 - known.hit_rate(r) for r in {r for r, _ in shapes}}
+        slower, beside = known.rollout.mean, known.beside.mean * costs.beside
+        suffixes = {n: beside * factors["mirror"] * suffix for n, (_, suffix) in times.items()}
+        rollouts = {
+            (r, gamma): slower * costs.rollout(r, gamma, suffixes[gamma + 1]) for r, gamma in shapes
+        }
         found = []
         for plan in plans:
             n, gamma = (1, 0) if plan.mode == "ar" else (plan.window + 1, plan.window)
@@ -173,11 +179,10 @@ class Controller:
             step = prefix + suffix + gamma * forward
             if plan.mode == "mirror":
                 r = _roots(plan)
-                rollout = known.rollout.mean * costs.rollout(r, gamma, beside * suffix)
                 if plan.exit_head == "draft":
-                    step = prefix + max(beside * suffix, elsewhere(n) + rollout)
+                    step = prefix + max(suffixes[n], away[n] + rollouts[r, gamma])
                 else:
-                    step = prefix + exits[n] + max(beside * suffix, rollout)
+                    step = prefix + exits[n] + max(suffixes[n], rollouts[r, gamma])
                 step += missed[r] * gamma * forward
             found.append((step + host[plan.mode]) / tokens[n])
         return found

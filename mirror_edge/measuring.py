@@ -27,6 +27,7 @@ _ROOTS = (1, 2, 4, 8, 16, 32)
 _CANDIDATES = 9
 _DEPTH = 3
 _MOST = 7
+_TINY = 1e-9
 _FED = 16
 """Tokens in front of what is measured."""
 _COSTS = "costs.json"
@@ -54,7 +55,7 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
     """
     target, lane, clock = decoder.target, decoder.draft_lane, decoder.clock
     sampler = Sampler(Sampling(), target.vocabulary)
-    share = seconds / (3 * len(_WINDOWS) + len(_ROOTS) + 2)
+    share = seconds / (3 * len(_WINDOWS) + len(_ROOTS) + 4)
     decoder.cached.clear()
     target.prefill([0] * _FED, 0)
 
@@ -81,14 +82,19 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         drafter.rollout([], [], roots, _DEPTH, sampler)
         return clock() - began
 
-    def beside() -> float:
+    def suffix(roots: int) -> float:
         target.prefix([0] * 3, _FED, 0)
-        done = lane.start("measure", rollout, 8)
+        done = lane.start("measure", rollout, roots) if roots else None
         began = clock()
         target.suffix()
         taken = clock() - began
-        done.result()
+        if done is not None:
+            done.result()
         return taken
+
+    def beside(roots: int) -> tuple[float]:
+        # In turn, since the speed of a machine drifts.
+        return (suffix(roots) / max(suffix(0), _TINY),)
 
     found = [_medians(window, rows, clock, 2 * share) for rows in _WINDOWS]
     exits_beside = None
@@ -101,25 +107,28 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         lane.start("measure", _medians, lambda n: (rollout(n),), count, clock, share).result()[0]
         for count in _ROOTS
     ]
-    slowed = _medians(lambda _: (beside(),), 0, clock, share)[0]
-    prefix, suffix, exits = zip(*found, strict=True)
-    alone = suffix[_WINDOWS.index(3)]
+    (slower,) = _medians(beside, 8, clock, 4 * share, least=3)
+    prefix, suffixes, exits = zip(*found, strict=True)
     return Costs(
         prefix=Curve(_WINDOWS, prefix),
         exit=Curve(_WINDOWS, exits),
-        suffix=Curve(_WINDOWS, suffix),
+        suffix=Curve(_WINDOWS, suffixes),
         draft=Curve(_ROOTS, tuple(time / _DEPTH for time in drafts)),
         exit_beside=exits_beside,
-        beside=max(1.0, slowed / alone),
+        beside=max(1.0, slower),
     )
 
 
 def _medians(
-    timed: Callable[[int], tuple[float, ...]], rows: int, clock: Clock, seconds: float
+    timed: Callable[[int], tuple[float, ...]],
+    rows: int,
+    clock: Clock,
+    seconds: float,
+    least: int = 1,
 ) -> tuple[float, ...]:
     """The medians of what `timed` measures, over a few calls; the first one only warms up."""
     timed(rows)
     began, taken = clock(), [timed(rows)]
-    while len(taken) < _MOST and clock() - began < seconds:
+    while len(taken) < _MOST and (len(taken) < least or clock() - began < seconds):
         taken.append(timed(rows))
     return tuple(statistics.median(times) for times in zip(*taken, strict=True))
