@@ -43,6 +43,14 @@ ExitHead = Annotated[
     str | None,
     typer.Option(help="target or draft: on whose device the exit head runs; auto chooses it."),
 ]
+HeadStart = Annotated[
+    bool | None,
+    typer.Option(
+        "--head-start/--no-head-start",
+        help="Have the draft begin while the target's prefix runs. By default where it has a "
+        "device of its own.",
+    ),
+]
 Strict = Annotated[
     bool,
     typer.Option(
@@ -123,6 +131,7 @@ class SpeculationOptions:
     branches: Branches = None
     drafter: Drafter = None
     exit_head: ExitHead = None
+    head_start: HeadStart = None
     strict: Strict = False
 
     def checked(self, mode: str) -> Speculation:
@@ -147,6 +156,7 @@ class SpeculationOptions:
             branches=roots,
             drafter=self.drafter,  # type: ignore[arg-type]
             exit_head=self.exit_head,  # type: ignore[arg-type]
+            head_start=self.head_start,
             strict=self.strict,
         )
 

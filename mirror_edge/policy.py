@@ -37,7 +37,7 @@ _POOL = 256
 _WINDOWS = [1, 2, 3, 4, 5, 6, 7]
 _LOOKED_UP = (1, 2, 4, 7)
 _CANDIDATES = 8
-_BRANCHES: list[int | None] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+_BRANCHES: list[int | None] = [1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32]
 
 
 @dataclass(frozen=True)

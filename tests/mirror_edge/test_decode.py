@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mirror_edge.answer import Answer, Decoder
 from mirror_edge.decode import decode
 from mirror_edge.driving import drive, drive_async
-from mirror_edge.hypotheses import ExitSignal
+from mirror_edge.hypotheses import Branch, ExitSignal, Root
 from mirror_edge.lanes import ThreadLane
 from mirror_edge.ngram import Lookup, NgramDrafter
 from mirror_edge.policy import ExitPlace, Mode, Speculation, Strategy, choices
@@ -138,11 +138,12 @@ def test_every_mode_says_what_the_target_alone_says(
 ) -> None:
     alone = spoken(House(free_lane, None).answer("ar", sampling=sampling))
     assert len(alone) == 40
-    for branches in (None, 3):
+    for branches, early in ((None, False), (3, False), (3, True)):
         house = House(free_lane, drafters()[drafter]())
         answer = house.answer(
             mode, window=window, branches=branches, candidates=3, sampling=sampling
         )
+        answer.plan = answer.planned = replace(answer.plan, head_start=early)
         assert spoken(answer) == alone
         assert not answer.stats.draft_losses
 
@@ -355,6 +356,79 @@ def test_both_exit_heads_foresee_the_same() -> None:
         said = spoken(answer)
         found.append((said, [(step.rank, step.hit) for step in answer.stats.steps]))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("exit_head", ["target", "draft"])
+@pytest.mark.parametrize(
+    ("forward", "left"),
+    # Of the prefix's 30 ms, 27 are used: for the window's row and so many branch tokens.
+    [(0.008, 4 - 2), (0.013, 4 - 1), (0.020, 4), (0.050, 4)],
+)
+def test_a_head_start_is_made_of_the_prefix_and_shortens_the_rollout(
+    forward: float, left: int, exit_head: ExitPlace
+) -> None:
+    clock, trace = VirtualClock(), Trace()
+    draft = ScriptedDraft(TRUTH, VOCABULARY, seconds=lambda _: forward, virtual=clock, trace=trace)
+    house = House(
+        lambda name, trace: VirtualLane(name, trace, clock, lambda *_: 0.0),
+        ModelDrafter(draft),
+        trace,
+        {"prefix": 0.030, "suffix": 0.010},
+        clock,
+    )
+    answer = house.answer("mirror", new=120, clock=clock, exit_head=exit_head)
+    answer.plan = answer.planned = replace(answer.plan, head_start=True)
+    alone = spoken(House(free_lane, None).answer("ar", new=120))
+    assert spoken(answer) == alone
+    steps = [step for step in answer.stats.steps[2:-2] if step.hit]
+    assert len(steps) > 10
+    for step in steps:
+        # The draft is never wrong here, so the outcome is the branch that was begun.
+        assert step.rollout == pytest.approx(left * forward, abs=1e-9)
+        assert step.seconds == pytest.approx(0.030 + max(0.010, left * forward), abs=1e-9)
+
+
+def test_a_head_start_that_takes_too_long_is_ended_and_made_shorter() -> None:
+    clock, trace = VirtualClock(), Trace()
+    slow = iter([0.001] * 12)
+    draft = ScriptedDraft(
+        TRUTH, VOCABULARY, seconds=lambda _: next(slow, 0.020), virtual=clock, trace=trace
+    )
+    house = House(
+        lambda name, trace: VirtualLane(name, trace, clock, lambda *_: 0.0),
+        ModelDrafter(draft),
+        trace,
+        {"prefix": 0.030, "suffix": 0.100},
+        clock,
+    )
+    answer = house.answer("mirror", new=80, clock=clock)
+    answer.plan = answer.planned = replace(answer.plan, head_start=True)
+    kept = trace.keep()
+    spoken(answer)
+    early = [call for call in kept.calls if call.name == "head start"]
+    assert max(call.end - call.start for call in early) <= 0.050 + 1e-9
+    assert all(call.end - call.start <= 0.027 for call in early[-5:])
+
+
+def test_losing_the_draft_in_its_head_start_costs_speed_never_text() -> None:
+    alone = spoken(House(free_lane, None).answer("ar"))
+
+    class Broken(ModelDrafter):
+        def rollout(
+            self,
+            committed: Sequence[int],
+            drafted: Sequence[int],
+            roots: Sequence[Root],
+            *rest: Any,
+        ) -> list[Branch]:
+            if not roots:
+                raise RuntimeError("the driver went away")
+            return super().rollout(committed, drafted, roots, *rest)
+
+    answer = House(free_lane, Broken(ScriptedDraft(NEAR, VOCABULARY))).answer("mirror")
+    answer.plan = answer.planned = replace(answer.plan, head_start=True)
+    assert spoken(answer) == alone
+    assert list(answer.stats.draft_losses) == ["RuntimeError: the driver went away"]
 
 
 def test_losing_the_exit_head_costs_speed_never_text() -> None:
