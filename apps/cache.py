@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 app = typer.Typer(
-    help="Compiled graphs, shaders, probes and measured costs that are kept between runs.",
+    help="Compiled graphs, shaders, probes, and what was measured and learnt, kept between runs.",
     no_args_is_help=True,
 )
 

@@ -3,7 +3,8 @@
 ``python -P -m mirror_edge.apps.sweep [BUNDLE] --log sweep.jsonl`` has every setting of the grid
 answer some prompts, a few settings and `ar` in turn. The best of mode `sd` and of mode `mirror`
 then answer in turn with `ar` and `auto`. It prints medians of the ratios within a heat, and how
-long steps took beside the law of the step. With ``--seconds`` it ends after so many, and goes on
+long steps took beside the law of the step. `auto` goes on from what it has learnt of the pair
+before: `mirror-edge cache clear` makes this its first start. With ``--seconds`` it ends after so many, and goes on
 from the log when it is started again.
 """
 
@@ -62,7 +63,7 @@ def sweep(
         raise OptionError(f"--exit-heads is {exit_heads!r}; write target, draft, or both.")
     grid = _grid(*(_numbers(*each) for each in (
         ("--windows", windows), ("--candidates", candidates), ("--branches", branches)
-    )), places)  # fmt: skip
+    )), places=places)  # fmt: skip
     with load(
         bundle,
         target_device=target_device,

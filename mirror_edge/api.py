@@ -305,6 +305,7 @@ class Model:
         self._closed = True
         self._decoder.target_lane.close()
         self._decoder.draft_lane.close()
+        self._tuning.keep()
         for drafter in self._drafters.values():
             drafter.close()
         if self._decoder.exit_head is not None:

@@ -6,7 +6,7 @@ Everything is forgotten slowly, so that a text that changes its character is not
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from mirror_edge.costs import Costs
 from mirror_edge.policy import Mode
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from mirror_edge.stats import StepRecord
@@ -51,6 +53,15 @@ class Fading:
     def mean(self) -> float:
         """What to expect."""
         return (self._sum + self.prior * self.weight) / (self._count + self.weight)
+
+    @property
+    def learnt(self) -> tuple[float, float]:
+        """The sum of what was noted, and how much that was."""
+        return self._sum, self._count
+
+    def go_on(self, learnt: tuple[float, float]) -> None:
+        """From what another one had learnt."""
+        self._sum, self._count = map(float, learnt)
 
 
 @dataclass
@@ -117,6 +128,34 @@ class Experience:
             self.rollout.add(
                 _ratio(step.rollout, costs.rollout(step.roots, step.depth, step.suffix))
             )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was learnt, as plain JSON values."""
+        learnt = {name: fading.learnt for name, fading in self._fadings().items()}
+        return {"fadings": learnt, "ranks": self.ranks.tolist()}
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Experience:
+        """From what `as_dict` gave, or JSON of it.
+
+        Raises:
+            ValueError: for anything else; so do KeyError and TypeError.
+        """
+        found, ranks = cls(), np.array(raw["ranks"], dtype=np.float64)
+        if ranks.shape != found.ranks.shape:
+            raise ValueError(f"{ranks.shape} ranks")
+        found.ranks = ranks
+        for name, fading in found._fadings().items():
+            fading.go_on(raw["fadings"][name])
+        return found
+
+    def _fadings(self) -> dict[str, Fading]:
+        """All the means, by name."""
+        single = ("acceptance", "beside", "fresh", "rollout")
+        found: dict[str, Fading] = {name: getattr(self, name) for name in single}
+        found |= {f"look_up.{length}": fading for length, fading in enumerate(self.look_up, 1)}
+        found |= {f"target.{mode}": fading for mode, fading in self.target.items()}
+        return found | {f"host.{mode}": fading for mode, fading in self.host.items()}
 
     def hit_rate(self, roots: int) -> float:
         """How often the outcome is among the `roots` best."""

@@ -1,4 +1,4 @@
-"""What is kept between runs in the user's cache folder: compiled graphs, costs, probes, shaders.
+"""What is kept between runs in the user's cache folder: what was compiled, measured or learnt.
 
 An entry is a folder with files and the list of them, ``entry.json``, which is written last. It is
 made beside its place and moved there, so it is whole or absent; and it is checked whenever it is
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from mirror_edge.bundle import digest
 
-__all__ = ["KINDS", "Key", "clear", "entry", "folder"]
+__all__ = ["KINDS", "Key", "clear", "entry", "find", "folder", "renew"]
 
-KINDS = ("compiled", "costs", "probes", "shaders")
+KINDS = ("compiled", "costs", "experience", "probes", "shaders")
 """The folders in the cache folder."""
 
 _log = logging.getLogger("mirror_edge")
@@ -61,15 +61,37 @@ def entry(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
     Raises:
         OSError: if nothing can be kept.
     """
-    name = hashlib.sha256(json.dumps(sorted(key.items())).encode()).hexdigest()[:32]
-    place = folder() / kind / name
+    if found := find(kind, key):
+        return found
+    place = _place(kind, key)
     if place.exists():
-        if not (wrong := _damage(place)):
-            return place
-        _log.warning("%s: %s, so it is made again.", place, wrong)
         shutil.rmtree(place)
+    return _made(place, key, make, anew=False)
+
+
+def find(kind: str, key: Key) -> Path | None:
+    """The folder of the entry for `key`, if there is a whole one."""
+    place = _place(kind, key)
+    if not place.exists():
+        return None
+    if not (wrong := _damage(place)):
+        return place
+    _log.warning("%s: %s, so it is made again.", place, wrong)
+    return None
+
+
+def renew(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
+    """The folder of the entry for `key`, which `make` fills, whatever there was before.
+
+    Raises:
+        OSError: if nothing can be kept.
+    """
+    return _made(_place(kind, key), key, make, anew=True)
+
+
+def _made(place: Path, key: Key, make: Callable[[Path], None], *, anew: bool) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place.parent))
+    made = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
         make(made)
         files = {
@@ -79,6 +101,8 @@ def entry(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
         }
         listed = json.dumps({"key": dict(key), "files": files}, indent=2)
         (made / _LIST).write_text(listed + "\n", encoding="utf-8")
+        if anew:
+            shutil.rmtree(place, ignore_errors=True)
         try:
             made.rename(place)
         except OSError:
@@ -88,6 +112,11 @@ def entry(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return place
+
+
+def _place(kind: str, key: Key) -> Path:
+    name = hashlib.sha256(json.dumps(sorted(key.items())).encode()).hexdigest()[:32]
+    return folder() / kind / name
 
 
 def _damage(place: Path) -> str:

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mirror_edge import kept
 from mirror_edge.controller import Controller
 from mirror_edge.driving import waited
 from mirror_edge.errors import DeviceError
+from mirror_edge.experience import Experience
 from mirror_edge.measuring import measure, recall
 
 if TYPE_CHECKING:
     from mirror_edge.answer import Decoder
-    from mirror_edge.costs import Costs
     from mirror_edge.protocols import Drafter
 
 __all__ = ["Tuning"]
 
 _log = logging.getLogger("mirror_edge")
 
+_LEARNT = "experience.json"
+
 
 class Tuning:
-    """One controller a drafter; each has the devices measured once, and keeps what it learns."""
+    """One controller a drafter; each has the devices measured once, and goes on from what it learnt
+    at earlier starts.
+    """
 
     def __init__(self, decoder: Decoder, setup: Callable[[], Mapping[str, str]]) -> None:
         """Of the pair on `decoder`; `setup` names all that its costs depend on."""
         self._decoder, self._setup = decoder, setup
-        self._controllers: dict[str, Controller] = {}
+        self._controllers: dict[str, tuple[kept.Key, Controller]] = {}
 
     def controller(
         self, name: str, drafter: Drafter
@@ -36,14 +44,34 @@ class Tuning:
         """The controller for this drafter; None if the devices could not be measured."""
         if name not in self._controllers:
 
-            def costs_of() -> Costs:
+            def made() -> tuple[kept.Key, Controller]:
                 key = {**self._setup(), "drafter": name}
-                return recall(key, lambda: measure(self._decoder, drafter))
+                costs = recall(key, lambda: measure(self._decoder, drafter))
+                return key, Controller(costs, _learnt(key))
 
             try:
-                costs = yield from waited(self._decoder.target_lane.start("measure", costs_of))
+                pair = yield from waited(self._decoder.target_lane.start("measure", made))
             except DeviceError as error:
                 _log.warning("the devices could not be measured: %s", error)
                 return None
-            self._controllers[name] = Controller(costs)
-        return self._controllers[name]
+            self._controllers[name] = pair
+        return self._controllers[name][1]
+
+    def keep(self) -> None:
+        """Keep what the controllers have learnt, for the next start."""
+        for key, controller in self._controllers.values():
+            learnt = json.dumps(controller.experience.as_dict())
+
+            def make(folder: Path, learnt: str = learnt) -> None:
+                (folder / _LEARNT).write_text(learnt, encoding="utf-8")
+
+            with suppress(OSError):  # Then it is learnt anew.
+                kept.renew("experience", key, make)
+
+
+def _learnt(key: kept.Key) -> Experience:
+    """What was learnt at earlier starts."""
+    if place := kept.find("experience", key):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return Experience.of(json.loads((place / _LEARNT).read_text(encoding="utf-8")))
+    return Experience()

@@ -97,6 +97,19 @@ def test_of_two_at_once_one_entry_remains(cache: Path) -> None:
     assert [path.name for path in (cache / "compiled").iterdir()] == [place.name]
 
 
+def test_an_entry_can_be_found_and_renewed(cache: Path) -> None:
+    assert kept.find("experience", KEY) is None
+    for said in ("first", "second"):
+        place = kept.renew(
+            "experience", KEY, lambda folder, said=said: (folder / "said").write_text(said)
+        )
+        assert kept.find("experience", KEY) == place
+        assert (place / "said").read_text() == said
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    (place / "said").write_text("third")
+    assert kept.find("experience", KEY) is None
+
+
 def test_clearing_deletes_what_is_kept_and_nothing_else(cache: Path) -> None:
     kept.entry("compiled", KEY, Maker())
     (cache / "mine.txt").write_text("not theirs")

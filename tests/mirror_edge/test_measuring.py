@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import mirror_edge
 from mirror_edge import kept, tuning
 from mirror_edge.costs import Costs, Curve
+from mirror_edge.experience import Experience
 from mirror_edge.measuring import recall
 
 KEY = {"bundle": "abc", "devices": "cpu cpu"}
@@ -60,6 +62,52 @@ def test_costs_that_cannot_be_kept_are_measured_all_the_same(measured: Measuring
     kept.folder().write_text("no folder")
     assert recall(KEY, measured).beside == 1.25
     assert measured.asked == 1
+
+
+def test_what_auto_has_learnt_is_there_at_the_next_start(
+    measured: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "measure", measured)
+
+    def learnt(threads: int = 1) -> Experience:
+        with mirror_edge.load(target_threads=threads, draft_threads=1) as model:
+            model.generate("Once upon a time", max_new_tokens=24)
+            before = model._tuning._controllers["model"][1].experience.as_dict()
+        key = model._tuning._controllers["model"][0]
+        assert tuning._learnt(key).as_dict() == before
+        return tuning._learnt(key)
+
+    first = learnt()
+    assert first.host["ar"].learnt[1] > 0.0 or first.target["mirror"].learnt[1] > 0.0
+    again = learnt()
+    noted = [sum(f.learnt[1] for f in each._fadings().values()) for each in (first, again)]
+    assert noted[1] > noted[0] + 4
+    # Other threads are another matter, and damage is no experience.
+    with mirror_edge.load(target_threads=2, draft_threads=1) as model:
+        model.costs()
+        found = model._tuning._controllers["model"][1].experience
+        assert found.as_dict() == Experience().as_dict()
+    for file in kept.folder().glob("experience/*/experience.json"):
+        file.write_text("{}")
+    with mirror_edge.load(target_threads=1, draft_threads=1) as model:
+        model.costs()
+        found = model._tuning._controllers["model"][1].experience
+        assert found.as_dict() == Experience().as_dict()
+
+
+def test_an_experience_survives_json_and_nothing_else_becomes_one() -> None:
+    known = Experience()
+    known.acceptance.add(0.25, 3.0)
+    known.look_up[1].add(1.0)
+    known.target["sd"].add(1.5)
+    known.ranks[3] += 7.0
+    again = Experience.of(json.loads(json.dumps(known.as_dict())))
+    assert again.as_dict() == known.as_dict()
+    assert again.acceptance.mean == known.acceptance.mean
+    assert again.hit_rate(4) == known.hit_rate(4)
+    for raw in ({}, {"ranks": [1.0], "fadings": {}}, {**known.as_dict(), "fadings": {}}):
+        with pytest.raises((KeyError, ValueError)):
+            Experience.of(raw)
 
 
 def test_a_second_start_does_not_measure_again_unless_its_threads_differ(
