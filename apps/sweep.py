@@ -4,8 +4,8 @@
 answer some prompts, a few settings and `ar` in turn. The best of mode `sd` and of mode `mirror`
 then answer in turn with `ar` and `auto`. It prints medians of the ratios within a heat, and how
 long steps took beside the law of the step. `auto` goes on from what it has learnt of the pair
-before: `mirror-edge cache clear` makes this its first start. With ``--seconds`` it ends after so many, and goes on
-from the log when it is started again.
+before: `mirror-edge cache clear` makes this its first start. With ``--seconds`` it ends after so
+many, and goes on from the log when it is started again.
 """
 
 from __future__ import annotations
@@ -61,9 +61,12 @@ def sweep(
     places = exit_heads.split(",")
     if not set(places) <= {"target", "draft"}:
         raise OptionError(f"--exit-heads is {exit_heads!r}; write target, draft, or both.")
-    grid = _grid(*(_numbers(*each) for each in (
-        ("--windows", windows), ("--candidates", candidates), ("--branches", branches)
-    )), places=places)  # fmt: skip
+    grid = _grid(
+        _numbers("--windows", windows),
+        _numbers("--candidates", candidates),
+        _numbers("--branches", branches),
+        places,
+    )
     with load(
         bundle,
         target_device=target_device,

@@ -97,7 +97,7 @@ def test_of_two_at_once_one_entry_remains(cache: Path) -> None:
     assert [path.name for path in (cache / "compiled").iterdir()] == [place.name]
 
 
-def test_an_entry_can_be_found_and_renewed(cache: Path) -> None:
+def test_an_entry_can_be_found_and_renewed() -> None:
     assert kept.find("experience", KEY) is None
     for said in ("first", "second"):
         place = kept.renew(
