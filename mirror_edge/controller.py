@@ -159,10 +159,10 @@ class Controller:
         p = known.acceptance.mean
         host = {mode: host.mean for mode, host in known.host.items()}
         factors = {mode: target.mean for mode, target in known.target.items()}
-        forward = known.fresh.mean * costs.draft(1)
         rows = {1 if plan.mode == "ar" else plan.window + 1 for plan in plans}
         times = {n: (costs.prefix(n), costs.suffix(n)) for n in rows}
         exits = {n: costs.exit(n) for n in rows}
+        fresh = {n: known.fresh.mean * costs.serial(n - 1) for n in rows if n > 1} | {1: 0.0}
         away = {n: (costs.exit_beside or costs.exit)(n) for n in rows}
         tokens = {n: sum(p**j for j in range(n)) for n in rows}
         shapes = {(_roots(plan), plan.window) for plan in plans if plan.mode == "mirror"}
@@ -174,16 +174,16 @@ class Controller:
         }
         found = []
         for plan in plans:
-            n, gamma = (1, 0) if plan.mode == "ar" else (plan.window + 1, plan.window)
+            n = 1 if plan.mode == "ar" else plan.window + 1
             prefix, suffix = (factors[plan.mode] * seconds for seconds in times[n])
-            step = prefix + suffix + gamma * forward
+            step = prefix + suffix + fresh[n]
             if plan.mode == "mirror":
                 r = _roots(plan)
                 if plan.exit_head == "draft":
-                    step = prefix + max(suffixes[n], away[n] + rollouts[r, gamma])
+                    step = prefix + max(suffixes[n], away[n] + rollouts[r, plan.window])
                 else:
-                    step = prefix + exits[n] + max(suffixes[n], rollouts[r, gamma])
-                step += missed[r] * gamma * forward
+                    step = prefix + exits[n] + max(suffixes[n], rollouts[r, plan.window])
+                step += missed[r] * fresh[n]
             found.append((step + host[plan.mode]) / tokens[n])
         return found
 

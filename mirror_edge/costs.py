@@ -50,6 +50,8 @@ class Costs:
             not share anything.
         exit_beside: the exit head on the draft's device, the way of the hidden rows there
             included; None where it cannot run there.
+        fresh: a serial draft, by its tokens, as it is made after a pass of the target; None where
+            it is known as so many forwards of the draft.
     """
 
     prefix: Curve
@@ -58,6 +60,11 @@ class Costs:
     draft: Curve
     beside: float = 1.0
     exit_beside: Curve | None = None
+    fresh: Curve | None = None
+
+    def serial(self, tokens: int) -> float:
+        """Seconds of a serial draft."""
+        return tokens * self.draft(1) if self.fresh is None else self.fresh(tokens)
 
     def rollout(self, roots: int, depth: int, suffix: float) -> float:
         """Seconds of a rollout that hits, beside a suffix of so many.

@@ -123,7 +123,7 @@ class Experience:
             self.ranks *= 1.0 - 1.0 / _MEMORY
             self.ranks[_RANKS if step.rank is None else min(step.rank, _RANKS)] += 1.0
         if step.fresh and step.proposed:
-            self.fresh.add(_ratio(step.fresh, step.proposed * costs.draft(1)))
+            self.fresh.add(_ratio(step.fresh, costs.serial(step.proposed)))
         if step.hit and not step.waited:
             self.rollout.add(
                 _ratio(step.rollout, costs.rollout(step.roots, step.depth, step.suffix))

@@ -26,6 +26,8 @@ _WINDOWS = (1, 2, 3, 4, 6, 8)
 _ROOTS = (1, 2, 4, 8, 16, 32)
 _CANDIDATES = 9
 _DEPTH = 3
+_SERIAL = (1, 4)
+"""Tokens of a serial draft."""
 _MOST = 7
 _TINY = 1e-9
 _FED = 16
@@ -55,7 +57,7 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
     """
     target, lane, clock = decoder.target, decoder.draft_lane, decoder.clock
     sampler = Sampler(Sampling(), target.vocabulary)
-    share = seconds / (3 * len(_WINDOWS) + len(_ROOTS) + 4)
+    share = seconds / (3 * len(_WINDOWS) + len(_ROOTS) + 2 * len(_SERIAL) + 4)
     decoder.cached.clear()
     target.prefill([0] * _FED, 0)
 
@@ -76,10 +78,10 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         lane.start("measure", head.signal, target.hidden(), _CANDIDATES).result()
         return (clock() - began,)
 
-    def rollout(count: int) -> float:
+    def rollout(count: int, depth: int = _DEPTH) -> float:
         roots = [Root(0, token % target.vocabulary) for token in range(count)]
         began = clock()
-        drafter.rollout([], [], roots, _DEPTH, sampler)
+        drafter.rollout([], [], roots, depth, sampler)
         return clock() - began
 
     def suffix(roots: int) -> float:
@@ -91,6 +93,10 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         if done is not None:
             done.result()
         return taken
+
+    def serial(tokens: int) -> tuple[float]:
+        suffix(0)  # What it has used since is in the caches, not the draft.
+        return (lane.start("measure", rollout, 1, tokens).result(),)
 
     def beside(roots: int) -> tuple[float]:
         # In turn, since the speed of a machine drifts.
@@ -107,6 +113,7 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         lane.start("measure", _medians, lambda n: (rollout(n),), count, clock, share).result()[0]
         for count in _ROOTS
     ]
+    fresh = [_medians(serial, tokens, clock, 2 * share, least=3)[0] for tokens in _SERIAL]
     (slower,) = _medians(beside, 8, clock, 4 * share, least=3)
     prefix, suffixes, exits = zip(*found, strict=True)
     return Costs(
@@ -116,6 +123,7 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         draft=Curve(_ROOTS, tuple(time / _DEPTH for time in drafts)),
         exit_beside=exits_beside,
         beside=max(1.0, slower),
+        fresh=Curve(_SERIAL, (fresh[0], max(fresh))),
     )
 
 

@@ -348,6 +348,7 @@ def test_measuring_finds_the_times_of_the_devices() -> None:
     assert costs.exit(4) == pytest.approx(1e-4, rel=1e-6)
     assert costs.draft(8) == pytest.approx((0.5 + 0.3 * 8) / 1000, rel=0.15)
     assert costs.beside == 1.0
+    assert costs.serial(4) == pytest.approx(4 * (0.5 + 0.3) / 1000, rel=0.15)
     assert Costs.of(asdict(costs)) == costs
 
 

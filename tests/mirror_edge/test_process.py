@@ -140,6 +140,19 @@ def test_the_spans_of_the_child_are_in_the_statistics(model: Model) -> None:
     assert sum(step.host for step in serial.steps) < waited
 
 
+def test_a_head_start_reaches_the_child(model: Model) -> None:
+    asked = Speculation(mode="mirror", window=3, head_start=True)
+    kept = model.trace.keep()
+    result = model.generate(STORY, max_new_tokens=48, speculation=asked)
+    alone = model.generate(STORY, max_new_tokens=48, speculation=Speculation(mode="ar"))
+    assert result.tokens == alone.tokens
+    assert not result.stats.draft_losses
+    early = [call for call in kept.calls if call.name == "head start"]
+    drafted = [run for run in kept.runs if run.name == "draft"]
+    assert early
+    assert any(call.start < run.start and run.end < call.end for call in early for run in drafted)
+
+
 def test_kill_9_at_twenty_random_moments_changes_no_text(model: Model) -> None:
     draw = random.Random(7)
     samplings = (Sampling(0.7, seed=seed) for seed in count())
