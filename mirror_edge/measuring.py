@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,20 +102,18 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         # In turn, since the speed of a machine drifts.
         return (suffix(roots) / max(suffix(0), _TINY),)
 
-    found = [_medians(window, rows, clock, 2 * share) for rows in _WINDOWS]
+    wide = len(_WINDOWS) * share
+    prefix, suffixes, exits = _measured(window, _WINDOWS, clock, 2 * wide)
     exits_beside = None
     if (head := decoder.exit_head) is not None:
-        timed = partial(exit_beside, head=head)
-        taken = [_medians(timed, rows, clock, share)[0] for rows in _WINDOWS]
-        exits_beside = Curve(_WINDOWS, tuple(taken))
+        (taken,) = _measured(partial(exit_beside, head=head), _WINDOWS, clock, wide)
+        exits_beside = Curve(_WINDOWS, taken)
     lane.start("prefill", drafter.prefill, [0] * _FED).result()
-    drafts = [
-        lane.start("measure", _medians, lambda n: (rollout(n),), count, clock, share).result()[0]
-        for count in _ROOTS
-    ]
-    fresh = [_medians(serial, tokens, clock, 2 * share, least=3)[0] for tokens in _SERIAL]
-    (slower,) = _medians(beside, 8, clock, 4 * share, least=3)
-    prefix, suffixes, exits = zip(*found, strict=True)
+    (drafts,) = lane.start(
+        "measure", _measured, lambda n: (rollout(n),), _ROOTS, clock, len(_ROOTS) * share
+    ).result()
+    (fresh,) = _measured(serial, _SERIAL, clock, 4 * share, least=3)
+    ((slower,),) = _measured(beside, (8,), clock, 4 * share, least=3)
     return Costs(
         prefix=Curve(_WINDOWS, prefix),
         exit=Curve(_WINDOWS, exits),
@@ -123,20 +121,31 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         draft=Curve(_ROOTS, tuple(time / _DEPTH for time in drafts)),
         exit_beside=exits_beside,
         beside=max(1.0, slower),
-        fresh=Curve(_SERIAL, (fresh[0], max(fresh))),
+        fresh=Curve(_SERIAL, fresh),
     )
 
 
-def _medians(
+def _measured(
     timed: Callable[[int], tuple[float, ...]],
-    rows: int,
+    sizes: Sequence[int],
     clock: Clock,
     seconds: float,
     least: int = 1,
-) -> tuple[float, ...]:
-    """The medians of what `timed` measures, over a few calls; the first one only warms up."""
-    timed(rows)
-    began, taken = clock(), [timed(rows)]
-    while len(taken) < _MOST and (len(taken) < least or clock() - began < seconds):
-        taken.append(timed(rows))
-    return tuple(statistics.median(times) for times in zip(*taken, strict=True))
+) -> list[tuple[float, ...]]:
+    """What `timed` measures, by size: medians over some rounds, of which the first only warms up.
+
+    A round has a call of every size, so that a moment's trouble spoils one call of each and not
+    all of one. More takes no less time than less does.
+    """
+    rounds: list[list[tuple[float, ...]]] = [[timed(size) for size in sizes]]
+    began = clock()
+    while len(rounds) <= least or (len(rounds) <= _MOST and clock() - began < seconds):
+        rounds.append([timed(size) for size in sizes])
+    calls = zip(*rounds[1:], strict=True)
+    by_size = [tuple(map(statistics.median, zip(*some, strict=True))) for some in calls]
+    return [_rising(times) for times in zip(*by_size, strict=True)]
+
+
+def _rising(times: Sequence[float]) -> tuple[float, ...]:
+    """No time is longer than a later one."""
+    return tuple(accumulate(reversed(times), min))[::-1]
