@@ -108,7 +108,7 @@ def modes(plan: Plan, done: Callable[[], None]) -> Iterator[Outlook]:
     """Every mode, without and with streams and a head start; `done` hears of each."""
     for mode, streams, early in _modes(plan):
         name = f"{mode} + streams" if streams and mode != "auto" else mode
-        if early and mode == "mirror":
+        if early:
             name = "+ head start"
         yield Outlook.of(name, replace(plan, streams=streams, head_start=early).run(mode))
         done()
@@ -121,7 +121,7 @@ def _modes(plan: Plan) -> list[tuple[Mode | Literal["auto"], int, bool]]:
         *(("sd", streams, False) for streams in some),
         *(("mirror", streams, False) for streams in some),
         ("mirror", some[-1], True),
-        ("auto", some[-1], True),
+        ("auto", some[-1], False),
     ]
 
 

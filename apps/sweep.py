@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
 
 import typer
 
@@ -57,9 +57,10 @@ def sweep(
     """Compare `auto` with the best fixed setting and with `ar`."""
     from mirror_edge import Sampling, load
     from mirror_edge.apps.bench import machine
+    from mirror_edge.policy import ExitPlace
 
     places = exit_heads.split(",")
-    if not set(places) <= {"target", "draft"}:
+    if not set(places) <= set(get_args(ExitPlace)):
         raise OptionError(f"--exit-heads is {exit_heads!r}; write target, draft, or both.")
     grid = _grid(
         _numbers("--windows", windows),

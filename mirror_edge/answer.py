@@ -84,7 +84,7 @@ class Answer:
     fresh: Callable[[], Future[list[Branch]]] | None = None
     """The serial draft of the next window, where no branch was prepared for it."""
     dropped: Dropped = field(default_factory=Dropped)
-    """Set when nobody wants it any more."""
+    """Set when nobody wants it, or the head start, any more."""
     waited: float = 0.0
     """How long the step under way had to wait for it, in seconds."""
     depth: int = 0
@@ -119,6 +119,11 @@ class Answer:
     def room(self) -> int:
         """Tokens still to come at most."""
         return self.limit - len(self.tokens)
+
+    @property
+    def _depth(self) -> int:
+        """Tokens to prepare behind each outcome of this window."""
+        return min(self.plan.window, self.room - 2)
 
     @property
     def agreement(self) -> float:
@@ -200,7 +205,7 @@ class Answer:
 
     def head_start(self) -> None:
         """Have the draft go on with its own choice, for about as long as the prefix will take."""
-        drafter, depth = self.draft.drafter, min(self.plan.window, self.room - 2)
+        drafter, depth = self.draft.drafter, self._depth
         fitting = _WITHIN * self.foreseeing / self.pace if self.pace else 1.0
         self.ahead, self.dropped = None, Dropped()
         if drafter is None or depth < 1 or fitting < 1.0 or not self.plan.head_start:
@@ -243,7 +248,7 @@ class Answer:
     def rollout(self, foreseen: Callable[[], ExitSignal]) -> Rollout:
         """Have the draft prepare for the likeliest of the outcomes that the exit head names."""
         plan, drafter, sampler = self.plan, self.draft.drafter, self.sampler
-        depth = min(plan.window, self.room - 2)
+        depth = self._depth
         ranking: list[Root] = []
         dropped = Dropped()
         if drafter is None or depth < 1:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mirror_edge.protocols import DraftGraph
     from mirror_edge.sampling import Sampler
 
-__all__ = ["Growing", "Growth", "Guesses", "behind"]
+__all__ = ["Growing", "Growth", "Guesses", "behind", "known"]
 
 
 class Guesses(NamedTuple):
@@ -94,8 +94,7 @@ class Growth:
         self._depth, self._ahead = depth, ahead
         self._first = first
         self._slot = behind(trunk, branches)
-        self._known = min(graph.named, sampler.vocabulary)
-        """Tokens that both can say."""
+        self._known = known(graph, sampler)
         self.growing = [pair for pair in enumerate(branches) if len(pair[1].tokens) <= depth]
         """Those that have not arrived yet, with their numbers."""
         width = self._slot - first + len(branches) * ahead.slots(depth)
@@ -251,6 +250,11 @@ class Growth:
             for (branch, _), tokens in zip(wanted, best.tolist(), strict=True):
                 branch.guesses += tokens
                 branch.parents += (follows,) * len(tokens)
+
+
+def known(graph: DraftGraph, sampler: Sampler) -> int:
+    """How many tokens both can say."""
+    return min(graph.named, sampler.vocabulary)
 
 
 def behind(trunk: Sequence[int], branches: Sequence[Growing]) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mirror_edge.foresight import Foresight
-from mirror_edge.growth import Growing, Growth, Guesses, behind
+from mirror_edge.growth import Growing, Growth, Guesses, behind, known
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.protocols import StoppedError
 
@@ -126,8 +126,8 @@ class ModelDrafter:
         logits = self._feed(trunk[base - 1 :], every=True)
         places = range(base, base + len(logits))
         histories = [trunk[:place] for place in places] if sampler.needs_history else None
-        known = logits[:, : min(graph.named, sampler.vocabulary)]
-        best = sampler.best(known, places, 2, histories).tolist()
+        said = logits[:, : known(graph, sampler)]
+        best = sampler.best(said, places, 2, histories).tolist()
         drafted = [*trunk[base:], None]
         roots = [
             Root(row, next(token for token in tokens if token != drafted[row]))

@@ -29,6 +29,7 @@ from mirror_edge.runtimes.scripted import (
     ScriptedDraft,
     ScriptedExitHead,
     ScriptedTarget,
+    Seconds,
     blend,
     random_language,
 )
@@ -67,6 +68,7 @@ class House:
         eos: frozenset[int] = frozenset(),
         clock: Callable[[], float] = time.perf_counter,
         exit_head: ExitPlace = "target",
+        head_start: bool = False,
         language: Language = TRUTH,
     ) -> Answer:
         self.target = ScriptedTarget(
@@ -90,7 +92,7 @@ class House:
         return Answer(
             on=decoder,
             tokens=list(PROMPT),
-            plan=Strategy(mode, window, candidates, branches, 0, exit_head),
+            plan=Strategy(mode, window, candidates, branches, 0, exit_head, head_start),
             sampler=Sampler(sampling, VOCABULARY),
             drafter=self.drafter,
             eos=eos,
@@ -141,9 +143,13 @@ def test_every_mode_says_what_the_target_alone_says(
     for branches, early in ((None, False), (3, False), (3, True)):
         house = House(free_lane, drafters()[drafter]())
         answer = house.answer(
-            mode, window=window, branches=branches, candidates=3, sampling=sampling
+            mode,
+            window=window,
+            branches=branches,
+            candidates=3,
+            sampling=sampling,
+            head_start=early,
         )
-        answer.plan = answer.planned = replace(answer.plan, head_start=early)
         assert spoken(answer) == alone
         assert not answer.stats.draft_losses
 
@@ -358,6 +364,22 @@ def test_both_exit_heads_foresee_the_same() -> None:
     assert found[0] == found[1]
 
 
+def begun_early(
+    forward: Seconds, suffix: float, new: int, exit_head: ExitPlace = "target"
+) -> Answer:
+    """An answer on the virtual clock whose draft is never wrong and gets a head start of 30 ms."""
+    clock, trace = VirtualClock(), Trace()
+    draft = ScriptedDraft(TRUTH, VOCABULARY, seconds=forward, virtual=clock, trace=trace)
+    house = House(
+        lambda name, trace: VirtualLane(name, trace, clock, lambda *_: 0.0),
+        ModelDrafter(draft),
+        trace,
+        {"prefix": 0.030, "suffix": suffix},
+        clock,
+    )
+    return house.answer("mirror", new=new, clock=clock, exit_head=exit_head, head_start=True)
+
+
 @pytest.mark.parametrize("exit_head", ["target", "draft"])
 @pytest.mark.parametrize(
     ("forward", "left"),
@@ -367,17 +389,7 @@ def test_both_exit_heads_foresee_the_same() -> None:
 def test_a_head_start_is_made_of_the_prefix_and_shortens_the_rollout(
     forward: float, left: int, exit_head: ExitPlace
 ) -> None:
-    clock, trace = VirtualClock(), Trace()
-    draft = ScriptedDraft(TRUTH, VOCABULARY, seconds=lambda _: forward, virtual=clock, trace=trace)
-    house = House(
-        lambda name, trace: VirtualLane(name, trace, clock, lambda *_: 0.0),
-        ModelDrafter(draft),
-        trace,
-        {"prefix": 0.030, "suffix": 0.010},
-        clock,
-    )
-    answer = house.answer("mirror", new=120, clock=clock, exit_head=exit_head)
-    answer.plan = answer.planned = replace(answer.plan, head_start=True)
+    answer = begun_early(forward, 0.010, 120, exit_head)
     alone = spoken(House(free_lane, None).answer("ar", new=120))
     assert spoken(answer) == alone
     steps = [step for step in answer.stats.steps[2:-2] if step.hit]
@@ -389,21 +401,9 @@ def test_a_head_start_is_made_of_the_prefix_and_shortens_the_rollout(
 
 
 def test_a_head_start_that_takes_too_long_is_ended_and_made_shorter() -> None:
-    clock, trace = VirtualClock(), Trace()
-    slow = iter([0.001] * 12)
-    draft = ScriptedDraft(
-        TRUTH, VOCABULARY, seconds=lambda _: next(slow, 0.020), virtual=clock, trace=trace
-    )
-    house = House(
-        lambda name, trace: VirtualLane(name, trace, clock, lambda *_: 0.0),
-        ModelDrafter(draft),
-        trace,
-        {"prefix": 0.030, "suffix": 0.100},
-        clock,
-    )
-    answer = house.answer("mirror", new=80, clock=clock)
-    answer.plan = answer.planned = replace(answer.plan, head_start=True)
-    kept = trace.keep()
+    fast = iter([0.001] * 12)
+    answer = begun_early(lambda _: next(fast, 0.020), 0.100, 80)
+    kept = answer.on.trace.keep()
     spoken(answer)
     early = [call for call in kept.calls if call.name == "head start"]
     assert max(call.end - call.start for call in early) <= 0.050 + 1e-9
@@ -425,8 +425,8 @@ def test_losing_the_draft_in_its_head_start_costs_speed_never_text() -> None:
                 raise RuntimeError("the driver went away")
             return super().rollout(committed, drafted, roots, *rest)
 
-    answer = House(free_lane, Broken(ScriptedDraft(NEAR, VOCABULARY))).answer("mirror")
-    answer.plan = answer.planned = replace(answer.plan, head_start=True)
+    drafter = Broken(ScriptedDraft(NEAR, VOCABULARY))
+    answer = House(free_lane, drafter).answer("mirror", head_start=True)
     assert spoken(answer) == alone
     assert list(answer.stats.draft_losses) == ["RuntimeError: the driver went away"]
 
