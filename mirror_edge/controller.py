@@ -156,7 +156,6 @@ class Controller:
     def seconds_a_token(self, plans: Sequence[Strategy]) -> list[float]:
         """What a token is predicted to take under each of `plans`, by the law of the step."""
         costs, known = self.costs, self.experience
-        p = known.acceptance.mean
         host = {mode: host.mean for mode, host in known.host.items()}
         factors = {mode: target.mean for mode, target in known.target.items()}
         rows = {1 if plan.mode == "ar" else plan.window + 1 for plan in plans}
@@ -164,7 +163,7 @@ class Controller:
         exits = {n: costs.exit(n) for n in rows}
         fresh = {n: known.fresh.mean * costs.serial(n - 1) for n in rows if n > 1} | {1: 0.0}
         away = {n: (costs.exit_beside or costs.exit)(n) for n in rows}
-        tokens = {n: sum(p**j for j in range(n)) for n in rows}
+        tokens = known.tokens(max(rows) - 1)
         shapes = {(_roots(plan), plan.window) for plan in plans if plan.mode == "mirror"}
         missed = {r: 1.0 - known.hit_rate(r) for r in {r for r, _ in shapes}}
         slower, beside = known.rollout.mean, known.beside.mean * costs.beside
@@ -184,7 +183,7 @@ class Controller:
                 else:
                     step = prefix + exits[n] + max(suffixes[n], rollouts[r, plan.window])
                 step += missed[r] * fresh[n]
-            found.append((step + host[plan.mode]) / tokens[n])
+            found.append((step + host[plan.mode]) / tokens[n - 1])
         return found
 
 

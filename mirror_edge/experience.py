@@ -30,6 +30,11 @@ _OUTLIER = 2.0
 """A time that is so many times the mean counts for no more: something else had the machine."""
 _RANKS = 64
 """Ranks of an outcome among the roots that are told apart."""
+_TABLES = ("ranks", "places")
+_PLACES = 7
+"""Places of a window that are told apart."""
+_ALIKE = 16.0
+"""Observations that the mean over all places counts for in each of them."""
 
 
 @dataclass
@@ -72,7 +77,9 @@ class Experience:
     """
 
     acceptance: Fading = field(default_factory=lambda: Fading(0.6, 4.0))
-    """Of a draft token whose predecessors were accepted."""
+    """Of a draft token whose predecessors were accepted, over all places of the window."""
+    places: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, _PLACES)))
+    """By the place in the window, from d1 on: how many such tokens were accepted, of how many."""
     look_up: tuple[Fading, ...] = field(
         default_factory=lambda: tuple(Fading(0.3, 4.0) for _ in range(LONGEST_MATCH))
     )
@@ -105,9 +112,7 @@ class Experience:
         if step.drafter == "ngram":  # Its times are of no mode, and no draft is at work.
             self._last = "ar"
             return
-        if step.proposed:
-            judged = min(step.accepted + 1, step.proposed)
-            self.acceptance.add(step.accepted / judged, judged)
+        self._judge(step.accepted, step.proposed)
         before, self._last = self._last, step.mode
         if step.mode == "ar" and before != "ar":
             return  # The draft still works at what nobody wants any more.
@@ -129,10 +134,31 @@ class Experience:
                 _ratio(step.rollout, costs.rollout(step.roots, step.depth, step.suffix))
             )
 
+    def _judge(self, accepted: int, proposed: int) -> None:
+        """The target has agreed with the first `accepted` of so many draft tokens."""
+        judged = min(accepted + 1, proposed)
+        if judged:
+            self.acceptance.add(accepted / judged, judged)
+            self.places *= 1.0 - 1.0 / _MEMORY
+            self.places[0, :accepted] += 1.0
+            self.places[1, :judged] += 1.0
+
+    def tokens(self, window: int) -> list[float]:
+        """How many a step commits, 1 + Σ_j Π_{i<=j} p_i, for every window from 0 to `window`.
+
+        A place that was seldom seen is taken to be like the others.
+        """
+        chances = np.full(window + 1, self.acceptance.mean)
+        right, seen = self.places[:, :window]
+        chances[1 : 1 + len(seen)] = (right + _ALIKE * chances[0]) / (seen + _ALIKE)
+        chances[0] = 1.0
+        found: list[float] = np.cumsum(np.cumprod(chances)).tolist()
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """What was learnt, as plain JSON values."""
         learnt = {name: fading.learnt for name, fading in self._fadings().items()}
-        return {"fadings": learnt, "ranks": self.ranks.tolist()}
+        return {"fadings": learnt} | {name: getattr(self, name).tolist() for name in _TABLES}
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Experience:
@@ -141,10 +167,12 @@ class Experience:
         Raises:
             ValueError: for anything else; so do KeyError and TypeError.
         """
-        found, ranks = cls(), np.array(raw["ranks"], dtype=np.float64)
-        if ranks.shape != found.ranks.shape:
-            raise ValueError(f"{ranks.shape} ranks")
-        found.ranks = ranks
+        found = cls()
+        for name in _TABLES:
+            table = np.array(raw[name], dtype=np.float64)
+            if table.shape != getattr(found, name).shape:
+                raise ValueError(f"{table.shape} {name}")
+            setattr(found, name, table)
         for name, fading in found._fadings().items():
             fading.go_on(raw["fadings"][name])
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -304,8 +304,8 @@ def learnt(agreements: Sequence[float]) -> Experience:
     for agreement in agreements:
         right = rng.random(4) < agreement
         accepted = 4 if right.all() else int(np.argmin(right))
-        judged = min(accepted + 1, 4)
-        experience.acceptance.add(accepted / judged, judged)
+        made = replace(step("sd", 1.0, accepted + 1), proposed=4)
+        experience.learn(made, slow_draft().costs)
     return experience
 
 
@@ -313,6 +313,28 @@ def test_acceptance_follows_a_text_that_changes_its_character() -> None:
     assert learnt([0.8] * 200).acceptance.mean == pytest.approx(0.8, abs=0.1)
     assert learnt([0.8] * 200 + [0.1] * 60).acceptance.mean < 0.35
     assert learnt([0.1] * 200 + [0.9] * 30).acceptance.mean > 0.7
+
+
+def test_acceptance_is_told_apart_by_place() -> None:
+    """A draft whose first token is nearly always right, and whose second hardly ever."""
+    experience, costs = Experience(), slow_draft().costs
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        accepted = int(rng.random() < 0.9) and 1 + int(rng.random() < 0.1)
+        experience.learn(replace(step("sd", 1.0, accepted + 1), proposed=4), costs)
+    alone, *expected = experience.tokens(4)
+    assert alone == 1.0
+    assert expected[0] == pytest.approx(1.9, abs=0.15)
+    assert expected[1] == pytest.approx(1.9 + 0.09, abs=0.25)
+
+
+def test_places_that_are_not_seen_are_like_those_that_are() -> None:
+    first = learnt([0.9] * 200)
+    seen, costs = Experience.of(first.as_dict()), slow_draft().costs
+    for _ in range(200):  # Windows of one, and a text that is now hard to guess.
+        seen.learn(step("sd", 1.0, 1), costs)
+    assert first.tokens(12)[-1] > 5.0
+    assert seen.tokens(12)[-1] < 1.2
 
 
 @given(st.floats(0, 1), st.lists(st.floats(0, 1), max_size=60))
