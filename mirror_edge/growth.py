@@ -41,6 +41,7 @@ class Guesses(NamedTuple):
         chain = min(self.streams, missing - 1)
         return chain + self.siblings if chain > 0 else 0
 
+    @cache  # noqa: B019 - one entry a kind of guesses and depth
     def slots(self, depth: int) -> int:
         """What a branch takes at most until it has `depth` tokens: all of its guesses are wrong."""
         fed = depth + sum(map(self.behind, range(1, depth)))

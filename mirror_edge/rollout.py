@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mirror_edge.chain import Chain
 from mirror_edge.foresight import Foresight
 from mirror_edge.growth import Growing, Growth, Guesses, behind, known
 from mirror_edge.hypotheses import Branch, Root
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelDrafter", "ways"]
 
 _CHUNK = 256
+_NOTHING = Guesses(0)
 _SIBLINGS = 11
 """Of a stream's first guess, where there is time to find out whether they pay."""
 
@@ -86,7 +88,8 @@ class ModelDrafter:
             self._head_start(trunk, depth, sampler, dropped)
             return []
         # The last row goes along with the branches, unless nothing would stand before them.
-        self._feed(trunk[len(self._rows) : max(1, len(trunk) - 1)])
+        if len(self._rows) < (end := max(1, len(trunk) - 1)):
+            self._feed(trunk[len(self._rows) : end])
         furthest = base + max(root.row for root in roots)
         depth = min(depth, graph.context - furthest - 1)
         kept = roots[: (graph.slots - len(trunk)) // depth] if depth > 0 else ()
@@ -136,7 +139,7 @@ class ModelDrafter:
         depth = min(depth, graph.context - end - 1, (graph.slots - end) // len(roots))
         if depth > 0:
             early = [Growing(root, base + root.row, [root.token]) for root in roots]
-            self._grow(trunk, early, depth, Guesses(0), sampler, dropped)
+            self._grow(trunk, early, depth, _NOTHING, sampler, dropped)
             self._early = [branch for branch in early if branch.slots]
 
     def _grow(
@@ -154,7 +157,11 @@ class ModelDrafter:
         """
         fed, base = len(self._rows), len(self._committed)
         had = [len(branch.tokens) for branch in branches]
-        growth = Growth(self._graph, sampler, trunk, branches, depth, ahead, min(fed, base))
+        growth: Chain | Growth
+        if ahead == _NOTHING and _continues(trunk, branches):
+            growth = Chain(self._graph, sampler, trunk, branches[0], depth)
+        else:
+            growth = Growth(self._graph, sampler, trunk, branches, depth, ahead, min(fed, base))
         self._grown = [branch for branch in branches if branch.slots]
         if dropped is not None:
             dropped.then(lambda: self._graph.stop() if dropped.is_set() else None)
@@ -217,12 +224,16 @@ def _most(ways: Sequence[Guesses], left: int, depth: int, room: int) -> int:
     """
     if depth < 3:
         return 0
-    fitting = (
-        number
-        for number, ahead in enumerate(ways)
-        if ahead.streams <= left and ahead.slots(depth) <= room
-    )
-    return max(fitting, default=0)
+    widest = len(ways) - 1
+    while widest and not (ways[widest].streams <= left and ways[widest].slots(depth) <= room):
+        widest -= 1
+    return widest
+
+
+def _continues(trunk: Sequence[int], branches: Sequence[Growing]) -> bool:
+    """Whether there is but one branch, which begins behind the whole trunk."""
+    (first, *others) = branches
+    return not others and first.after == len(trunk) and not first.slots
 
 
 def _seed(root: Root, after: int, early: Iterable[Growing]) -> Growing:

@@ -45,5 +45,7 @@ def verify(
 def verify_greedy(chosen: NDArray[np.int64], drafted: Sequence[int]) -> Verdict:
     """The same of a greedy answer, from the likeliest token of every row, [γ + 1]."""
     said: list[int] = chosen.tolist()
-    accepted = next((j for j, token in enumerate(drafted) if token != said[j]), len(drafted))
+    accepted = 0
+    while accepted < len(drafted) and drafted[accepted] == said[accepted]:
+        accepted += 1
     return Verdict(accepted, said[accepted])

@@ -1,0 +1,59 @@
+"""A branch that stands alone and guesses nothing: a token a forward, plainly causal.
+
+Serial drafts are made of it, between two passes of the target, where every microsecond counts; it
+needs none of the bookkeeping of `Growth`, of which it is the simplest case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mirror_edge.growth import Growing, known
+
+if TYPE_CHECKING:
+    from mirror_edge.lanes import Dropped
+    from mirror_edge.protocols import DraftGraph
+    from mirror_edge.sampling import Sampler
+
+__all__ = ["Chain"]
+
+
+class Chain:
+    """One branch right behind the main rows, on its way to `depth` tokens."""
+
+    def __init__(
+        self,
+        graph: DraftGraph,
+        sampler: Sampler,
+        trunk: Sequence[int],
+        branch: Growing,
+        depth: int,
+    ) -> None:
+        """`branch` continues the whole of `trunk`, and has no rows yet."""
+        self._graph, self._sampler, self._trunk = graph, sampler, trunk
+        self._branch, self._depth, self._slot = branch, depth, len(trunk)
+        self._known = known(graph, sampler)
+        self._padded = graph.vocabulary < sampler.vocabulary
+
+    def goes_on(self, dropped: Dropped | None) -> bool:
+        """See `Growth.goes_on`."""
+        branch = self._branch
+        if len(branch.tokens) > self._depth or (dropped is not None and dropped.is_set()):
+            return False
+        return dropped is None or dropped.all_but in (None, branch.root)
+
+    def forward(self, missing: int = 0) -> None:
+        """See `Growth.forward`."""
+        branch, slot, sampler = self._branch, self._slot, self._sampler
+        fed = np.array([*self._trunk[len(self._trunk) - missing :], branch.tokens[-1]])
+        if self._padded:  # The target's padding ids have no embedding in the draft.
+            fed[fed >= self._graph.vocabulary] = 0
+        places, last = np.arange(slot - missing, slot + 1), np.array([missing])
+        logits = self._graph.forward(fed, places, slot - missing, None, last)[:, : self._known]
+        histories = [[*self._trunk, *branch.tokens]] if sampler.needs_history else None
+        branch.tokens.append(int(sampler.choose(logits, [slot + 1], histories)[0]))
+        branch.slots.append(slot)
+        self._slot = slot + 1
