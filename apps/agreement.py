@@ -150,11 +150,11 @@ def opened(read: Bundle, threads: int) -> Iterator[tuple[Decoder, DraftGraph]]:
 
     On the CPU; for Core ML on Apple's devices, and on other systems in the evaluator.
     """
-    from mirror_edge.apps import pair
+    from mirror_edge.apps import plain_pair
 
     here = {"onnx": "cpu", "coreml": "coreml" if sys.platform == "darwin" else "coreml:evaluator"}
     place = here[read.manifest.format], threads
-    with pair.opened(read, place, place) as found:
+    with plain_pair.opened(read, place, place) as found:
         yield found.on, found.graph
 
 

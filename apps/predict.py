@@ -24,7 +24,7 @@ from mirror_edge.apps import options, program
 from mirror_edge.apps.agreement import PROMPTS
 
 if TYPE_CHECKING:
-    from mirror_edge.apps.pair import Measured
+    from mirror_edge.apps.plain_pair import Measured
     from mirror_edge.apps.record import Record
     from mirror_edge.bundle import Bundle
     from mirror_edge.costs import Costs
@@ -64,7 +64,7 @@ def predict(
 
     from mirror_edge import bundle as bundles
     from mirror_edge.apps.calibrate import host, in_use, typical
-    from mirror_edge.apps.pair import opened
+    from mirror_edge.apps.plain_pair import opened
     from mirror_edge.devices import Device
     from mirror_edge.errors import DeviceError
     from mirror_edge.policy import Strategy

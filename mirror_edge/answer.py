@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from mirror_edge.drafting import Drafting
-from mirror_edge.hypotheses import Branch, ExitSignal, HypothesisTree, Root, choose_roots
+from mirror_edge.drafting import Drafting, Rollout
+from mirror_edge.hypotheses import Branch, ExitSignal, Root, choose_roots
 from mirror_edge.lanes import Dropped
 from mirror_edge.ngram import Lookup, Match
 from mirror_edge.policy import Strategy
@@ -22,7 +22,7 @@ from mirror_edge.stats import Stats
 from mirror_edge.trace import Trace
 from mirror_edge.verify import Verdict, verify, verify_greedy
 
-__all__ = ["Answer", "Decoder", "FinishReason", "Rollout"]
+__all__ = ["Answer", "Decoder", "FinishReason"]
 
 FinishReason = Literal["stop", "length"]
 
@@ -252,7 +252,7 @@ class Answer:
         ranking: list[Root] = []
         dropped = Dropped()
         if drafter is None or depth < 1:
-            return Rollout(self, None, ranking, 0, dropped)
+            return Rollout(self.branches, None, ranking, 0, dropped)
         told, self.untold = self.untold, []
         drafted, position, agreement = self.drafted, len(self.tokens), self.agreement
         self.depth, ahead = depth, self.ahead
@@ -266,7 +266,7 @@ class Answer:
             return drafter.rollout(told, drafted, ranking[: plan.branches], depth, sampler, dropped)
 
         made = self.on.draft_lane.start("rollout", call)
-        return Rollout(self, made, ranking, plan.branches, dropped)
+        return Rollout(self.branches, made, ranking, plan.branches, dropped)
 
     def draft_after(self, verdict: Verdict) -> None:
         """Set the draft to work on the next window, before anybody has read this one's tokens.
@@ -327,41 +327,3 @@ def _preferred(plan: Strategy, match: Match) -> int:
     """The window that `plan` would look up for such a match; 0 for none."""
     known = 0 < match.length <= len(plan.look_up)
     return min(plan.look_up[match.length - 1], len(match.tokens)) if known else 0
-
-
-class Rollout(NamedTuple):
-    """A rollout under way on the draft's lane."""
-
-    answer: Answer
-    made: Future[list[Branch]] | None
-    """None where there was nothing to prepare."""
-    ranking: Sequence[Root]
-    """All the roots, likeliest first, once they are ranked."""
-    branches: int | None
-    """How many of them are drafted for; None for all."""
-    dropped: Dropped
-
-    @property
-    def roots(self) -> Sequence[Root]:
-        """Those that are drafted for."""
-        return self.ranking[: self.branches]
-
-    def after(self, verdict: Verdict) -> Branch | None:
-        """The branch prepared for this outcome.
-
-        If it is among the roots, or these are not chosen yet, the draft is waited for, and goes on
-        with this branch alone; else the rollout is told to end early.
-        """
-        if self.made is None:
-            return None
-        if self.ranking and Root(*verdict) not in self.roots:
-            self.dropped.set()
-            return None
-        if not self.made.done():
-            self.dropped.drop_all_but(Root(*verdict))
-        return HypothesisTree(self.answer.branches(self.made)).lookup(*verdict)
-
-    def rank(self, verdict: Verdict) -> int | None:
-        """Where the outcome stands in the ranking, from 0; None if nowhere."""
-        root = Root(*verdict)
-        return self.ranking.index(root) if root in self.ranking else None

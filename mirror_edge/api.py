@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack, get_args
+from typing import Any, Self, TypedDict, Unpack
 
 from mirror_edge import bundle as bundles
-from mirror_edge.answer import Answer, Decoder
+from mirror_edge.answer import Answer
 from mirror_edge.choosing import choose
 from mirror_edge.controller import Controller
 from mirror_edge.costs import Costs
 from mirror_edge.decode import decode
-from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
+from mirror_edge.devices import Device
 from mirror_edge.driving import Parts, drive, drive_async, waited
-from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
+from mirror_edge.errors import BusyError, ClosedError, ContextError, OptionError
 from mirror_edge.experience import LONGEST_MATCH
-from mirror_edge.lanes import ThreadLane
-from mirror_edge.memory import plan_memory
-from mirror_edge.ngram import Lookup, NgramDrafter
-from mirror_edge.policy import DrafterName, ExitPlace, Speculation, choices, resolve
-from mirror_edge.process import ProcessDrafter
-from mirror_edge.protocols import Drafter
-from mirror_edge.rollout import ModelDrafter
+from mirror_edge.ngram import Lookup
+from mirror_edge.pair import Pair
+from mirror_edge.policy import DrafterName, Speculation, choices, resolve
 from mirror_edge.sampling import Sampler, Sampling
 from mirror_edge.stats import Stats
 from mirror_edge.text import Message, StopStrings, Text
@@ -38,8 +31,6 @@ from mirror_edge.trace import Trace
 from mirror_edge.tuning import Tuning
 
 __all__ = ["AnswerOptions", "Chunk", "Model", "Prompt", "Result", "load"]
-
-_log = logging.getLogger("mirror_edge")
 
 Prompt = str | Sequence[Message]
 """A text to continue, or the messages of a chat to answer."""
@@ -135,90 +126,33 @@ class Model:
     ) -> None:
         """Open the graphs; `load` is the usual way here."""
         self.bundle = bundle
-        spec = bundle.manifest
-        plan = plan_memory(spec)
-        free = available_memory()
-        if free is not None and plan.total > free:
-            raise DeviceError(
-                f"{bundle.folder}: needs about {plan.total / 1e9:.1f} GB of memory at its full "
-                f"context, and {free / 1e9:.1f} GB are available. "
-                "Close other programs, or export at a lower precision."
-            )
-        for name, count, device in (
-            ("target_threads", target_threads, target_device),
-            ("draft_threads", draft_threads, draft_device),
-        ):
-            if count is not None and count < 1:
-                raise OptionError(f"{name} is {count}; it must be 1 or more.")
-            if count is not None and device.kind != "cpu":
-                raise OptionError(f"{name} is for the device cpu; {device} has threads of its own.")
-        if draft_process and spec.draft is None:
-            raise OptionError(f"draft_process: {bundle.folder} has no draft. Leave it out.")
-        runtimes = [runtime_for(device, spec.format) for device in (target_device, draft_device)]
         self._text = Text.read(bundle.folder)
-        self._closed = False
-        self._trace = Trace()
-        self._busy = threading.Lock()
-        others = max(1, len(usable_cores()) - (spec.draft is not None))
-        threads = target_threads or len(target_device.cores) or others
-        # A draft on the target's own processor, in this process.
-        shared = draft_device.kind == "cpu" and not (target_device.cores or draft_device.cores)
-        self._target = runtimes[0].open_target(bundle, target_device, threads, self._trace)
-        self._drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
-        self._draft_threads = threads = draft_threads or len(draft_device.cores) or 1
-        if spec.draft is not None:
-            if draft_process is None:
-                draft_process = runtimes[1].draft_process(draft_device)
-            shared = shared and not draft_process
-            if draft_process:
-                self._drafters["model"] = ProcessDrafter(
-                    bundle.folder, draft_device, threads, self._trace
-                )
-            else:
-                graph = runtimes[1].open_draft(bundle, draft_device, threads, self._trace)
-                self._drafters["model"] = ModelDrafter(graph, clock=time.perf_counter)
-        self._devices = list(zip(runtimes, (target_device, draft_device), strict=True))
-        self._setup = {
-            "threads": f"{target_threads} {draft_threads}",
-            "process": str(draft_process),
-            "cores": str(sorted(usable_cores())),
-        }
-        self._decoder = Decoder(
-            target=self._target,
-            target_lane=ThreadLane("target", self._trace, target_device.cores),
-            draft_lane=ThreadLane("draft", self._trace, draft_device.cores, shared=shared),
-            trace=self._trace,
+        self._pair = Pair(
+            bundle, target_device, draft_device, target_threads, draft_threads, draft_process
         )
-        self._tuning = Tuning(self._decoder, self._key)
-        self._apart = spec.draft is not None and draft_device != target_device
-        self._exit_heads: tuple[ExitPlace, ...] = ("target",)
-        """What mode `auto` may choose from."""
-        if self._apart and not draft_process:
-            try:
-                self._open_exit_head()
-                self._exit_heads = get_args(ExitPlace)
-            except DeviceError as error:
-                _log.info("the exit head stays on the target's device: %s", error)
+        self._tuning = Tuning(self._pair.decoder, self._pair.key)
+        self._busy = threading.Lock()
+        self._closed = False
 
     @property
     def context(self) -> int:
         """Prompt and answer together have at most so many tokens."""
-        return self._target.context
+        return self._pair.decoder.target.context
 
     @property
     def placement(self) -> Mapping[str, Mapping[str, int]]:
         """How many nodes of each graph run on which provider."""
-        return self._trace.placed
+        return self._pair.trace.placed
 
     @property
     def has_draft(self) -> bool:
         """Whether the bundle came with a draft model."""
-        return "model" in self._drafters
+        return "model" in self._pair.drafters
 
     @property
     def trace(self) -> Trace:
         """What runs when; `keep` has it remember."""
-        return self._trace
+        return self._pair.trace
 
     def costs(self, drafter: DrafterName = "model") -> Costs | None:
         """What forwards take on the devices at hand; measured once, in two seconds.
@@ -231,11 +165,11 @@ class Model:
         """
         if self._closed:
             raise ClosedError("the model was closed; load it again.")
-        if drafter not in self._drafters:
+        if drafter not in self._pair.drafters:
             raise OptionError(f"drafter is {drafter!r}, which {self.bundle.folder} does not have.")
 
         def measured() -> Parts[Controller | None]:
-            yield (yield from self._tuning.controller(drafter, self._drafters[drafter]))
+            yield (yield from self._tuning.controller(drafter, self._pair.drafters[drafter]))
 
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving an answer; wait for it or load it twice.")
@@ -303,15 +237,9 @@ class Model:
         if self._closed:
             return
         self._closed = True
-        self._decoder.target_lane.close()
-        self._decoder.draft_lane.close()
+        self._pair.end_lanes()
         self._tuning.keep()
-        for drafter in self._drafters.values():
-            drafter.close()
-        if self._decoder.exit_head is not None:
-            self._decoder.exit_head.close()
-        self._drafters.clear()
-        self._target.close()
+        self._pair.close()
 
     def __enter__(self) -> Self:
         """The model itself."""
@@ -336,8 +264,9 @@ class Model:
         if not tokens or prompt == "":
             raise ContextError("the prompt is empty; say something.")
         asked = options.get("speculation") or Speculation()
-        drafter = self._drafters.get(asked.drafter or "model")
-        apart, can_draft = self._apart and asked.drafter != "ngram", drafter is not None
+        pair, target = self._pair, self._pair.decoder.target
+        drafter = pair.drafters.get(asked.drafter or "model")
+        apart, can_draft = pair.apart and asked.drafter != "ngram", drafter is not None
         strategy = resolve(asked, can_draft=can_draft, apart=apart)
         auto = asked.mode == "auto"
         # A padded window writes rows beyond its last token, and they need a place too.
@@ -352,16 +281,16 @@ class Model:
             if max_new_tokens < 1:
                 raise OptionError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
             limit = min(limit, len(tokens) + max_new_tokens)
-        sampler = Sampler(options.get("sampling") or Sampling(), self._target.vocabulary)
+        sampler = Sampler(options.get("sampling") or Sampling(), target.vocabulary)
         answer = Answer(
-            on=self._decoder,
+            on=pair.decoder,
             tokens=tokens,
             plan=strategy,
             sampler=sampler,
             drafter=drafter if strategy.mode != "ar" else None,
             eos=self._text.eos,
             limit=limit,
-            choices=choices(asked, can_draft=can_draft, apart=apart, exit_heads=self._exit_heads)
+            choices=choices(asked, can_draft=can_draft, apart=apart, exit_heads=pair.exit_heads)
             if auto
             else (),
             lookup=Lookup(LONGEST_MATCH) if auto and asked.drafter is None else None,
@@ -370,15 +299,16 @@ class Model:
         return answer, self._chunks(answer, named, StopStrings(options.get("stop") or ()))
 
     def _chunks(self, answer: Answer, drafter: str, stops: StopStrings) -> Parts[Chunk]:
+        pair = self._pair
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving another answer; wait for it or load it twice.")
         try:
             plans = [plan for plan in (answer.plan, *answer.choices) if plan.mode == "mirror"]
             if any(plan.exit_head == "draft" for plan in plans):
-                yield from waited(self._decoder.draft_lane.start("open", self._open_exit_head))
+                yield from waited(pair.decoder.draft_lane.start("open", pair.open_exit_head))
             if len(answer.choices) > 1:
                 answer.controller = yield from self._tuning.controller(
-                    drafter, self._drafters[drafter]
+                    drafter, pair.drafters[drafter]
                 )
             text = self._text.stream()
             for part in decode(answer):
@@ -402,25 +332,3 @@ class Model:
                     yield Chunk(emit, tuple(tokens), None, answer.stats)
         finally:
             self._busy.release()
-
-    def _open_exit_head(self) -> None:
-        """Have an exit head on the draft's device too."""
-        if self._decoder.exit_head is None:
-            runtime, device = self._devices[1]
-            self._decoder.exit_head = runtime.open_exit(
-                self.bundle, device, self._draft_threads, self._trace
-            )
-
-    def _key(self) -> dict[str, str]:
-        """All that the costs depend on: another version of anything may be faster."""
-        drivers = [
-            sorted(str(found) for found in runtime.devices() if found.name.startswith(device.kind))
-            for runtime, device in self._devices
-        ]
-        return self._setup | {
-            "bundle": bundles.digest(self.bundle.folder / bundles.MANIFEST),
-            "devices": " ".join(str(device) for _, device in self._devices),
-            "exit heads": "target draft" if self._decoder.exit_head else "target",
-            "drivers": str(drivers),
-            "version": version("mirror-edge"),
-        }

@@ -17,7 +17,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
 
-from mirror_edge.answer import Answer, FinishReason, Rollout
+from mirror_edge.answer import Answer, FinishReason
+from mirror_edge.drafting import Rollout
 from mirror_edge.driving import Parts, waited
 from mirror_edge.hypotheses import Branch
 from mirror_edge.ngram import foretold

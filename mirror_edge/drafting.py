@@ -1,4 +1,5 @@
-"""The drafter of one answer, as far as it can be had: it may be late, be lost, and come back.
+"""The drafter of one answer, as far as it can be had: it may be late, be lost, and come back; and a
+rollout that it is at work on.
 
 None of this is ever seen in the text, and the target never stands still for long.
 """
@@ -6,19 +7,22 @@ None of this is ever seen in the text, and the target never stands still for lon
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mirror_edge.errors import OptionError
+from mirror_edge.hypotheses import HypothesisTree, Root
 from mirror_edge.protocols import Recovering
 from mirror_edge.stats import DraftRecord
 
 if TYPE_CHECKING:
     from mirror_edge.hypotheses import Branch
+    from mirror_edge.lanes import Dropped
     from mirror_edge.protocols import Drafter, Lane
+    from mirror_edge.verify import Verdict
 
-__all__ = ["Drafting"]
+__all__ = ["Drafting", "Rollout"]
 
 _log = logging.getLogger("mirror_edge")
 
@@ -102,3 +106,42 @@ class Drafting:
         self.record = self.record.lost(message)
         self._lost = self._drafter if isinstance(self._drafter, Recovering) else None
         self._drafter = self._reading = self._late = None
+
+
+class Rollout(NamedTuple):
+    """A rollout under way on the draft's lane."""
+
+    take: Callable[[Future[list[Branch]]], list[Branch]]
+    """Waits for it, within reason."""
+    made: Future[list[Branch]] | None
+    """None where there was nothing to prepare."""
+    ranking: Sequence[Root]
+    """All the roots, likeliest first, once they are ranked."""
+    branches: int | None
+    """How many of them are drafted for; None for all."""
+    dropped: Dropped
+
+    @property
+    def roots(self) -> Sequence[Root]:
+        """Those that are drafted for."""
+        return self.ranking[: self.branches]
+
+    def after(self, verdict: Verdict) -> Branch | None:
+        """The branch prepared for this outcome.
+
+        If it is among the roots, or these are not chosen yet, the draft is waited for, and goes on
+        with this branch alone; else the rollout is told to end early.
+        """
+        if self.made is None:
+            return None
+        if self.ranking and Root(*verdict) not in self.roots:
+            self.dropped.set()
+            return None
+        if not self.made.done():
+            self.dropped.drop_all_but(Root(*verdict))
+        return HypothesisTree(self.take(self.made)).lookup(*verdict)
+
+    def rank(self, verdict: Verdict) -> int | None:
+        """Where the outcome stands in the ranking, from 0; None if nowhere."""
+        root = Root(*verdict)
+        return self.ranking.index(root) if root in self.ranking else None

@@ -81,7 +81,7 @@ def test_one_replay_foretells_the_mirror_loop_under_every_budget(
     sampling, record = Sampling(temperature=temperature, seed=2), Record()
     trace = Trace()
     lane = ThreadLane("draft", trace)
-    decoder, drafter = demo._decoder, demo._drafters["model"]
+    decoder, drafter = demo._pair.decoder, demo._pair.drafters["model"]
     on = Decoder(decoder.target, lane, lane, trace)
     sampler, steps = Sampler(sampling, decoder.target.vocabulary), []
     asked = [[{"role": "user", "content": prompt}] for prompt in prompts[:3]]

@@ -42,7 +42,7 @@ def model() -> Iterator[Model]:
 
 
 def child_of(model: Model) -> ProcessDrafter:
-    drafter = model._drafters["model"]
+    drafter = model._pair.drafters["model"]
     assert isinstance(drafter, ProcessDrafter)
     return drafter
 
@@ -143,8 +143,8 @@ def test_the_spans_of_the_child_are_in_the_statistics(model: Model) -> None:
 def test_a_head_start_reaches_the_child(model: Model) -> None:
     asked = Speculation(mode="mirror", window=3, head_start=True)
     kept = model.trace.keep()
-    result = model.generate(STORY, max_new_tokens=48, speculation=asked)
-    alone = model.generate(STORY, max_new_tokens=48, speculation=Speculation(mode="ar"))
+    result = model.generate(STORY, max_new_tokens=200, speculation=asked)
+    alone = model.generate(STORY, max_new_tokens=200, speculation=Speculation(mode="ar"))
     assert result.tokens == alone.tokens
     assert not result.stats.draft_losses
     early = [call for call in kept.calls if call.name == "head start"]
@@ -321,9 +321,9 @@ def test_a_draft_that_does_not_open_is_refused_with_its_reason(faults: Faults, f
 def test_the_device_decides_unless_told_otherwise(faults: Faults) -> None:
     faults()
     with mirror_edge.load(draft_device="faulty", draft_process=False) as model:
-        assert not isinstance(model._drafters["model"], ProcessDrafter)
+        assert not isinstance(model._pair.drafters["model"], ProcessDrafter)
     with mirror_edge.load() as model:
-        assert not isinstance(model._drafters["model"], ProcessDrafter)
+        assert not isinstance(model._pair.drafters["model"], ProcessDrafter)
 
 
 def test_a_process_for_a_draft_that_is_not_there_is_refused(demo_copy: Path) -> None:

@@ -53,7 +53,7 @@ def model(coreml: Path) -> Iterator[mirror_edge.Model]:
 
 @pytest.fixture
 def target(model: mirror_edge.Model) -> Any:
-    return model._target
+    return model._pair.decoder.target
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -154,7 +154,7 @@ def test_the_exit_head_names_candidates_best_first(
 ) -> None:
     ids = text(12)
     signals = []
-    for one in (target, demo._target):
+    for one in (target, demo._pair.decoder.target):
         one.prefill(ids[:8], 0)
         signals.append(one.prefix(ids[8:], 8, 6))
         assert one.prefix(ids[8:], 8, 0) is None

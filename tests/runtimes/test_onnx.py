@@ -201,7 +201,7 @@ def test_at_fixed_shapes_it_drafts_exactly_the_same_tokens(
     stored, drafted = bundles.read(pair), 0
     drafters = [ModelDrafter(graph(stored, on_the_cpu())) for graph in (FixedDraft, OnnxDraft)]
     sampling, draw = Sampling(temperature, seed=1), np.random.default_rng(0)
-    sampler = Sampler(sampling, demo._target.vocabulary)
+    sampler = Sampler(sampling, demo._pair.decoder.target.vocabulary)
     for prompt in prompts[:4]:
         asked = demo.tokenize([{"role": "user", "content": prompt}])
         answer = demo.generate(

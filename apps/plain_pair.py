@@ -1,4 +1,4 @@
-"""A bundle's target and draft on their devices, to be measured and to answer."""
+"""A bundle's target and plain draft on their devices, to be measured and to answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mirror_edge.rollout import ModelDrafter
     from mirror_edge.stats import Stats
 
-__all__ = ["Measured", "Pair", "opened"]
+__all__ = ["Measured", "PlainPair", "opened"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A target and its draft on their lanes."""
+class PlainPair:
+    """A target on its lane, and on another its draft, whose streams are not used."""
 
     on: Decoder
     graph: DraftGraph
@@ -92,7 +92,7 @@ class Pair:
 
 
 @contextmanager
-def opened(read: Bundle, target: tuple[str, int], draft: tuple[str, int]) -> Iterator[Pair]:
+def opened(read: Bundle, target: tuple[str, int], draft: tuple[str, int]) -> Iterator[PlainPair]:
     """Open both models, each on its device with so many threads.
 
     Raises:
@@ -119,7 +119,7 @@ def opened(read: Bundle, target: tuple[str, int], draft: tuple[str, int]) -> Ite
     ]
     try:
         decoder = Decoder(opened, lanes[0], lanes[1], trace)
-        yield Pair(decoder, graph, ModelDrafter(graph, Guesses(0)), Text.read(read.folder).eos)
+        yield PlainPair(decoder, graph, ModelDrafter(graph, Guesses(0)), Text.read(read.folder).eos)
     finally:
         for lane in lanes:
             lane.close()

@@ -1,0 +1,145 @@
+"""A bundle's models on their devices: opened, ready to answer, and closed again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from importlib.metadata import version
+from typing import get_args
+
+from mirror_edge import bundle as bundles
+from mirror_edge.answer import Decoder
+from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
+from mirror_edge.errors import DeviceError, OptionError
+from mirror_edge.lanes import ThreadLane
+from mirror_edge.memory import plan_memory
+from mirror_edge.ngram import NgramDrafter
+from mirror_edge.policy import ExitPlace
+from mirror_edge.process import ProcessDrafter
+from mirror_edge.protocols import Drafter
+from mirror_edge.rollout import ModelDrafter
+from mirror_edge.trace import Trace
+
+__all__ = ["Pair"]
+
+_log = logging.getLogger("mirror_edge")
+
+
+class Pair:
+    """A target and its drafters, each on its lane."""
+
+    exit_heads: tuple[ExitPlace, ...] = ("target",)
+    """Where mode `auto` may run the exit head."""
+
+    def __init__(
+        self,
+        bundle: bundles.Bundle,
+        target_device: Device,
+        draft_device: Device,
+        target_threads: int | None,
+        draft_threads: int | None,
+        draft_process: bool | None,
+    ) -> None:
+        """Open the graphs; the arguments are those of `load`.
+
+        Raises:
+            DeviceError: for a device that cannot run all of a graph, or too little memory.
+            OptionError: for what does not fit the devices or the bundle.
+        """
+        self.bundle = bundle
+        _refuse_without_memory(bundle)
+        for name, count, device in (
+            ("target_threads", target_threads, target_device),
+            ("draft_threads", draft_threads, draft_device),
+        ):
+            if count is not None and count < 1:
+                raise OptionError(f"{name} is {count}; it must be 1 or more.")
+            if count is not None and device.kind != "cpu":
+                raise OptionError(f"{name} is for the device cpu; {device} has threads of its own.")
+        spec = bundle.manifest
+        if draft_process and spec.draft is None:
+            raise OptionError(f"draft_process: {bundle.folder} has no draft. Leave it out.")
+        self.trace = trace = Trace()
+        runtimes = [runtime_for(device, spec.format) for device in (target_device, draft_device)]
+        self._devices = list(zip(runtimes, (target_device, draft_device), strict=True))
+        others = max(1, len(usable_cores()) - (spec.draft is not None))
+        threads = target_threads or len(target_device.cores) or others
+        target = runtimes[0].open_target(bundle, target_device, threads, trace)
+        self.drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
+        self._draft_threads = threads = draft_threads or len(draft_device.cores) or 1
+        if spec.draft is not None:
+            if draft_process is None:
+                draft_process = runtimes[1].draft_process(draft_device)
+            if draft_process:
+                self.drafters["model"] = ProcessDrafter(bundle.folder, draft_device, threads, trace)
+            else:
+                graph = runtimes[1].open_draft(bundle, draft_device, threads, trace)
+                self.drafters["model"] = ModelDrafter(graph, clock=time.perf_counter)
+        # A draft on the target's own processor, in this process.
+        cores = target_device.cores or draft_device.cores
+        shared = draft_device.kind == "cpu" and not cores and not draft_process
+        self.decoder = Decoder(
+            target=target,
+            target_lane=ThreadLane("target", trace, target_device.cores),
+            draft_lane=ThreadLane("draft", trace, draft_device.cores, shared=shared),
+            trace=trace,
+        )
+        self._setup = {
+            "threads": f"{target_threads} {draft_threads}",
+            "process": str(draft_process),
+            "cores": str(sorted(usable_cores())),
+        }
+        self.apart = spec.draft is not None and draft_device != target_device
+        """Whether the draft has a device of its own."""
+        if self.apart and not draft_process:
+            try:
+                self.open_exit_head()
+                self.exit_heads = get_args(ExitPlace)
+            except DeviceError as error:
+                _log.info("the exit head stays on the target's device: %s", error)
+
+    def open_exit_head(self) -> None:
+        """Have an exit head on the draft's device too."""
+        if self.decoder.exit_head is None:
+            runtime, device = self._devices[1]
+            self.decoder.exit_head = runtime.open_exit(
+                self.bundle, device, self._draft_threads, self.trace
+            )
+
+    def key(self) -> dict[str, str]:
+        """All that the costs depend on: another version of anything may be faster."""
+        drivers = [
+            sorted(str(found) for found in runtime.devices() if found.name.startswith(device.kind))
+            for runtime, device in self._devices
+        ]
+        return self._setup | {
+            "bundle": bundles.digest(self.bundle.folder / bundles.MANIFEST),
+            "devices": " ".join(str(device) for _, device in self._devices),
+            "exit heads": "target draft" if self.decoder.exit_head else "target",
+            "drivers": str(drivers),
+            "version": version("mirror-edge"),
+        }
+
+    def end_lanes(self) -> None:
+        """Let the calls under way end, and begin no others."""
+        self.decoder.target_lane.close()
+        self.decoder.draft_lane.close()
+
+    def close(self) -> None:
+        """Free the devices, once the lanes have ended."""
+        for drafter in self.drafters.values():
+            drafter.close()
+        if self.decoder.exit_head is not None:
+            self.decoder.exit_head.close()
+        self.drafters.clear()
+        self.decoder.target.close()
+
+
+def _refuse_without_memory(bundle: bundles.Bundle) -> None:
+    plan, free = plan_memory(bundle.manifest), available_memory()
+    if free is not None and plan.total > free:
+        raise DeviceError(
+            f"{bundle.folder}: needs about {plan.total / 1e9:.1f} GB of memory at its full "
+            f"context, and {free / 1e9:.1f} GB are available. "
+            "Close other programs, or export at a lower precision."
+        )
