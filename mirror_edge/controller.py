@@ -27,6 +27,9 @@ _TEACHERS: dict[Mode, tuple[Mode, ...]] = {
 """Whom to learn from: the target alone shows how fast it is, the mirror what its roots hit."""
 _FAR = 1.5
 """The target alone is not asked when it is held to be slower than that: its times are no guess."""
+_WORTH = 0.97
+"""Of the target's own time a token: a draft must promise to be faster by so much. What promises
+most among a hundred plans is often held for better than it is."""
 _SURE = 0.95
 """Of the plan's time a token: what is looked up must be faster by so much."""
 _EVERY = 4
@@ -102,6 +105,8 @@ class Controller:
             if plan.mode not in best or seconds < best[plan.mode][0]:
                 best[plan.mode] = seconds, plan
         self._pace, chosen = min(best.values(), key=lambda found: found[0])
+        if "ar" in best and self._pace > _WORTH * best["ar"][0]:
+            self._pace, chosen = best["ar"]
         self._chosen = chosen
         if before is None or chosen.mode != before.mode:
             self._pause = self._until = max(self._pause // 2, _FIRST_PAUSE)
