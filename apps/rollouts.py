@@ -158,7 +158,7 @@ class Counting:
 
     def __init__(self, graph: DraftGraph) -> None:
         """Count what `graph` does."""
-        self.context = graph.context
+        self.context, self.main = graph.context, graph.main
         self.vocabulary, self.named = graph.vocabulary, graph.named
         self.slots, self.streams = graph.slots, graph.streams
         self.move, self.stop, self.close = graph.move, graph.stop, graph.close

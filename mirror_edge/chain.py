@@ -6,7 +6,6 @@ needs none of the bookkeeping of `Growth`, of which it is the simplest case.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from mirror_edge.lanes import Dropped
     from mirror_edge.protocols import DraftGraph
     from mirror_edge.sampling import Sampler
+    from mirror_edge.trunk import Trunk
 
 __all__ = ["Chain"]
 
@@ -28,7 +28,7 @@ class Chain:
         self,
         graph: DraftGraph,
         sampler: Sampler,
-        trunk: Sequence[int],
+        trunk: Trunk,
         branch: Growing,
         depth: int,
     ) -> None:
@@ -48,12 +48,14 @@ class Chain:
     def forward(self, missing: int = 0) -> None:
         """See `Growth.forward`."""
         branch, slot, sampler = self._branch, self._slot, self._sampler
-        fed = np.array([*self._trunk[len(self._trunk) - missing :], branch.tokens[-1]])
+        trunk, start = self._trunk, slot - missing
+        fed = np.array([*trunk.rows[len(trunk) - missing :], branch.tokens[-1]])
         if self._padded:  # The target's padding ids have no embedding in the draft.
             fed[fed >= self._graph.vocabulary] = 0
-        places, last = np.arange(slot - missing, slot + 1), np.array([missing])
-        logits = self._graph.forward(fed, places, slot - missing, None, last)[:, : self._known]
-        histories = [[*self._trunk, *branch.tokens]] if sampler.needs_history else None
-        branch.tokens.append(int(sampler.choose(logits, [slot + 1], histories)[0]))
+        next_place = slot + 1 + trunk.gone
+        places, last = np.arange(start + trunk.gone, next_place), np.array([missing])
+        logits = self._graph.forward(fed, places, start, None, last, None, 0)[:, : self._known]
+        histories = [[*trunk.tokens, *branch.tokens]] if sampler.needs_history else None
+        branch.tokens.append(int(sampler.choose(logits, [next_place], histories)[0]))
         branch.slots.append(slot)
         self._slot = slot + 1

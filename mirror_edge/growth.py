@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mirror_edge.lanes import Dropped
     from mirror_edge.protocols import DraftGraph
     from mirror_edge.sampling import Sampler
+    from mirror_edge.trunk import Trunk
 
 __all__ = ["Growing", "Growth", "Guesses", "behind", "known"]
 
@@ -80,7 +81,7 @@ class Growth:
         self,
         graph: DraftGraph,
         sampler: Sampler,
-        trunk: Sequence[int],
+        trunk: Trunk,
         branches: Sequence[Growing],
         depth: int,
         ahead: Guesses,
@@ -124,7 +125,7 @@ class Growth:
     def forward(self, missing: int = 0) -> None:
         """One forward. The last `missing` rows of the trunk go along, plainly causal."""
         start, slot, ahead = self._slot - missing, self._slot, self._worth_running()
-        tokens, positions = list(self._trunk[start:]) if missing else [], list(range(start, slot))
+        tokens, positions = list(self._trunk.rows[start:]), list(range(start, slot))
         owners: list[int] = []
         streamed: list[int] = []
         for own, branch in self.growing:
@@ -137,7 +138,7 @@ class Growth:
             owners += [own] * len(depths)
         logits = self._graph.forward(
             self._embedded(tokens),
-            np.array(positions),
+            np.array(positions) + self._trunk.gone,
             start,
             None if self._hidden is None else self._unseen(self._hidden, owners, missing),
             np.arange(missing, len(tokens)),
@@ -192,11 +193,12 @@ class Growth:
         histories = None
         if self._sampler.needs_history:
             histories = [
-                [*self._trunk[: branch.after], *branch.tokens, *branch.path(row)]
+                [*self._trunk.before(branch.after), *branch.tokens, *branch.path(row)]
                 for _, branch in self.growing
                 for row in range(1 + len(branch.guesses))
             ]
-        places = [position + 1 for position in positions]
+        next_place = 1 + self._trunk.gone
+        places = [position + next_place for position in positions]
         chosen = self._sampler.choose(logits[:rows], places, histories).tolist()
         guessing: list[tuple[Growing, int]] = []
         owners: list[int] = []
@@ -237,13 +239,14 @@ class Growth:
             if not wanted:
                 break
             found = _rows(logits, [row + k for _, row in wanted])
-            places = [branch.after + len(branch.tokens) + k for branch, _ in wanted]
+            ahead_of = k + self._trunk.gone
+            places = [branch.after + len(branch.tokens) + ahead_of for branch, _ in wanted]
             # The second guess follows the first one, whose siblings stand between.
             follows = 1 if k == 1 else len(wanted[0][0].guesses)
             histories = None
             if self._sampler.needs_history:
                 histories = [
-                    [*self._trunk[: branch.after], *branch.tokens, *branch.path(follows)]
+                    [*self._trunk.before(branch.after), *branch.tokens, *branch.path(follows)]
                     for branch, _ in wanted
                 ]
             several = 1 + self._ahead.siblings if k == 0 else 1
@@ -258,7 +261,7 @@ def known(graph: DraftGraph, sampler: Sampler) -> int:
     return min(graph.named, sampler.vocabulary)
 
 
-def behind(trunk: Sequence[int], branches: Sequence[Growing]) -> int:
+def behind(trunk: Trunk, branches: Sequence[Growing]) -> int:
     """The first slot behind the rows of all."""
     return max([len(trunk), *(branch.slots[-1] + 1 for branch in branches if branch.slots)])
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mirror_edge.bundle import Manifest
 
-__all__ = ["MemoryPlan", "plan_memory"]
+__all__ = ["MemoryPlan", "plan_memory", "remembered"]
 
+_REMEMBERED = 1024
+"""Tokens of a text that a draft keeps in its cache at most."""
 # ONNX Runtime keeps repacked copies of the weights beside the mapped file.
 _PACKED = 2.0
 
@@ -29,6 +31,11 @@ class MemoryPlan:
         return self.target_weights + self.target_cache + self.draft_weights + self.draft_cache
 
 
+def remembered(context: int) -> int:
+    """How many rows of a text a draft with such a context keeps; see `trunk.py`."""
+    return min(context, _REMEMBERED)
+
+
 def plan_memory(manifest: Manifest) -> MemoryPlan:
     """The plan of a bundle: weights from its files, caches from its shapes."""
 
@@ -39,7 +46,9 @@ def plan_memory(manifest: Manifest) -> MemoryPlan:
     target, draft = manifest.target.model, manifest.draft
     draft_cache = 0
     if draft is not None:
-        rows = draft.model.context + draft.branch_rows
+        # The programs of Core ML have the cache that they were made with.
+        own = draft.model.context
+        rows = (own if manifest.format == "coreml" else remembered(own)) + draft.branch_rows
         draft_cache = draft.model.cache_bytes(draft.model.layers, rows)
     return MemoryPlan(
         target_weights=weights("target/"),

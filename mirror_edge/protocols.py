@@ -147,12 +147,16 @@ class DraftGraph(Protocol):
     """One draft model on one device: a decoder whose rows see what they are told to see."""
 
     context: int
+    """Places of a text that it knows."""
     vocabulary: int
     """Tokens that it can be fed."""
     named: int
     """Tokens that its logits are of, those with the lowest ids."""
     slots: int
     """How many rows the KV cache can hold, streams while they run among them."""
+    main: int
+    """How many of these are for the text, at most its `context`: the first few tokens and the
+    latest; the others are for branches."""
     streams: int
     """s, how many streams a row can have; 0 for a plain draft."""
 

@@ -18,6 +18,7 @@ from mirror_edge.foresight import Foresight
 from mirror_edge.growth import Growing, Growth, Guesses, behind, known
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.protocols import StoppedError
+from mirror_edge.trunk import FIRST, Trunk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +53,8 @@ class ModelDrafter:
         self._foresight = Foresight(len(self._ways) - 1)
         self._committed: list[int] = []
         self._rows: list[int] = []
+        self._gone = 0
+        """How many tokens, behind the first few, have no rows any more."""
         self._sure = 0
         """So many main rows are known to be the committed ones."""
         self._grown: Sequence[Growing] = ()
@@ -60,10 +63,11 @@ class ModelDrafter:
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Take `tokens` as the committed ones, keeping the rows they share with the cache."""
+        if self._gone and not self._remembers(tokens):
+            self._rows, self._grown, self._gone = [], (), 0
         self._committed, self._sure = list(tokens), 0
-        trunk = self._committed[: self._graph.context]
-        self._settle(trunk)
-        self._feed(trunk[len(self._rows) :])
+        trunk, _ = self._settled(())
+        self._feed(trunk, len(trunk))
         self._sure = len(self._rows)
 
     def rollout(
@@ -79,28 +83,24 @@ class ModelDrafter:
         self._committed += committed
         if dropped is not None and dropped.is_set():
             return []
-        graph, base = self._graph, len(self._committed)
-        trunk = [*self._committed, *drafted]
-        del trunk[graph.context :]
-        early = self._early if self._rows[self._sure :] == trunk[self._sure :] else ()
-        self._settle(trunk)
+        trunk, early = self._settled(drafted)
         if not roots:
             self._head_start(trunk, depth, sampler, dropped)
             return []
+        graph, base = self._graph, len(self._committed) - trunk.gone
         # The last row goes along with the branches, unless nothing would stand before them.
-        if len(self._rows) < (end := max(1, len(trunk) - 1)):
-            self._feed(trunk[len(self._rows) : end])
+        self._feed(trunk, max(1, len(trunk) - 1))
         furthest = base + max(root.row for root in roots)
-        depth = min(depth, graph.context - furthest - 1)
-        kept = roots[: (graph.slots - len(trunk)) // depth] if depth > 0 else ()
+        context = graph.context - trunk.gone
+        depth = min(depth, context - furthest - 1)
+        kept = roots[: max(0, graph.slots - len(trunk)) // depth] if depth > 0 else ()
         if not kept:
             return []
         if graph.slots - behind(trunk, early) < depth * len(kept):
             early = ()
         room = graph.slots - behind(trunk, early)
         branches = [_seed(root, base + root.row, early) for root in kept]
-        left = graph.context - furthest - depth
-        most = _most(self._ways, left, depth, room // len(kept))
+        most = _most(self._ways, context - furthest - depth, depth, room // len(kept))
         if most == 0 or self._clock is None:
             self._grow(trunk, branches, depth, self._ways[most], sampler, dropped)
         else:
@@ -115,28 +115,29 @@ class ModelDrafter:
         self._graph.close()
 
     def _head_start(
-        self, trunk: list[int], depth: int, sampler: Sampler, dropped: Dropped | None
+        self, trunk: Trunk, depth: int, sampler: Sampler, dropped: Dropped | None
     ) -> None:
         """Let a branch grow by `depth` tokens behind every row of the window, which ends `trunk`.
 
         Their roots are what the draft holds likeliest there, the window's own token left out.
         """
-        graph, base, end = self._graph, len(self._committed), len(trunk)
+        graph, base, end = self._graph, len(self._committed) - trunk.gone, len(trunk)
         if not base <= end < base + _CHUNK:
             return
-        self._feed(trunk[len(self._rows) : base - 1])
+        self._feed(trunk, base - 1)
         del self._rows[base - 1 :]  # Their logits are wanted, and were not kept.
-        logits = self._feed(trunk[base - 1 :], every=True)
-        places = range(base, base + len(logits))
-        histories = [trunk[:place] for place in places] if sampler.needs_history else None
+        logits = self._feed(trunk, end, every=True)
+        rows = range(base, base + len(logits))
+        histories = [trunk.before(row) for row in rows] if sampler.needs_history else None
         said = logits[:, : known(graph, sampler)]
-        best = sampler.best(said, places, 2, histories).tolist()
-        drafted = [*trunk[base:], None]
+        best = sampler.best(said, [row + trunk.gone for row in rows], 2, histories).tolist()
+        drafted = [*trunk.rows[base:], None]
         roots = [
             Root(row, next(token for token in tokens if token != drafted[row]))
             for row, tokens in enumerate(best)
         ]
-        depth = min(depth, graph.context - end - 1, (graph.slots - end) // len(roots))
+        left = graph.context - trunk.gone - end - 1
+        depth = min(depth, left, (graph.slots - end) // len(roots))
         if depth > 0:
             early = [Growing(root, base + root.row, [root.token]) for root in roots]
             self._grow(trunk, early, depth, _NOTHING, sampler, dropped)
@@ -144,7 +145,7 @@ class ModelDrafter:
 
     def _grow(
         self,
-        trunk: list[int],
+        trunk: Trunk,
         branches: list[Growing],
         depth: int,
         ahead: Guesses,
@@ -155,7 +156,7 @@ class ModelDrafter:
 
         How many tokens one of them gained; 0 unless those that are wanted have `depth` now.
         """
-        fed, base = len(self._rows), len(self._committed)
+        fed, base = len(self._rows), len(self._committed) - trunk.gone
         had = [len(branch.tokens) for branch in branches]
         growth: Chain | Growth
         if ahead == _NOTHING and _continues(trunk, branches):
@@ -168,45 +169,82 @@ class ModelDrafter:
         while growth.goes_on(dropped):
             with suppress(StoppedError):  # If not all was dropped, it was meant for another.
                 growth.forward(missing=len(trunk) - len(self._rows))
-                self._rows += trunk[len(self._rows) :]
+                self._rows += trunk.rows[len(self._rows) :]
                 self._grown = branches
         now = [len(branch.tokens) for branch in branches]
         return max(a - b for a, b in zip(now, had, strict=True)) if max(now) > depth else 0
 
-    def _settle(self, trunk: Sequence[int]) -> None:
-        """Make the main rows the longest stretch of `trunk` that the cache can spell."""
+    def _settled(self, drafted: Sequence[int]) -> tuple[Trunk, Sequence[Growing]]:
+        """The committed tokens and `drafted`: what is in the cache of them stands in its place.
+
+        And the branches that got a head start behind just these.
+        """
+        tokens = [*self._committed, *drafted]
+        del tokens[self._graph.context :]
+        trunk = Trunk(tokens, self._gone)
+        early = self._early if self._rows[self._sure :] == trunk.rows[self._sure :] else ()
+        self._settle(trunk.rows)
+        if len(trunk) > self._graph.main and self._forget(len(trunk)):
+            return Trunk(tokens, self._gone), ()
+        return trunk, early
+
+    def _settle(self, rows: Sequence[int]) -> None:
+        """Make the main rows the longest stretch of `rows` that the cache can spell."""
         sure = self._sure
-        shared = sure + _common(self._rows[sure:], trunk[sure:])
+        shared = sure + _common(self._rows[sure:], rows[sure:])
         best: Growing | None = None
         length = shared
         for grown in self._grown:
             if grown.after <= shared:
                 fed = grown.tokens[: len(grown.slots)]
-                reach = grown.after + _common(fed, trunk[grown.after :])
+                reach = grown.after + _common(fed, rows[grown.after :])
                 if reach > length:
                     best, length = grown, reach
         if best is not None:
             self._graph.move(best.slots[: length - best.after], best.after)
-        self._rows[shared:] = trunk[shared:length]
-        self._sure = min(length, len(self._committed))
+        self._rows[shared:] = rows[shared:length]
+        self._sure = min(length, len(self._committed) - self._gone)
         self._grown = self._early = ()
 
-    def _feed(self, tokens: Sequence[int], *, every: bool = False) -> NDArray[np.float32]:
-        """Feed `tokens` behind the main rows, in chunks, plainly causal.
+    def _forget(self, rows: int) -> bool:
+        """Give up so many of the oldest main rows that there is room for others to come.
+
+        The first few stay, and so does the window. Whether there was anything to give up.
+        """
+        most, base = self._graph.main, len(self._committed) - self._gone
+        end = min(FIRST + rows - (most - most // 4), base - 1)
+        if end <= FIRST:
+            return False
+        if end < len(self._rows):
+            self._graph.move(range(end, len(self._rows)), FIRST)
+        del self._rows[FIRST:end]
+        self._sure -= min(self._sure, end) - min(self._sure, FIRST)
+        self._gone += end - FIRST
+        return True
+
+    def _remembers(self, tokens: Sequence[int]) -> bool:
+        """Whether what is forgotten is what `tokens` begin with, and enough of them is not."""
+        end = FIRST + self._gone
+        known = list(tokens[:end]) == self._committed[:end]
+        return known and len(tokens) - self._gone >= self._graph.main // 2
+
+    def _feed(self, trunk: Trunk, end: int, *, every: bool = False) -> NDArray[np.float32]:
+        """Feed what is missing of the main rows up to `end`, in chunks, plainly causal.
 
         The logits of the last one, or of `every` one of the last chunk.
         """
         logits = np.empty((0, self._graph.named), dtype=np.float32)
-        for at in range(0, len(tokens), _CHUNK):
-            chunk, start = tokens[at : at + _CHUNK], len(self._rows)
-            fed = np.array(chunk)
+        while (start := len(self._rows)) < end:
+            stop, gone = min(end, start + _CHUNK), trunk.gone
+            if gone and start < FIRST:
+                stop, gone = min(stop, FIRST), 0
+            fed = np.array(trunk.rows[start:stop])
             fed[fed >= self._graph.vocabulary] = 0
-            places = np.arange(start, start + len(chunk))
-            while len(self._rows) == start:
-                with suppress(StoppedError):  # What was to stop had ended already: once more.
-                    wanted = np.arange(0 if every else len(chunk) - 1, len(chunk))
-                    logits = self._graph.forward(fed, places, start, None, wanted)
-                    self._rows += chunk
+            places = np.arange(start + gone, stop + gone)
+            wanted = np.arange(0 if every else len(fed) - 1, len(fed))
+            with suppress(StoppedError):  # What was to stop had ended already: once more.
+                logits = self._graph.forward(fed, places, start, None, wanted)
+                self._rows += trunk.rows[start:stop]
         return logits
 
 
@@ -230,7 +268,7 @@ def _most(ways: Sequence[Guesses], left: int, depth: int, room: int) -> int:
     return widest
 
 
-def _continues(trunk: Sequence[int], branches: Sequence[Growing]) -> bool:
+def _continues(trunk: Trunk, branches: Sequence[Growing]) -> bool:
     """Whether there is but one branch, which begins behind the whole trunk."""
     (first, *others) = branches
     return not others and first.after == len(trunk) and not first.slots

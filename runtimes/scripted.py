@@ -16,6 +16,7 @@ import numpy as np
 from mirror_edge.hypotheses import ExitSignal
 from mirror_edge.runtimes.virtual import VirtualClock
 from mirror_edge.trace import Span, Trace
+from mirror_edge.trunk import FIRST
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -190,10 +191,15 @@ class ScriptedDraft:
         virtual: VirtualClock | None = None,
         streams: Sequence[Language] = (),
         named: int | None = None,
+        main: int | None = None,
     ) -> None:
-        """A forward takes `seconds`, on the clock given; its logits are of `named` tokens."""
+        """A forward takes `seconds`, on the clock given; its logits are of `named` tokens.
+
+        It keeps `main` rows of the text, by default all of the context.
+        """
         self.context, self.vocabulary, self.named = context, vocabulary, named or vocabulary
-        self.slots, self.streams = context + branch_rows, len(streams)
+        self.main, self.streams = main or context, len(streams)
+        self.slots = self.main + branch_rows
         self.forwards = 0
         self._language, self._foresight = language, streams
         self._sleep = _Sleeper({"draft": seconds}, trace, virtual)
@@ -212,9 +218,11 @@ class ScriptedDraft:
     ) -> NDArray[np.float32]:
         """See `DraftGraph.forward`.
 
+        Behind the first few tokens some may be forgotten: the language hears -1 for them.
+
         Raises:
-            ValueError: if a row is shown anything but one token for each position up to its own,
-                if the streams have no slots, or if a tree is the first thing it is fed.
+            ValueError: if a row is shown anything else but one token for each position up to its
+                own, if the streams have no slots, or if a tree is the first thing it is fed.
         """
         end, of = start + len(tokens), () if streamed is None else streamed
         self._sleep("draft", len(tokens) + len(of) * ahead)
@@ -250,6 +258,10 @@ class ScriptedDraft:
             first = start + len(hidden) - hidden.shape[1]
             seen = np.concatenate([np.ones(first, dtype=np.bool_), ~hidden[row]])
             slots = slots[seen[: start + row + 1]]
-        if self._positions[slots].tolist() != list(range(len(slots))):
-            raise ValueError(f"row {row} sees positions {self._positions[slots].tolist()}")
-        return [int(token) for token in self._tokens[slots]]
+        places, tokens = self._positions[slots], self._tokens[slots].tolist()
+        gone = max(0, int(places[-1]) + 1 - len(places))
+        expected = np.arange(len(places))
+        expected[FIRST:] += gone
+        if places.tolist() != expected.tolist():
+            raise ValueError(f"row {row} sees positions {places.tolist()}")
+        return [*tokens[:FIRST], *[-1] * gone, *tokens[FIRST:]]

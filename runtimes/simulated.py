@@ -150,7 +150,8 @@ class SimulatedDraft(_Device):
         """A draft of `machine` that speaks `script`."""
         self.slots = context + machine.profile.branch_rows
         super().__init__(machine, script, self.slots)
-        self.context, self.streams = context, streams
+        self.context = self.main = context
+        self.streams = streams
         self.vocabulary = self.named = script.vocabulary
 
     def forward(

@@ -28,7 +28,7 @@ class CoreMLDraft:
         spec = bundle.manifest.draft
         assert spec is not None
         model = spec.model
-        self.context = model.context
+        self.context = self.main = model.context
         self.vocabulary = self.named = model.vocabulary
         self.slots = model.context + spec.branch_rows
         self.streams = spec.streams

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mirror_edge.errors import DeviceError
+from mirror_edge.memory import remembered
 from mirror_edge.runtimes.onnx.cache import InPlaceCache
 from mirror_edge.runtimes.onnx.mask import Mask
 from mirror_edge.runtimes.onnx.memory import Scratch, open_memory
@@ -33,7 +34,8 @@ class OnnxDraft:
         assert spec is not None
         model = spec.model
         self.context, self.vocabulary, self.named = model.context, model.vocabulary, spec.named
-        self.slots = model.context + spec.branch_rows
+        self.main = remembered(model.context)
+        self.slots = self.main + spec.branch_rows
         self.streams = spec.streams
         self._scratch = Scratch(spec.named)
         self._mask = Mask(np.dtype(model.dtype))

@@ -53,8 +53,8 @@ class FixedDraft:
                 f"runs no other. Export with --draft-for {setup.place.provider.kind}."
             )
         model, fixed = spec.model, spec.fixed
-        self.context, self.vocabulary, self.named = fixed.context, model.vocabulary, spec.named
-        self.slots, self.streams = fixed.slots, spec.streams
+        self.context, self.vocabulary, self.named = model.context, model.vocabulary, spec.named
+        self.main, self.slots, self.streams = fixed.context, fixed.slots, spec.streams
         self._cache = _Cache(model, fixed.slots)
 
         def graph(file: str, rows: int, streamed: int) -> _Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mirror_edge import bundle as bundles
 from mirror_edge.bundle import Bundle, Precision
 from mirror_edge.devices import Device
 from mirror_edge.errors import DeviceError, ExportError, OptionError
-from mirror_edge.export import export
+from mirror_edge.export import export, fixed
 from mirror_edge.export.fixed import fixed_graph, fixed_spec
 from mirror_edge.hypotheses import Root
 from mirror_edge.protocols import DraftGraph
@@ -81,10 +82,31 @@ def test_it_drafts_exactly_what_the_other_drafts(
     bundle: Bundle, temperature: float, seed: int
 ) -> None:
     """Answers of several steps: prompts, hits and misses, branches that come true."""
-    drafters = [ModelDrafter(kind(bundle, on_the_cpu())) for kind in (FixedDraft, OnnxDraft)]
-    sampler = Sampler(Sampling(temperature=temperature, seed=seed), 320)
-    draw = np.random.default_rng(seed)
-    prompt = draw.integers(4, 300, int(draw.integers(2, 150))).tolist()
+    graphs = [kind(bundle, on_the_cpu()) for kind in (FixedDraft, OnnxDraft)]
+    draft_the_same(graphs, Sampler(Sampling(temperature=temperature, seed=seed), 320), (2, 150))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_goes_on_behind_the_rows_that_it_has(
+    target: Path, draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Both remember 64 tokens of a text of up to 256."""
+    monkeypatch.setattr(fixed, "_CONTEXT", 64)
+    made = export(target, draft, tmp_path / "bundle", precision="fp32", draft_for="qnn")
+    bundle = bundles.read(made.folder)
+    graphs = FixedDraft(bundle, on_the_cpu()), OnnxDraft(bundle, on_the_cpu())
+    assert (graphs[0].main, graphs[0].context) == (64, 256)
+    graphs[1].main = 64
+    draft_the_same(graphs, Sampler(Sampling(seed=seed), 320), (100, 200))
+
+
+def draft_the_same(
+    graphs: Sequence[DraftGraph], sampler: Sampler, lengths: tuple[int, int]
+) -> None:
+    """Behind a prompt of one of these lengths."""
+    drafters = [ModelDrafter(graph) for graph in graphs]
+    draw = np.random.default_rng(sampler.sampling.seed)
+    prompt = draw.integers(4, 300, int(draw.integers(*lengths))).tolist()
     for drafter in drafters:
         drafter.prefill(prompt)
     committed, drafted = [int(draw.integers(4, 300))], []
@@ -95,6 +117,7 @@ def test_it_drafts_exactly_what_the_other_drafts(
             drafter.rollout(committed, drafted, roots, 4, sampler) for drafter in drafters
         )
         assert ours == theirs
+        assert ours
         true = ours[int(draw.integers(len(ours)))]
         committed = [*drafted[: true.root.row], true.root.token]
         drafted = list(true.tokens) if draw.random() < 0.7 else []

@@ -87,7 +87,7 @@ def foreseen(sampler: Sampler, count: int, share: float) -> list[Language]:
     def stream(k: int) -> Language:
         def logits(tokens: Sequence[int]) -> NDArray[np.float32]:
             *before, token = serial(LANGUAGE, tokens, k + 1, sampler)
-            if np.random.default_rng([k, *tokens]).random() < share:
+            if np.random.default_rng([k, *(token + 1 for token in tokens)]).random() < share:
                 # Right if it is chosen as the draft would: same noise, same tokens before it.
                 return LANGUAGE([*tokens, *before])
             ids, other = np.arange(VOCABULARY), (token + 1) % VOCABULARY
@@ -109,8 +109,9 @@ class Session:
         branch_rows: int = 4096,
         streams: Sequence[Language] = (),
         ahead: Guesses | None = None,
+        main: int | None = None,
     ) -> None:
-        self.draft = Counted(LANGUAGE, VOCABULARY, context, branch_rows, streams=streams)
+        self.draft = Counted(LANGUAGE, VOCABULARY, context, branch_rows, streams=streams, main=main)
         self.drafter = ModelDrafter(self.draft, ahead)
         self.sampler = sampler
         self.committed: list[int] = []
@@ -169,15 +170,18 @@ TOKEN = st.integers(0, VOCABULARY - 1)
 @settings(max_examples=150, deadline=None)
 def test_every_branch_is_the_drafts_own_continuation(data: st.DataObject, sampler: str) -> None:
     """Over hits, misses, partial acceptance, foreign windows and jumps, with and without streams
-    that are right or wrong; small caches too."""
+    that are right or wrong; small caches too, and such as forget the middle of the text."""
     context = data.draw(st.sampled_from([16, 30, 4096]), label="context")
     rows = data.draw(st.sampled_from([0, 5, 40, 4096]), label="branch rows")
+    main = data.draw(st.sampled_from([None, 20, 28]), label="main rows") if rows > 40 else None
     count, share = data.draw(st.integers(0, 3), label="streams"), data.draw(st.floats(0, 1))
     streams = foreseen(SAMPLERS[sampler], count, share)
     used = data.draw(st.integers(0, count), label="used")
     siblings = data.draw(st.integers(0, VOCABULARY), label="siblings") if used else 0
-    session = Session(SAMPLERS[sampler], context, rows, streams, Guesses(used, siblings))
-    session.prefill(data.draw(st.lists(TOKEN, min_size=1, max_size=8), label="prompt"))
+    guesses = Guesses(used, siblings)
+    session = Session(SAMPLERS[sampler], context, rows, streams, guesses, main)
+    most = 8 if main is None else 40
+    session.prefill(data.draw(st.lists(TOKEN, min_size=1, max_size=most), label="prompt"))
     session.commit([data.draw(TOKEN)])
     drafted: tuple[int, ...] | None = None
     for _ in range(data.draw(st.integers(1, 5), label="steps")):
@@ -560,3 +564,51 @@ def test_once_the_outcome_is_known_only_its_branch_goes_on(wanted: Root, streams
     come_true = serial(LANGUAGE, [1, 2, 3, *said], 4, GREEDY)
     [branch] = drafter.rollout(said, come_true, [Root(4, 2)], 3, GREEDY)
     assert branch.tokens == serial(LANGUAGE, [1, 2, 3, *said, *come_true, 2], 3, GREEDY)
+
+
+LONG = [token % VOCABULARY for token in range(300)]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_long_text_takes_no_more_rows_than_there_are_for_it(sampler: str) -> None:
+    """The drafts are right throughout, since the language looks back three tokens."""
+    session = Session(SAMPLERS[sampler], main=40)
+    session.prefill(LONG)
+    assert session.draft.rows <= 40  # What it would forget at once it does not even read.
+    session.commit([1])
+    moved = session.draft.starts[-1]
+    for token in LONG[:100]:
+        session.fresh(3)
+        session.rollout((1, 2), [Root(0, 3), Root(2, 5)], 3)
+        session.commit([token])
+        moved = max(moved, session.draft.starts[-1])
+    assert moved < 40 + 2 + 2 * 3
+
+
+def test_a_second_turn_reads_new_tokens_alone_where_the_middle_is_forgotten() -> None:
+    session = Session(GREEDY, main=40)
+    session.prefill(LONG)
+    first = session.draft.rows
+    session.prefill([*LONG, 1, 2, 3])
+    assert session.draft.rows == first + 3
+    session.commit([4])
+    session.fresh(3)
+
+
+@pytest.mark.parametrize("other", [[*LONG[:100], 6, 6, *LONG[102:]], LONG[:-20], LONG[:7], [5]])
+def test_a_text_that_differs_in_what_is_forgotten_is_read_anew(other: list[int]) -> None:
+    session = Session(GREEDY, main=40)
+    session.prefill(LONG)
+    before = session.draft.rows
+    session.prefill(other)
+    assert session.draft.rows - before >= min(len(other), 30)
+    session.commit([4])
+    session.fresh(3)
+
+
+def test_a_window_is_never_forgotten() -> None:
+    session = Session(GREEDY, main=24)
+    session.prefill(LONG[:20])
+    session.commit([1])
+    session.rollout((2,) * 12, [Root(0, 3), Root(12, 5)], 2)
+    assert session.draft.starts[-1] > 12
