@@ -240,6 +240,18 @@ def slow_draft() -> Counting:
     return Counting(Costs(flat, flat, flat, Curve((1,), (0.02,))))
 
 
+@pytest.mark.parametrize(("gain", "mode"), [(1.01, "ar"), (1.06, "sd")])
+def test_a_draft_that_promises_next_to_nothing_is_left_in_peace(gain: float, mode: str) -> None:
+    """A window of one commits 1.6 tokens, by what is held of a draft that nobody has seen."""
+    half = Curve((1,), (0.01,))
+    drafted = 1.6 * 0.0201 / gain - 0.0203
+    among = choices(Speculation())
+    controller = Controller(Costs(half, half, half, Curve((1,), (drafted,))))
+    times = controller.seconds_a_token(among)
+    assert times[0] / min(times) == pytest.approx(gain, abs=1e-3)
+    assert controller.plan(among).mode == mode
+
+
 def test_a_target_that_is_slow_beside_a_draft_is_not_held_to_be_slow_alone() -> None:
     controller, among = slow_draft(), choices(Speculation())
     alone, *_, beside = controller.seconds_a_token(among)
