@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event
 from types import FrameType
@@ -50,6 +50,8 @@ def chat_command(
     """Talk to a model. Ctrl-C stops an answer; /quit or Ctrl-D ends."""
     how, plan = sampling.checked(), speculation.checked(mode)
     variables = options.template_variables(template)
+    with suppress(ImportError):  # With it `input` edits lines and recalls earlier ones.
+        import readline  # noqa: F401
     with devices.load(bundle) as model:
         typer.echo(f"{model.bundle.manifest.name}. {HELP}", err=True)
         answering: AnswerOptions = {

@@ -7,7 +7,7 @@ then; the more that cost, the rarer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from mirror_edge.costs import Costs
@@ -45,6 +45,14 @@ _HOLD: dict[Mode, int] = {"ar": 32, "sd": 4, "mirror": 4}
 
 
 @dataclass
+class _Turn:
+    """When a mode is tried again, in tokens."""
+
+    pause: int = _FIRST_PAUSE
+    until: int = _FIRST_PAUSE
+
+
+@dataclass
 class Controller:
     """Chooses for one pair on its devices; keeps what it has learnt between answers."""
 
@@ -68,19 +76,18 @@ class Controller:
     _planned: int = 0
     _copying: bool = False
     """Whether the last step was looked up: a probe would cost more than it is booked for."""
-    _probes: int = 0
     _probe: Strategy | None = None
     _left: int = 0
     """Steps of the probe to come."""
-    _pause: int = _FIRST_PAUSE
-    _until: int = _FIRST_PAUSE
-    """Tokens before the next probe."""
+    _modes: Collection[Mode] = ()
+    _turns: dict[Mode, _Turn] = field(default_factory=lambda: {mode: _Turn() for mode in _PROBE})
 
     def plan(self, among: Sequence[Strategy]) -> Strategy:
         """The next step's plan."""
         if among is not self._among:
             self._among, self._planned = among, 0
             self._drafted = [plan for plan in among if plan.drafter == "model"]
+            self._modes = {plan.mode for plan in self._drafted}
             self._windows = [plan.window for plan in among if plan.drafter == "ngram"]
         chosen = self._plan(self._drafted)
         if not self._windows or chosen is not self._chosen:  # a probe
@@ -97,7 +104,7 @@ class Controller:
         if self._left and probe is not None and probe in among:
             self._left -= 1
             return probe
-        if self._held and self._until > 0 and before is not None and before in among:
+        if self._held and before is not None and before in among and not self._due(before.mode):
             self._held -= 1
             return before
         best: dict[Mode, tuple[float, Strategy]] = {}
@@ -109,30 +116,36 @@ class Controller:
             self._pace, chosen = best["ar"]
         self._chosen = chosen
         if before is None or chosen.mode != before.mode:
-            self._pause = self._until = max(self._pause // 2, _FIRST_PAUSE)
-            self._hold = self._probes = 0
+            for turn in self._turns.values():
+                turn.pause = turn.until = max(turn.pause // 2, _FIRST_PAUSE)
+            self._hold = 0
         else:
             self._hold = min(2 * self._hold + 1, _HOLD[chosen.mode])
         self._held = self._hold
-        if self._until > 0 or self._copying:
-            return chosen
-        self._pause = self._until = min(2 * self._pause, _LONGEST_PAUSE)
-        # The one that is held to come closest is the first to be asked.
-        found = [best[mode] for mode in _TEACHERS[chosen.mode] if mode in best]
-        teachers = sorted(found, key=lambda pair: pair[0])
+        teachers = [] if self._copying else self._due(chosen.mode)
         if not teachers:
             return chosen
-        seconds, probe = teachers[self._probes % len(teachers)]
-        self._probes += 1
+        # The one that is held to come closest is the first to be asked.
+        seconds, probe = min((best[mode] for mode in teachers), key=lambda found: found[0])
+        turn = self._turns[probe.mode]
+        turn.pause = turn.until = min(2 * turn.pause, _LONGEST_PAUSE)
         if probe.mode == "ar" and seconds > _FAR * self._pace:
             return chosen
         self._probe, self._left = probe, _PROBE[probe.mode] - 1
         return probe
 
+    def _due(self, mode: Mode) -> list[Mode]:
+        """Whom `mode` should ask now."""
+        return [
+            teacher
+            for teacher in _TEACHERS[mode]
+            if teacher in self._modes and self._turns[teacher].until <= 0
+        ]
+
     def _looked_up(self, windows: Sequence[int]) -> tuple[int, ...]:
         """By the length of a match: the window to look up where that is faster than the plan."""
         costs, known = self.costs, self.experience
-        target, host = known.target["ar"].mean, known.host["ar"].mean
+        target, host = known.target["ar"].value, known.host["ar"].value
         steps = [target * (costs.prefix(n + 1) + costs.suffix(n + 1)) + host for n in windows]
         found = []
         for right in known.look_up:
@@ -146,32 +159,34 @@ class Controller:
     def learn(self, step: StepRecord) -> None:
         """Take in what a step was like."""
         self.experience.learn(step, self.costs)
-        self._until -= step.committed
+        for turn in self._turns.values():
+            turn.until -= step.committed
         self._copying = step.drafter == "ngram"
         chosen, probe = self._chosen, self._probe
         # The first step of the draft's probe has no window: it only waits for what is read up.
         telling = step.drafter == "model" and (step.proposed > 0 or step.mode == "ar")
         if telling and chosen and probe and step.mode == probe.mode != chosen.mode:
-            lost = step.seconds / self._pace - step.committed
+            lost, turn = step.seconds / self._pace - step.committed, self._turns[probe.mode]
             if lost < 0.0:
-                self._until -= self._pause
-                self._pause = _FIRST_PAUSE
-            self._until = min(self._until + int(lost / _PROBING), _LONGEST_WAIT)
+                turn.until -= turn.pause
+                turn.pause = _FIRST_PAUSE
+            turn.until = min(turn.until + int(lost / _PROBING), _LONGEST_WAIT)
 
     def seconds_a_token(self, plans: Sequence[Strategy]) -> list[float]:
         """What a token is predicted to take under each of `plans`, by the law of the step."""
         costs, known = self.costs, self.experience
-        host = {mode: host.mean for mode, host in known.host.items()}
-        factors = {mode: target.mean for mode, target in known.target.items()}
+        host = {mode: host.value for mode, host in known.host.items()}
+        factors = {mode: target.value for mode, target in known.target.items()}
         rows = {1 if plan.mode == "ar" else plan.window + 1 for plan in plans}
         times = {n: (costs.prefix(n), costs.suffix(n)) for n in rows}
         exits = {n: costs.exit(n) for n in rows}
-        fresh = {n: known.fresh.mean * costs.serial(n - 1) for n in rows if n > 1} | {1: 0.0}
+        again = known.fresh.value
+        fresh = {n: again * costs.serial(n - 1) for n in rows if n > 1} | {1: 0.0}
         away = {n: (costs.exit_beside or costs.exit)(n) for n in rows}
         tokens = known.tokens(max(rows) - 1)
         shapes = {(_roots(plan), plan.window) for plan in plans if plan.mode == "mirror"}
         missed = {r: 1.0 - known.hit_rate(r) for r in {r for r, _ in shapes}}
-        slower, beside = known.rollout.mean, known.beside.mean * costs.beside
+        slower, beside = known.rollout.value, known.beside.value * costs.beside
         suffixes = {n: beside * factors["mirror"] * suffix for n, (_, suffix) in times.items()}
         rollouts = {
             (r, gamma): slower * costs.rollout(r, gamma, suffixes[gamma + 1]) for r, gamma in shapes

@@ -5,6 +5,8 @@ Everything is forgotten slowly, so that a text that changes its character is not
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,20 +16,18 @@ from mirror_edge.costs import Costs
 from mirror_edge.policy import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
     from mirror_edge.stats import StepRecord
 
-__all__ = ["LONGEST_MATCH", "Experience", "Fading"]
+__all__ = ["LONGEST_MATCH", "Experience", "Fading", "Typical"]
 
 LONGEST_MATCH = 4
 """Tokens of a match in prompt and answer that are told apart."""
 
 _MEMORY = 48.0
-_OUTLIER = 2.0
-"""A time that is so many times the mean counts for no more: something else had the machine."""
 _RANKS = 64
 """Ranks of an outcome among the roots that are told apart."""
 _TABLES = ("ranks", "places")
@@ -70,6 +70,35 @@ class Fading:
 
 
 @dataclass
+class Typical:
+    """What a time mostly is: the median of the last ones, so that a machine's bad moments, which
+    come in bursts and always make things slower, do not count.
+    """
+
+    prior: float
+    """Held to have been seen twice."""
+    _last: deque[float] = field(default_factory=lambda: deque(maxlen=int(_MEMORY)))
+
+    def add(self, value: float) -> None:
+        """Note one."""
+        self._last.append(value)
+
+    @property
+    def value(self) -> float:
+        """What to expect."""
+        return statistics.median((self.prior, self.prior, *self._last))
+
+    @property
+    def learnt(self) -> list[float]:
+        """The last ones."""
+        return list(self._last)
+
+    def go_on(self, learnt: Iterable[float]) -> None:
+        """From what another one had learnt."""
+        self._last.extend(map(float, learnt))
+
+
+@dataclass
 class Experience:
     """Of one pair on its devices, over all the answers it has given.
 
@@ -88,17 +117,17 @@ class Experience:
         default_factory=lambda: np.array([4.0 * 0.5 ** (rank + 1) for rank in range(_RANKS + 1)])
     )
     """How often the outcome stood at each rank of the roots; the last is for those nowhere."""
-    target: dict[Mode, Fading] = field(
-        default_factory=lambda: {mode: Fading(1.0) for mode in get_args(Mode)}
+    target: dict[Mode, Typical] = field(
+        default_factory=lambda: {mode: Typical(1.0) for mode in get_args(Mode)}
     )
     """By mode: a draft at work slows a target with which it shares a memory."""
-    beside: Fading = field(default_factory=lambda: Fading(1.0))
+    beside: Typical = field(default_factory=lambda: Typical(1.0))
     """Of the suffix with a rollout beside it, on top of `target`."""
-    fresh: Fading = field(default_factory=lambda: Fading(1.0))
-    rollout: Fading = field(default_factory=lambda: Fading(1.0))
-    host: dict[Mode, Fading] = field(
+    fresh: Typical = field(default_factory=lambda: Typical(1.0))
+    rollout: Typical = field(default_factory=lambda: Typical(1.0))
+    host: dict[Mode, Typical] = field(
         default_factory=lambda: {
-            mode: Fading(1e-4 if mode == "ar" else 3e-4) for mode in get_args(Mode)
+            mode: Typical(1e-4 if mode == "ar" else 3e-4) for mode in get_args(Mode)
         }
     )
     _last: Mode | None = None
@@ -116,14 +145,13 @@ class Experience:
         before, self._last = self._last, step.mode
         if step.mode == "ar" and before != "ar":
             return  # The draft still works at what nobody wants any more.
-        host, target = self.host[step.mode], self.target[step.mode]
-        host.add(min(step.host, _OUTLIER * host.mean))
-        most = _OUTLIER * target.mean
-        target.add(min(most, _ratio(step.prefix, costs.prefix(rows))))
+        self.host[step.mode].add(step.host)
+        target = self.target[step.mode]
+        target.add(_ratio(step.prefix, costs.prefix(rows)))
         if step.mode != "mirror":
-            target.add(min(most, _ratio(step.suffix, costs.suffix(rows))))
+            target.add(_ratio(step.suffix, costs.suffix(rows)))
         elif step.roots:
-            expected = costs.beside * costs.suffix(rows) * target.mean
+            expected = costs.beside * costs.suffix(rows) * target.value
             self.beside.add(_ratio(step.suffix, expected))
             self.ranks *= 1.0 - 1.0 / _MEMORY
             self.ranks[_RANKS if step.rank is None else min(step.rank, _RANKS)] += 1.0
@@ -157,8 +185,8 @@ class Experience:
 
     def as_dict(self) -> dict[str, Any]:
         """What was learnt, as plain JSON values."""
-        learnt = {name: fading.learnt for name, fading in self._fadings().items()}
-        return {"fadings": learnt} | {name: getattr(self, name).tolist() for name in _TABLES}
+        learnt = {name: mean.learnt for name, mean in self._means().items()}
+        return {"means": learnt} | {name: getattr(self, name).tolist() for name in _TABLES}
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Experience:
@@ -173,14 +201,14 @@ class Experience:
             if table.shape != getattr(found, name).shape:
                 raise ValueError(f"{table.shape} {name}")
             setattr(found, name, table)
-        for name, fading in found._fadings().items():
-            fading.go_on(raw["fadings"][name])
+        for name, mean in found._means().items():
+            mean.go_on(raw["means"][name])
         return found
 
-    def _fadings(self) -> dict[str, Fading]:
-        """All the means, by name."""
+    def _means(self) -> dict[str, Fading | Typical]:
+        """All the means and medians, by name."""
         single = ("acceptance", "beside", "fresh", "rollout")
-        found: dict[str, Fading] = {name: getattr(self, name) for name in single}
+        found: dict[str, Fading | Typical] = {name: getattr(self, name) for name in single}
         found |= {f"look_up.{length}": fading for length, fading in enumerate(self.look_up, 1)}
         found |= {f"target.{mode}": fading for mode, fading in self.target.items()}
         return found | {f"host.{mode}": fading for mode, fading in self.host.items()}

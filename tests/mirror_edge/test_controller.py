@@ -349,6 +349,33 @@ def test_places_that_are_not_seen_are_like_those_that_are() -> None:
     assert seen.tokens(12)[-1] < 1.2
 
 
+def test_a_burst_of_slow_steps_is_no_slower_device() -> None:
+    """Something else has the machine for a dozen steps; after that it is what it was."""
+    experience, costs = Experience(), slow_draft().costs
+    for factor in (*[1.0] * 20, *[3.0] * 10, *[1.0] * 4):
+        experience.learn(step("ar", factor), costs)
+    assert experience.target["ar"].value == 1.0
+    for _ in range(40):
+        experience.learn(step("ar", 1.4), costs)
+    assert experience.target["ar"].value == pytest.approx(1.4)
+
+
+def test_what_one_probe_costs_does_not_put_off_the_other() -> None:
+    """The mirror is forty times slower here; the target alone is asked all the same."""
+    flat = Curve((1,), (0.01,))
+    controller = Controller(Costs(flat, flat, flat, Curve((1,), (0.004,))))
+    among, modes = choices(Speculation()), []
+    for number in range(1500):
+        plan = controller.plan(among)
+        modes.append(plan.mode)
+        slow = {"ar": 1.2, "sd": 1.0, "mirror": 40.0}[plan.mode]
+        committed = 2 if plan.mode == "sd" and number % 2 else 1
+        made = replace(step(plan.mode, slow, committed), fresh=0.004)
+        controller.learn(made)
+    assert modes.count("sd") > 1300
+    assert modes.count("ar") > 3 * modes.count("mirror")
+
+
 @given(st.floats(0, 1), st.lists(st.floats(0, 1), max_size=60))
 def test_a_fading_mean_stays_within_what_it_saw(prior: float, values: list[float]) -> None:
     mean = Fading(prior)
