@@ -94,9 +94,19 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
             done.result()
         return taken
 
+    said: list[int] = []
+
     def serial(tokens: int) -> tuple[float]:
         suffix(0)  # What it has used since is in the caches, not the draft.
-        return (lane.start("measure", rollout, 1, tokens).result(),)
+        return (lane.start("measure", accepted, tokens).result(),)
+
+    def accepted(tokens: int) -> float:
+        """A serial draft behind the last one, whose last token has no row yet."""
+        began = clock()
+        branches = drafter.rollout(said, [], [Root(0, 0)], tokens, sampler)
+        taken = clock() - began
+        said[:] = [token for branch in branches for token in (0, *branch.tokens)]
+        return taken
 
     def beside(roots: int) -> tuple[float]:
         # In turn, since the speed of a machine drifts.
