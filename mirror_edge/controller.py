@@ -17,7 +17,7 @@ from mirror_edge.stats import StepRecord
 
 __all__ = ["Controller"]
 
-_PROBE: dict[Mode, int] = {"ar": 8, "mirror": 2}
+_PROBE: dict[Mode, int] = {"ar": 5, "mirror": 2}
 """Steps of a probe: the target's first ones still stand beside the last draft."""
 _TEACHERS: dict[Mode, tuple[Mode, ...]] = {
     "ar": ("mirror",),
@@ -116,9 +116,10 @@ class Controller:
             self._pace, chosen = best["ar"]
         self._chosen = chosen
         if before is None or chosen.mode != before.mode:
-            for turn in self._turns.values():
-                turn.pause = turn.until = max(turn.pause // 2, _FIRST_PAUSE)
             self._hold = 0
+            if before is None or "ar" in (chosen.mode, before.mode):  # It may be another text now.
+                for turn in self._turns.values():
+                    turn.pause = turn.until = max(turn.pause // 2, _FIRST_PAUSE)
         else:
             self._hold = min(2 * self._hold + 1, _HOLD[chosen.mode])
         self._held = self._hold

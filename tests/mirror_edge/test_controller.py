@@ -373,7 +373,8 @@ def test_what_one_probe_costs_does_not_put_off_the_other() -> None:
         made = replace(step(plan.mode, slow, committed), fresh=0.004)
         controller.learn(made)
     assert modes.count("sd") > 1300
-    assert modes.count("ar") > 3 * modes.count("mirror")
+    assert modes.index("mirror") < 300
+    assert modes.index("ar") < 300
 
 
 @given(st.floats(0, 1), st.lists(st.floats(0, 1), max_size=60))
