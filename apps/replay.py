@@ -105,13 +105,16 @@ class Replayer:
 
         `logits` are the target's at these places; without them there is nothing to sample from.
         """
-        ModelDrafter(self.graph).prefill(tokens[: start - 1])
+        drafter = ModelDrafter(self.graph)
         text, width = np.array(tokens), min(self.graph.vocabulary, sampler.vocabulary)
         for first in range(start, len(text), _ROWS):
+            if first == start or len(text) > self.graph.main:
+                drafter.prefill(tokens[: first - 1])
             places = np.arange(first, min(first + _ROWS, len(text)))
             said, rows = text[places], np.arange(len(places))
             fed = np.where(text[places - 1] < self.graph.vocabulary, text[places - 1], 0)
-            found = self.graph.forward(fed, places - 1, first - 1, None, rows)[:, :width]
+            slot = first - 1 - drafter.forgotten
+            found = self.graph.forward(fed, places - 1, slot, None, rows)[:, :width]
             into.shared += (sampler.choose(found, places.tolist()) == said).tolist()
             into.greedy += (found.argmax(axis=-1) == said).tolist()
             if logits is not None:

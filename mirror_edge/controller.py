@@ -117,6 +117,8 @@ class Controller:
         self._chosen = chosen
         if before is None or chosen.mode != before.mode:
             self._hold = 0
+            if before is not None and (left := self._turns.get(before.mode)) is not None:
+                left.until = max(left.until, left.pause)
             if before is None or "ar" in (chosen.mode, before.mode):  # It may be another text now.
                 for turn in self._turns.values():
                     turn.pause = turn.until = max(turn.pause // 2, _FIRST_PAUSE)
@@ -160,18 +162,20 @@ class Controller:
     def learn(self, step: StepRecord) -> None:
         """Take in what a step was like."""
         self.experience.learn(step, self.costs)
-        for turn in self._turns.values():
-            turn.until -= step.committed
+        for mode, turn in self._turns.items():
+            if self._chosen is None or mode != self._chosen.mode:
+                turn.until -= step.committed
         self._copying = step.drafter == "ngram"
         chosen, probe = self._chosen, self._probe
         # The first step of the draft's probe has no window: it only waits for what is read up.
         telling = step.drafter == "model" and (step.proposed > 0 or step.mode == "ar")
         if telling and chosen and probe and step.mode == probe.mode != chosen.mode:
             lost, turn = step.seconds / self._pace - step.committed, self._turns[probe.mode]
-            if lost < 0.0:
+            if lost < (_WORTH - 1.0) * step.committed:
                 turn.until -= turn.pause
                 turn.pause = _FIRST_PAUSE
-            turn.until = min(turn.until + int(lost / _PROBING), _LONGEST_WAIT)
+            owed = int(max(0.0, lost) / _PROBING)
+            turn.until = min(turn.until + owed, _LONGEST_WAIT)
 
     def seconds_a_token(self, plans: Sequence[Strategy]) -> list[float]:
         """What a token is predicted to take under each of `plans`, by the law of the step."""

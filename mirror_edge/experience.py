@@ -28,6 +28,8 @@ LONGEST_MATCH = 4
 """Tokens of a match in prompt and answer that are told apart."""
 
 _MEMORY = 48.0
+_LAST = 24
+"""Times of which the median counts."""
 _RANKS = 64
 """Ranks of an outcome among the roots that are told apart."""
 _TABLES = ("ranks", "places")
@@ -77,7 +79,7 @@ class Typical:
 
     prior: float
     """Held to have been seen twice."""
-    _last: deque[float] = field(default_factory=lambda: deque(maxlen=int(_MEMORY)))
+    _last: deque[float] = field(default_factory=lambda: deque(maxlen=_LAST))
 
     def add(self, value: float) -> None:
         """Note one."""
@@ -147,10 +149,12 @@ class Experience:
             return  # The draft still works at what nobody wants any more.
         self.host[step.mode].add(step.host)
         target = self.target[step.mode]
-        target.add(_ratio(step.prefix, costs.prefix(rows)))
-        if step.mode != "mirror":
-            target.add(_ratio(step.suffix, costs.suffix(rows)))
-        elif step.roots:
+        if step.mode == "mirror":
+            target.add(_ratio(step.prefix, costs.prefix(rows)))
+        else:
+            whole = costs.prefix(rows) + costs.suffix(rows)
+            target.add(_ratio(step.prefix + step.suffix, whole))
+        if step.mode == "mirror" and step.roots:
             expected = costs.beside * costs.suffix(rows) * target.value
             self.beside.add(_ratio(step.suffix, expected))
             self.ranks *= 1.0 - 1.0 / _MEMORY

@@ -49,6 +49,8 @@ def plan_memory(manifest: Manifest) -> MemoryPlan:
         # The programs of Core ML have the cache that they were made with.
         own = draft.model.context
         rows = (own if manifest.format == "coreml" else remembered(own)) + draft.branch_rows
+        if draft.fixed is not None:
+            rows = max(rows, draft.fixed.slots)
         draft_cache = draft.model.cache_bytes(draft.model.layers, rows)
     return MemoryPlan(
         target_weights=weights("target/"),

@@ -61,6 +61,11 @@ class ModelDrafter:
         self._early: Sequence[Growing] = ()
         """Of these the ones that got a head start."""
 
+    @property
+    def forgotten(self) -> int:
+        """How many tokens of the text have no rows any more: a slot is so much before its place."""
+        return self._gone
+
     def prefill(self, tokens: Sequence[int]) -> None:
         """Take `tokens` as the committed ones, keeping the rows they share with the cache."""
         if self._gone and not self._remembers(tokens):

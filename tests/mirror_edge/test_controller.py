@@ -377,6 +377,19 @@ def test_what_one_probe_costs_does_not_put_off_the_other() -> None:
     assert modes.index("ar") < 300
 
 
+def test_a_mirror_that_gains_next_to_nothing_is_not_tried_again_and_again() -> None:
+    """Two percent in every window: less than it has to promise, and no reason to ask on and on."""
+    flat = Curve((1,), (0.01,))
+    controller = Controller(Costs(flat, flat, flat, Curve((1,), (0.02,))))
+    among, modes = choices(Speculation()), []
+    for _ in range(1500):
+        plan = controller.plan(among)
+        modes.append(plan.mode)
+        factor = {"ar": 1.0, "sd": 3.0, "mirror": 1.96}[plan.mode]
+        controller.learn(step(plan.mode, factor, 1 if plan.mode == "ar" else 2))
+    assert modes.count("mirror") < 100
+
+
 @given(st.floats(0, 1), st.lists(st.floats(0, 1), max_size=60))
 def test_a_fading_mean_stays_within_what_it_saw(prior: float, values: list[float]) -> None:
     mean = Fading(prior)
