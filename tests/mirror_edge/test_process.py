@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,11 +141,20 @@ def test_the_spans_of_the_child_are_in_the_statistics(model: Model) -> None:
     assert sum(step.host for step in serial.steps) < waited
 
 
-def test_a_head_start_reaches_the_child(model: Model) -> None:
+def test_a_head_start_reaches_the_child(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a target whose prefix takes longer than the draft's way there and back."""
+    target = model._pair.decoder.target
+    prefix = target.prefix
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.02)
+        return prefix(*arguments, **options)
+
+    monkeypatch.setattr(target, "prefix", slow)
     asked = Speculation(mode="mirror", window=3, head_start=True)
     kept = model.trace.keep()
-    result = model.generate(STORY, max_new_tokens=200, speculation=asked)
-    alone = model.generate(STORY, max_new_tokens=200, speculation=Speculation(mode="ar"))
+    result = model.generate(STORY, max_new_tokens=48, speculation=asked)
+    alone = model.generate(STORY, max_new_tokens=48, speculation=Speculation(mode="ar"))
     assert result.tokens == alone.tokens
     assert not result.stats.draft_losses
     early = [call for call in kept.calls if call.name == "head start"]
