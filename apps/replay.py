@@ -16,6 +16,7 @@ import numpy as np
 
 from mirror_edge.answer import Answer, Decoder
 from mirror_edge.apps.record import DEPTHS, Record
+from mirror_edge.growth import embedded
 from mirror_edge.hypotheses import ExitSignal, Root, choose_roots
 from mirror_edge.policy import Speculation, resolve
 from mirror_edge.rollout import ModelDrafter
@@ -112,7 +113,7 @@ class Replayer:
                 drafter.prefill(tokens[: first - 1])
             places = np.arange(first, min(first + _ROWS, len(text)))
             said, rows = text[places], np.arange(len(places))
-            fed = np.where(text[places - 1] < self.graph.vocabulary, text[places - 1], 0)
+            fed = embedded(self.graph, tokens[first - 1 : places[-1]])
             slot = first - 1 - drafter.forgotten
             found = self.graph.forward(fed, places - 1, slot, None, rows)[:, :width]
             into.shared += (sampler.choose(found, places.tolist()) == said).tolist()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mirror_edge.growth import Growing, known
+from mirror_edge.growth import Growing, embedded, known
 
 if TYPE_CHECKING:
     from mirror_edge.lanes import Dropped
@@ -36,7 +36,6 @@ class Chain:
         self._graph, self._sampler, self._trunk = graph, sampler, trunk
         self._branch, self._depth, self._slot = branch, depth, len(trunk)
         self._known = known(graph, sampler)
-        self._padded = graph.vocabulary < sampler.vocabulary
 
     def goes_on(self, dropped: Dropped | None) -> bool:
         """See `Growth.goes_on`."""
@@ -49,9 +48,7 @@ class Chain:
         """See `Growth.forward`."""
         branch, slot, sampler = self._branch, self._slot, self._sampler
         trunk, start = self._trunk, slot - missing
-        fed = np.array([*trunk.rows[len(trunk) - missing :], branch.tokens[-1]])
-        if self._padded:  # The target's padding ids have no embedding in the draft.
-            fed[fed >= self._graph.vocabulary] = 0
+        fed = embedded(self._graph, [*trunk.rows[len(trunk) - missing :], branch.tokens[-1]])
         next_place = slot + 1 + trunk.gone
         places, last = np.arange(start + trunk.gone, next_place), np.array([missing])
         logits = self._graph.forward(fed, places, start, None, last, None, 0)[:, : self._known]

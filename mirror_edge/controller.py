@@ -80,6 +80,7 @@ class Controller:
     _left: int = 0
     """Steps of the probe to come."""
     _modes: Collection[Mode] = ()
+    """Those that there are plans of."""
     _turns: dict[Mode, _Turn] = field(default_factory=lambda: {mode: _Turn() for mode in _PROBE})
 
     def plan(self, among: Sequence[Strategy]) -> Strategy:

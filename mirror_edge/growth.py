@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mirror_edge.sampling import Sampler
     from mirror_edge.trunk import Trunk
 
-__all__ = ["Growing", "Growth", "Guesses", "behind", "known"]
+__all__ = ["Growing", "Growth", "Guesses", "behind", "embedded", "known"]
 
 
 class Guesses(NamedTuple):
@@ -137,7 +137,7 @@ class Growth:
             positions += [place + depth for depth in depths]
             owners += [own] * len(depths)
         logits = self._graph.forward(
-            self._embedded(tokens),
+            embedded(self._graph, tokens),
             np.array(positions) + self._trunk.gone,
             start,
             None if self._hidden is None else self._unseen(self._hidden, owners, missing),
@@ -146,13 +146,6 @@ class Growth:
             ahead,
         )[:, : self._known]
         self._take(logits, positions[missing:], ahead)
-
-    def _embedded(self, tokens: list[int]) -> NDArray[np.int64]:
-        """`tokens` as they are fed: the target's padding ids have no embedding in the draft."""
-        fed = np.array(tokens)
-        if self._graph.vocabulary < self._sampler.vocabulary:
-            fed[fed >= self._graph.vocabulary] = 0
-        return fed
 
     def _unseen(
         self, hidden: NDArray[np.bool_], owners: list[int], missing: int
@@ -259,6 +252,13 @@ class Growth:
 def known(graph: DraftGraph, sampler: Sampler) -> int:
     """How many tokens both can say."""
     return min(graph.named, sampler.vocabulary)
+
+
+def embedded(graph: DraftGraph, tokens: Sequence[int]) -> NDArray[np.int64]:
+    """`tokens` as they are fed: the target's padding ids have no embedding in the draft."""
+    fed = np.array(tokens)
+    fed[fed >= graph.vocabulary] = 0
+    return fed
 
 
 def behind(trunk: Trunk, branches: Sequence[Growing]) -> int:

@@ -78,10 +78,10 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         lane.start("measure", head.signal, target.hidden(), _CANDIDATES).result()
         return (clock() - began,)
 
-    def rollout(count: int, depth: int = _DEPTH) -> float:
+    def rollout(count: int) -> float:
         roots = [Root(0, token % target.vocabulary) for token in range(count)]
         began = clock()
-        drafter.rollout([], [], roots, depth, sampler)
+        drafter.rollout([], [], roots, _DEPTH, sampler)
         return clock() - began
 
     def suffix(roots: int) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mirror_edge.chain import Chain
 from mirror_edge.foresight import Foresight
-from mirror_edge.growth import Growing, Growth, Guesses, behind, known
+from mirror_edge.growth import Growing, Growth, Guesses, behind, embedded, known
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.protocols import StoppedError
 from mirror_edge.trunk import FIRST, Trunk
@@ -243,8 +243,7 @@ class ModelDrafter:
             stop, gone = min(end, start + _CHUNK), trunk.gone
             if gone and start < FIRST:
                 stop, gone = min(stop, FIRST), 0
-            fed = np.array(trunk.rows[start:stop])
-            fed[fed >= self._graph.vocabulary] = 0
+            fed = embedded(self._graph, trunk.rows[start:stop])
             places = np.arange(start + gone, stop + gone)
             wanted = np.arange(0 if every else len(fed) - 1, len(fed))
             with suppress(StoppedError):  # What was to stop had ended already: once more.

@@ -360,18 +360,25 @@ def test_a_burst_of_slow_steps_is_no_slower_device() -> None:
     assert experience.target["ar"].value == pytest.approx(1.4)
 
 
+def driven(controller: Controller, taken: Callable[[Mode, int], StepRecord]) -> list[Mode]:
+    """The modes of 1,500 steps, each of which is as `taken` says."""
+    among, modes = choices(Speculation()), []
+    for number in range(1500):
+        modes.append(controller.plan(among).mode)
+        controller.learn(taken(modes[-1], number))
+    return modes
+
+
 def test_what_one_probe_costs_does_not_put_off_the_other() -> None:
     """The mirror is forty times slower here; the target alone is asked all the same."""
     flat = Curve((1,), (0.01,))
     controller = Controller(Costs(flat, flat, flat, Curve((1,), (0.004,))))
-    among, modes = choices(Speculation()), []
-    for number in range(1500):
-        plan = controller.plan(among)
-        modes.append(plan.mode)
-        slow = {"ar": 1.2, "sd": 1.0, "mirror": 40.0}[plan.mode]
-        committed = 2 if plan.mode == "sd" and number % 2 else 1
-        made = replace(step(plan.mode, slow, committed), fresh=0.004)
-        controller.learn(made)
+
+    def taken(mode: Mode, number: int) -> StepRecord:
+        slow = {"ar": 1.2, "sd": 1.0, "mirror": 40.0}[mode]
+        return replace(step(mode, slow, 2 if mode == "sd" and number % 2 else 1), fresh=0.004)
+
+    modes = driven(controller, taken)
     assert modes.count("sd") > 1300
     assert modes.index("mirror") < 300
     assert modes.index("ar") < 300
@@ -381,13 +388,11 @@ def test_a_mirror_that_gains_next_to_nothing_is_not_tried_again_and_again() -> N
     """Two percent in every window: less than it has to promise, and no reason to ask on and on."""
     flat = Curve((1,), (0.01,))
     controller = Controller(Costs(flat, flat, flat, Curve((1,), (0.02,))))
-    among, modes = choices(Speculation()), []
-    for _ in range(1500):
-        plan = controller.plan(among)
-        modes.append(plan.mode)
-        factor = {"ar": 1.0, "sd": 3.0, "mirror": 1.96}[plan.mode]
-        controller.learn(step(plan.mode, factor, 1 if plan.mode == "ar" else 2))
-    assert modes.count("mirror") < 100
+
+    def taken(mode: Mode, _: int) -> StepRecord:
+        return step(mode, {"ar": 1.0, "sd": 3.0, "mirror": 1.96}[mode], 1 if mode == "ar" else 2)
+
+    assert driven(controller, taken).count("mirror") < 100
 
 
 @given(st.floats(0, 1), st.lists(st.floats(0, 1), max_size=60))
