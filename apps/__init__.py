@@ -1,1 +1,1 @@
-"""Programs over the public API: the command line, the chat, the benchmarks."""
+"""Programs over the public API: the command line, the chat, the server, the benchmarks."""

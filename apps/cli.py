@@ -16,6 +16,7 @@ from mirror_edge.apps.distill import distill_command
 from mirror_edge.apps.export import export_command
 from mirror_edge.apps.generate import generate_command
 from mirror_edge.apps.inspect import inspect_command
+from mirror_edge.apps.serve.command import serve_command
 from mirror_edge.apps.simulate import simulate_command
 from mirror_edge.apps.synth import synth_command
 from mirror_edge.apps.trace import trace_command
@@ -48,6 +49,7 @@ def about(
 
 app.command("chat")(chat_command)
 app.command("generate")(generate_command)
+app.command("serve")(serve_command)
 app.command("export")(export_command)
 app.command("distill")(distill_command)
 app.command("inspect")(inspect_command)

@@ -14,6 +14,7 @@ from mirror_edge.apps.groups import spread
 
 if TYPE_CHECKING:
     from mirror_edge.api import Chunk, Prompt, Result
+    from mirror_edge.stats import Stats
     from mirror_edge.text import Message
 
 
@@ -75,7 +76,7 @@ def generate_command(
         typer.echo(json.dumps(as_object(result)))
     else:
         typer.echo()
-        typer.echo(summary(result), err=True)
+        typer.echo(summary(result.mode, result.stats), err=True)
 
 
 def question(
@@ -136,10 +137,10 @@ def as_object(result: Result) -> dict[str, Any]:
     }
 
 
-def summary(result: Result) -> str:
+def summary(mode: str, answered: Stats) -> str:
     """One line of figures."""
-    stats = result.stats.as_dict()
-    parts = [f"mode {result.mode}", f"{len(result.tokens)} tokens"]
+    stats = answered.as_dict()
+    parts = [f"mode {mode}", f"{stats['generated_tokens']} tokens"]
     if stats["tokens_per_second"] is not None:
         parts.append(f"{stats['tokens_per_second']:.0f} tokens/s")
     if stats["tokens_per_step"] is not None:

@@ -61,7 +61,7 @@ def trace_command(
     model.trace.take()
     timeline = Timeline.of(kept, result.stats.steps)
     write(timeline, result.stats, f"{name}, mode {result.mode}", output, html)
-    typer.echo(generate.summary(result), err=True)
+    typer.echo(generate.summary(result.mode, result.stats), err=True)
 
 
 def write(

@@ -1,0 +1,284 @@
+"""The server, as its clients meet it: over HTTP, through the OpenAI library."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+import mirror_edge
+from mirror_edge import Sampling
+
+COMMAND = str(Path(sys.executable).parent / "mirror-edge")
+STORY: list[Any] = [{"role": "user", "content": "Tell me a story about a fox."}]
+
+
+@contextmanager
+def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], openai.OpenAI]]:
+    """A server at a free port, and a client of it."""
+    command = [COMMAND, "serve", "--port", "0", "--target-threads", "1", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        try:
+            address = server.stderr.readline().split(" at ")[1].split(". ")[0]
+            with openai.OpenAI(base_url=address, api_key="none", max_retries=0) as client:
+                yield server, client
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[openai.OpenAI]:
+    with serving("--allow-origin", "http://localhost:3000") as (_, client):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def model(client: openai.OpenAI) -> str:
+    (only,) = client.models.list().data
+    return only.id
+
+
+def post(
+    client: openai.OpenAI, path: str, body: str, **headers: str
+) -> tuple[int, http.client.HTTPMessage, str]:
+    """What comes back, its errors too."""
+    url = client.base_url
+    connection = http.client.HTTPConnection(url.host, url.port, timeout=60)
+    sent = {"Content-Type": "application/json"} | {
+        k.replace("_", "-"): v for k, v in headers.items()
+    }
+    connection.request("POST", f"/v1/{path}", body, sent)
+    reply = connection.getresponse()
+    try:
+        return reply.status, reply.msg, reply.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_an_answer_is_that_of_the_library(
+    client: openai.OpenAI, model: str, demo: mirror_edge.Model, temperature: float
+) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=STORY, max_tokens=40, temperature=temperature, seed=5,
+        extra_body={"min_p": 0.0},
+    )  # fmt: skip
+    known = demo.generate(
+        STORY, max_new_tokens=40, sampling=Sampling(temperature=temperature, seed=5)
+    )
+    (choice,) = answer.choices
+    assert choice.message.content == known.text
+    assert choice.finish_reason == known.finish_reason
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == len(known.tokens)
+    assert answer.usage.prompt_tokens == known.stats.prompt_tokens
+
+
+def test_the_pieces_of_a_stream_are_the_answer(client: openai.OpenAI, model: str) -> None:
+    asked: Any = {"model": model, "messages": STORY, "max_tokens": 30, "seed": 1}
+    whole = client.chat.completions.create(**asked)
+    pieces = list(
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
+    *said, last = pieces
+    assert said[0].choices[0].delta.role == "assistant"
+    assert len(said) > 3
+    assert (
+        "".join(p.choices[0].delta.content or "" for p in said) == whole.choices[0].message.content
+    )
+    assert [p.choices[0].finish_reason for p in said][-2:] == [None, whole.choices[0].finish_reason]
+    assert last.usage is not None
+    assert whole.usage is not None
+    assert last.usage.completion_tokens == whole.usage.completion_tokens
+    assert len({piece.id for piece in pieces}) == 1
+
+
+def test_a_text_is_continued_up_to_a_stop_string(
+    client: openai.OpenAI, model: str, demo: mirror_edge.Model
+) -> None:
+    known = demo.generate("Once upon a time", max_new_tokens=40).text
+    stop = known.split()[3]
+    asked: Any = {"model": model, "prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
+    whole = client.completions.create(**asked, stop=stop)
+    streamed = client.completions.create(**asked, stop=[stop, "never said"], stream=True)
+    assert whole.choices[0].text == known[: known.index(stop)] != ""
+    assert "".join(piece.choices[0].text for piece in streamed) == whole.choices[0].text
+    assert whole.choices[0].finish_reason == "stop"
+
+
+def test_an_answer_without_a_seed_names_the_one_it_had(client: openai.OpenAI, model: str) -> None:
+    asked: Any = {"model": model, "messages": STORY, "max_tokens": 30, "temperature": 1.0}
+    first, second = (client.chat.completions.create(**asked) for _ in range(2))
+    seed = getattr(first, "mirror_edge")["seed"]  # noqa: B009 - a field of ours
+    assert seed != getattr(second, "mirror_edge")["seed"]  # noqa: B009
+    again = client.chat.completions.create(**asked, seed=seed)
+    assert again.choices[0].message.content == first.choices[0].message.content
+
+
+def test_a_second_turn_reads_only_what_is_new(client: openai.OpenAI, model: str) -> None:
+    first = client.chat.completions.create(model=model, messages=STORY, max_tokens=20, seed=2)
+    said: Any = {"role": "assistant", "content": first.choices[0].message.content}
+    more: Any = [*STORY, said, {"role": "user", "content": "And then?"}]
+    second = client.chat.completions.create(model=model, messages=more, max_tokens=5)
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    kept = second.usage.prompt_tokens_details.cached_tokens
+    assert kept is not None
+    assert kept >= first.usage.prompt_tokens
+
+
+def test_content_in_parts_and_settings_that_change_nothing_are_understood(
+    client: openai.OpenAI, model: str
+) -> None:
+    plain = client.chat.completions.create(model=model, messages=STORY, max_tokens=9, temperature=0)
+    parts: Any = [{"role": "user", "content": [{"type": "text", "text": STORY[0]["content"]}]}]
+    more: Any = {
+        "n": 1, "frequency_penalty": 0, "logit_bias": {}, "logprobs": False, "user": "somebody",
+        "response_format": {"type": "text"}, "stop": None,
+    }  # fmt: skip
+    other = client.chat.completions.create(
+        model=model, messages=parts, max_completion_tokens=9, temperature=0, **more
+    )
+    assert other.choices[0].message.content == plain.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("chat/completions", "{", 400, "the body is not JSON"),
+        ("chat/completions", "[" * 100_000, 400, "the body is not JSON"),
+        ("chat/completions", "[]", 400, "must be a JSON object"),
+        ("chat/completions", {}, 400, "messages is missing"),
+        ("completions", {}, 400, "prompt is missing"),
+        ("completions", {"prompt": ["a", "b"]}, 400, "it must be one text"),
+        ("completions", {"prompt": ""}, 400, "the prompt is empty"),
+        ("completions", {"prompt": "a " * 3000}, 400, "tokens and the context"),
+        ("completions", {"prompt": "a\ud800"}, 400, "half a surrogate pair"),
+        ("chat/completions", {"messages": []}, 400, "There are no messages"),
+        ("chat/completions", {"messages": ["hello"]}, 400, "Message 0 must be"),
+        ("chat/completions", {"messages": STORY, "model": "gpt"}, 404, "model is 'gpt'; here is"),
+        ("chat/completions", {"messages": STORY, "n": 2}, 400, "n is 2, which is not supported"),
+        ("chat/completions", {"messages": STORY, "tools": [{}]}, 400, "tools is"),
+        ("chat/completions", {"messages": STORY, "mirostat": 1, "\ud800": 1}, 400, "mirostat"),
+        ("chat/completions", {"messages": STORY, "temperature": "warm"}, 400, "temperature is"),
+        ("chat/completions", {"messages": STORY, "temperature": -1}, 400, "temperature is -1"),
+        ("chat/completions", {"messages": STORY, "temperature": True}, 400, "temperature is true"),
+        ("chat/completions", {"messages": STORY, "top_k": 1.5}, 400, "top_k is 1.5"),
+        ("chat/completions", {"messages": STORY, "max_tokens": 0}, 400, "max_tokens is 0"),
+        ("chat/completions", {"messages": STORY, "stop": [""]}, 400, "A stop string must"),
+        ("chat/completions", {"messages": STORY, "stop": [1]}, 400, "stop is [1]"),
+        ("chat/completions", {"messages": STORY, "stream": "yes"}, 400, "stream is \"yes\""),
+        ("chat/completions", {"messages": STORY, "stream_options": {}}, 400, "stream is not true"),
+        (
+            "chat/completions",
+            {"messages": STORY, "max_tokens": 3, "max_completion_tokens": 4},
+            400,
+            "max_tokens and max_completion_tokens differ",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            400,
+            "a part that is not text",
+        ),
+        ("embeddings", {}, 404, "Not Found"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_honoured_is_refused(
+    client: openai.OpenAI, path: str, body: Any, status: int, said: str
+) -> None:
+    body = body if isinstance(body, str) else json.dumps(body)
+    got, _, reply = post(client, path, body)
+    error = json.loads(reply)["error"]
+    assert got == status
+    assert said in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_a_prompt_that_is_too_long_is_told_by_its_code(client: openai.OpenAI, model: str) -> None:
+    long: Any = [{"role": "user", "content": "word " * 3000}]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=model, messages=long)
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_a_reader_that_leaves_makes_room_for_the_next(client: openai.OpenAI, model: str) -> None:
+    for _ in range(3):
+        with client.chat.completions.create(
+            model=model, messages=STORY, temperature=1.0, stream=True
+        ) as stream:
+            next(iter(stream))
+        kept = client.chat.completions.create(model=model, messages=STORY, max_tokens=3, timeout=30)
+        assert kept.choices[0].finish_reason == "length"
+
+
+def test_answers_that_are_asked_for_at_once_wait_their_turn(
+    client: openai.OpenAI, model: str
+) -> None:
+    def answer(seed: int) -> str | None:
+        got = client.chat.completions.create(
+            model=model, messages=STORY, max_tokens=25, temperature=0.8, seed=seed
+        )
+        return got.choices[0].message.content
+
+    alone = [answer(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as at_once:
+        assert list(at_once.map(answer, range(4))) == alone
+
+
+def test_no_web_page_can_ask_unless_it_was_let_in(client: openai.OpenAI) -> None:
+    body = json.dumps({"messages": STORY, "max_tokens": 2})
+    status, _, said = post(client, "chat/completions", body, Content_Type="text/plain")
+    assert (status, "it must be application/json" in said) == (400, True)
+    assert post(client, "chat/completions", body, Host="rebound.example")[0] == 400
+    for origin, let_in in (("http://localhost:3000", True), ("http://elsewhere.example", False)):
+        status, headers, _ = post(client, "chat/completions", body, Origin=origin)
+        assert status == 200
+        assert (headers.get("access-control-allow-origin") == origin) == let_in
+
+
+def test_ctrl_c_ends_the_server_even_in_the_middle_of_an_answer() -> None:
+    with serving("--temperature", "1", "--mode", "mirror") as (server, client):
+        model = client.models.list().data[0].id
+        with client.chat.completions.create(model=model, messages=STORY, stream=True) as stream:
+            next(iter(stream))
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=30) == 0
+
+
+def test_an_address_that_is_taken_is_refused_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [COMMAND, "serve", "nowhere", "--port", port],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert f"cannot listen at --host 127.0.0.1 --port {port}" in done.stderr
+
+
+def test_without_its_packages_the_server_names_what_to_install() -> None:
+    bare = (
+        "import sys; sys.modules['uvicorn'] = None; sys.argv = ['mirror-edge', 'serve']; "
+        "from mirror_edge.apps.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", bare], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install 'mirror-edge[serve]'" in done.stderr
