@@ -33,6 +33,9 @@ _LABELS = frozenset(
     {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
 )
 """They are about the request, not about its answer."""
+_GREEDY = 1e-3
+_LIKELIEST = 1e-6
+"""A `top_p` that keeps one token, as 0 does elsewhere."""
 _ONLY: Mapping[str, Sequence[object]] = {
     "best_of": (1,),
     "echo": (False,),
@@ -105,6 +108,11 @@ def read(endpoint: Endpoint, body: bytes, defaults: Defaults) -> Asked:
     sampling = dict(defaults.sampling)
     for name in _SAMPLING.keys() & fields.keys():
         sampling[name] = _typed(fields, name, _SAMPLING[name], "a number")
+    # As small as that it is greedy, and clients that mean so send it.
+    if 0 < sampling.get("temperature", 1) < _GREEDY:
+        sampling["temperature"] = 0
+    if sampling.get("top_p") == 0:
+        sampling["top_p"] = _LIKELIEST
     if sampling.get("seed") is None:
         sampling["seed"] = secrets.randbelow(2**31)
     template = dict(defaults.template)
@@ -139,7 +147,12 @@ def _prompt(endpoint: Endpoint, fields: dict[str, Any]) -> Prompt:
     if name not in fields:
         raise OptionError(f"{name} is missing; there is nothing to answer.")
     if endpoint == "text":
-        text: str = _typed(fields, "prompt", str, "one text")
+        prompts = _typed(fields, "prompt", (str, list), "one text")
+        text = prompts[0] if isinstance(prompts, list) and len(prompts) == 1 else prompts
+        if not isinstance(text, str) or not text:
+            raise OptionError(
+                f"prompt is {json.dumps(prompts)}; it must be one text, of something."
+            )
         return text
     messages = _typed(fields, "messages", list, "a list of messages")
     return [_flat(message) if isinstance(message, dict) else message for message in messages]

@@ -18,7 +18,7 @@ from mirror_edge.apps.groups import spread
 if TYPE_CHECKING:
     from mirror_edge.apps.serve.saying import Said
 
-_LOCAL = ("localhost", "127.0.0.1", "::1", "[::1]")
+_LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ def serve_command(
             help="Let web pages from here ask, such as http://localhost:3000; repeatable."
         ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name that this server is known by, as to a proxy; repeatable."),
+    ] = None,
     mode: options.Mode = "auto",
     sampling: ServeSampling,
     max_new_tokens: Annotated[
@@ -72,35 +76,48 @@ def serve_command(
             f"serve needs {error.name}: pip install 'mirror-edge[serve]'."
         ) from error
     replace(sampling, seed=sampling.seed or 0).checked()
-    plan = speculation.checked(mode)
-    defaults = Defaults(vars(sampling), plan, options.template_variables(template), max_new_tokens)
+    plan, variables = speculation.checked(mode), options.template_variables(template)
+    defaults = Defaults(vars(sampling), plan, variables, max_new_tokens)
+    names = allow_host or []
 
     def told(said: Said) -> None:
-        if said.stats is not None:
+        # Whoever reads this may have gone; the answers go on.
+        with suppress(OSError):
             typer.echo(summary(mode, said.stats), err=True)
 
-    listening = _listen(host, port)
-    with listening, devices.load(bundle) as model:
+    with _listen(host, port) as listening, devices.load(bundle) as model:
+        # What no request could be answered with is refused now.
+        model.astream("Hello", speculation=plan)
+        if variables:
+            model.tokenize([{"role": "user", "content": "Hello"}], variables)
+        at = f"[{host}]" if ":" in host else host
         served = application(
             model,
             defaults,
-            hosts=_LOCAL if _is_local(host) else ("*",),
+            hosts=[*_LOCAL, at, *names] if names or _is_local(listening) else ["*"],
             origins=allow_origin or (),
             on_answer=told,
         )
-        at = f"[{host}]" if ":" in host else host
-        typer.echo(
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                model.close()  # Answers under way end with an error that says so.
+                await super().shutdown(sockets)
+
+        options.tell(
             f"{model.bundle.manifest.name} at http://{at}:{listening.getsockname()[1]}/v1. "
-            "Ctrl-C ends.",
-            err=True,
-        )
-        server = uvicorn.Server(
-            uvicorn.Config(
-                served, ws="none", access_log=False, log_level="error", timeout_graceful_shutdown=1
-            )
+            "Ctrl-C ends."
         )
         with suppress(KeyboardInterrupt):  # The way to end it, and no accident.
-            server.run(sockets=[listening])
+            Server(
+                uvicorn.Config(
+                    served,
+                    ws="none",
+                    access_log=False,
+                    log_level="error",
+                    timeout_graceful_shutdown=1,
+                )
+            ).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -116,8 +133,7 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _is_local(listening: socket.socket) -> bool:
+    """Whether only this machine reaches it."""
+    address = ipaddress.ip_address(listening.getsockname()[0])
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -8,14 +8,20 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mirror_edge.errors import ClosedError, ContextError
+from mirror_edge.errors import (
+    BusyError,
+    ClosedError,
+    ContextError,
+    OptionError,
+    TemplateError,
+)
+from mirror_edge.stats import Stats
 
 if TYPE_CHECKING:
     from mirror_edge import Chunk
     from mirror_edge.apps.serve.asking import Asked
-    from mirror_edge.stats import Stats
 
-__all__ = ["DONE", "Said", "event", "refusal"]
+__all__ = ["DONE", "Said", "event", "refusal", "status"]
 
 _FIGURES = (
     "time_to_first_token_s",
@@ -34,13 +40,18 @@ def event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
+def status(error: Exception) -> int:
+    """The HTTP status for an error: the request's fault, or the server's."""
+    if isinstance(error, (ContextError, OptionError, TemplateError)):
+        return 400
+    return 503 if isinstance(error, (BusyError, ClosedError)) else 500
+
+
 def refusal(error: Exception | str) -> dict[str, Any]:
     """An error as clients read it."""
-    kind, code = "invalid_request_error", None
-    if isinstance(error, ClosedError):
-        kind = "server_error"
-    elif isinstance(error, ContextError):
-        code = "context_length_exceeded"
+    own = isinstance(error, Exception) and status(error) >= 500
+    kind = "server_error" if own else "invalid_request_error"
+    code = "context_length_exceeded" if isinstance(error, ContextError) else None
     return {"error": {"message": str(error), "type": kind, "param": None, "code": code}}
 
 
@@ -52,7 +63,7 @@ class Said:
     model: str
     text: str = ""
     finish_reason: str | None = None
-    stats: Stats | None = None
+    stats: Stats = field(default_factory=Stats)
     """Of the last chunk."""
     _head: dict[str, Any] = field(init=False)
 
@@ -76,15 +87,16 @@ class Said:
         return self._piece({"delta": {"role": "assistant", "content": ""}}, None)
 
     def piece(self, chunk: Chunk) -> dict[str, Any]:
-        """What one chunk adds."""
+        """What one chunk adds; the last one with how the answer came about."""
+        how = {"mirror_edge": self._figures()} if chunk.finish_reason else {}
         if self.asked.endpoint == "text":
-            return self._piece({"text": chunk.text}, chunk.finish_reason)
+            return self._piece({"text": chunk.text}, chunk.finish_reason) | how
         said = {"content": chunk.text} if chunk.text else {}
-        return self._piece({"delta": said}, chunk.finish_reason)
+        return self._piece({"delta": said}, chunk.finish_reason) | how
 
     def closing(self) -> dict[str, Any]:
-        """The last piece, for those who asked for it."""
-        return {**self._head, "object": self._piece_kind, "choices": [], **self._figures()}
+        """How much it was, for those who asked for it."""
+        return {**self._head, "object": self._piece_kind, "choices": [], "usage": self._usage()}
 
     def whole(self) -> dict[str, Any]:
         """All of it at once."""
@@ -92,7 +104,13 @@ class Said:
         if self.asked.endpoint == "chat":
             said = {"message": {"role": "assistant", "content": self.text}}
         choice = {"index": 0, **said, "finish_reason": self.finish_reason, "logprobs": None}
-        return {**self._head, "object": self._kind, "choices": [choice], **self._figures()}
+        return {
+            **self._head,
+            "object": self._kind,
+            "choices": [choice],
+            "usage": self._usage(),
+            "mirror_edge": self._figures(),
+        }
 
     @property
     def _piece_kind(self) -> str:
@@ -102,16 +120,16 @@ class Said:
         choice = {"index": 0, **said, "finish_reason": finish_reason, "logprobs": None}
         return {**self._head, "object": self._piece_kind, "choices": [choice]}
 
-    def _figures(self) -> dict[str, Any]:
-        """How much it was, and what no other server tells: how it came about."""
-        assert self.stats is not None
-        told = self.stats.as_dict()
-        prompt, said = told["prompt_tokens"], told["generated_tokens"]
-        usage = {
+    def _usage(self) -> dict[str, Any]:
+        prompt, said = self.stats.prompt_tokens, self.stats.generated_tokens
+        return {
             "prompt_tokens": prompt,
             "completion_tokens": said,
             "total_tokens": prompt + said,
-            "prompt_tokens_details": {"cached_tokens": prompt - told["prefilled_tokens"]},
+            "prompt_tokens_details": {"cached_tokens": prompt - self.stats.prefilled_tokens},
         }
-        figures = {"seed": self.asked.seed} | {name: told[name] for name in _FIGURES}
-        return {"usage": usage, "mirror_edge": figures}
+
+    def _figures(self) -> dict[str, Any]:
+        """What no other server tells."""
+        told = self.stats.as_dict()
+        return {"seed": self.asked.seed} | {name: told[name] for name in _FIGURES}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -12,18 +12,26 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from mirror_edge.apps.serve import asking, saying
-from mirror_edge.errors import ClosedError, MirrorEdgeError, OptionError
+from mirror_edge.errors import MirrorEdgeError, OptionError
 
 if TYPE_CHECKING:
     from mirror_edge import Chunk, Model
     from mirror_edge.apps.serve.asking import Defaults, Endpoint
 
 __all__ = ["application"]
+
+_STREAM = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # A proxy is to pass on every piece as it comes.
+}
+_GONE = 499
+"""The status of a reply that nobody is there to read."""
 
 
 def application(
@@ -44,6 +52,7 @@ def application(
         routes=[
             Route("/health", serving.health),
             Route("/v1/models", serving.models),
+            Route("/v1/models/{model:path}", serving.models),
             Route("/v1/chat/completions", serving.endpoint("chat"), methods=["POST"]),
             Route("/v1/completions", serving.endpoint("text"), methods=["POST"]),
         ],
@@ -56,7 +65,11 @@ def application(
                 allow_headers=["*"],
             ),
         ],
-        exception_handlers={MirrorEdgeError: _refuse, HTTPException: _refuse},
+        exception_handlers={
+            MirrorEdgeError: _refuse,
+            HTTPException: _refuse,
+            ClientDisconnect: _leave,
+        },
     )
 
 
@@ -73,33 +86,40 @@ class _Serving:
     async def health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    async def models(self, _: Request) -> Response:
+    async def models(self, request: Request) -> Response:
         mine = {"id": self._name, "object": "model", "created": 0, "owned_by": "mirror-edge"}
-        return JSONResponse({"object": "list", "data": [mine]})
+        if "model" not in request.path_params:
+            return JSONResponse({"object": "list", "data": [mine]})
+        self._know(request.path_params["model"])
+        return JSONResponse(mine)
 
     def endpoint(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             # A page of another origin may send text, but not JSON, without being asked first.
-            kind = request.headers.get("content-type", "").partition(";")[0].strip()
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 raise OptionError(f"content-type is {kind!r}; it must be application/json.")
             asked = asking.read(endpoint, await request.body(), self._defaults)
-            if asked.model not in (None, self._name):
-                raise HTTPException(404, f"model is {asked.model!r}; here is {self._name!r}.")
+            self._know(asked.model)
             said = saying.Said(asked, self._name)
             # Whatever can be refused is refused here, with a status to say so.
             chunks = self._model.astream(asked.prompt, **asked.options)
             if asked.stream:
-                return StreamingResponse(self._events(said, chunks), media_type="text/event-stream")
-            async with self._turn, aclosing(chunks):
-                while not (said.finish_reason or await request.is_disconnected()):
-                    said.hear(await anext(chunks))
-            if not said.finish_reason:
-                return Response(status_code=499)  # Nobody is there to read it.
-            self._on_answer(said)
-            return JSONResponse(said.whole())
+                return StreamingResponse(self._events(said, chunks), headers=_STREAM)
+            return await _unless_gone(request, self._whole(said, chunks))
 
         return answer
+
+    def _know(self, model: str | None) -> None:
+        if model not in (None, self._name):
+            raise HTTPException(404, f"model is {model!r}; here is {self._name!r}.")
+
+    async def _whole(self, said: saying.Said, chunks: AsyncGenerator[Chunk]) -> Response:
+        async with self._turn, aclosing(chunks):
+            async for chunk in chunks:
+                said.hear(chunk)
+        self._on_answer(said)
+        return JSONResponse(said.whole())
 
     async def _events(
         self, said: saying.Said, chunks: AsyncGenerator[Chunk]
@@ -121,9 +141,28 @@ class _Serving:
         yield saying.DONE
 
 
+async def _unless_gone(request: Request, answer: Coroutine[None, None, Response]) -> Response:
+    """The answer, which is given up once its reader has gone."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answering, leaving = asyncio.create_task(answer), asyncio.create_task(left())
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return answering.result() if answering.done() else Response(status_code=_GONE)
+    finally:
+        answering.cancel()
+        leaving.cancel()
+
+
 async def _refuse(_: Request, error: Exception) -> Response:
     """An error in the words of the API."""
     if isinstance(error, HTTPException):
         return JSONResponse(saying.refusal(error.detail), error.status_code)
-    status = 503 if isinstance(error, ClosedError) else 400
-    return JSONResponse(saying.refusal(error), status)
+    return JSONResponse(saying.refusal(error), saying.status(error))
+
+
+async def _leave(_: Request, __: Exception) -> Response:
+    return Response(status_code=_GONE)

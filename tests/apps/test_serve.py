@@ -47,6 +47,7 @@ def client() -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="module")
 def model(client: openai.OpenAI) -> str:
     (only,) = client.models.list().data
+    assert client.models.retrieve(only.id) == only
     return only.id
 
 
@@ -103,6 +104,7 @@ def test_the_pieces_of_a_stream_are_the_answer(client: openai.OpenAI, model: str
     assert whole.usage is not None
     assert last.usage.completion_tokens == whole.usage.completion_tokens
     assert len({piece.id for piece in pieces}) == 1
+    assert getattr(said[-1], "mirror_edge")["seed"] == 1  # noqa: B009 - a field of ours
 
 
 def test_a_text_is_continued_up_to_a_stop_string(
@@ -110,9 +112,12 @@ def test_a_text_is_continued_up_to_a_stop_string(
 ) -> None:
     known = demo.generate("Once upon a time", max_new_tokens=40).text
     stop = known.split()[3]
-    asked: Any = {"model": model, "prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
-    whole = client.completions.create(**asked, stop=stop)
-    streamed = client.completions.create(**asked, stop=[stop, "never said"], stream=True)
+    asked: Any = {"model": model, "max_tokens": 40, "temperature": 0}
+    begun = "Once upon a time"
+    whole = client.completions.create(**asked, prompt=begun, stop=stop)
+    streamed = client.completions.create(
+        **asked, prompt=[begun], stop=[stop, "never said"], stream=True
+    )
     assert whole.choices[0].text == known[: known.index(stop)] != ""
     assert "".join(piece.choices[0].text for piece in streamed) == whole.choices[0].text
     assert whole.choices[0].finish_reason == "stop"
@@ -147,10 +152,10 @@ def test_content_in_parts_and_settings_that_change_nothing_are_understood(
     parts: Any = [{"role": "user", "content": [{"type": "text", "text": STORY[0]["content"]}]}]
     more: Any = {
         "n": 1, "frequency_penalty": 0, "logit_bias": {}, "logprobs": False, "user": "somebody",
-        "response_format": {"type": "text"}, "stop": None,
+        "response_format": {"type": "text"}, "stop": None, "top_p": 1,
     }  # fmt: skip
     other = client.chat.completions.create(
-        model=model, messages=parts, max_completion_tokens=9, temperature=0, **more
+        model=model, messages=parts, max_completion_tokens=9, temperature=1e-8, **more
     )
     assert other.choices[0].message.content == plain.choices[0].message.content
 
@@ -164,7 +169,7 @@ def test_content_in_parts_and_settings_that_change_nothing_are_understood(
         ("chat/completions", {}, 400, "messages is missing"),
         ("completions", {}, 400, "prompt is missing"),
         ("completions", {"prompt": ["a", "b"]}, 400, "it must be one text"),
-        ("completions", {"prompt": ""}, 400, "the prompt is empty"),
+        ("completions", {"prompt": ""}, 400, "prompt is \"\"; it must be one text"),
         ("completions", {"prompt": "a " * 3000}, 400, "tokens and the context"),
         ("completions", {"prompt": "a\ud800"}, 400, "half a surrogate pair"),
         ("chat/completions", {"messages": []}, 400, "There are no messages"),
@@ -215,7 +220,27 @@ def test_a_prompt_that_is_too_long_is_told_by_its_code(client: openai.OpenAI, mo
     assert refused.value.code == "context_length_exceeded"
 
 
-def test_a_reader_that_leaves_makes_room_for_the_next(client: openai.OpenAI, model: str) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_reader_that_leaves_makes_room_for_the_next(
+    client: openai.OpenAI, model: str, stream: bool
+) -> None:
+    body = json.dumps({"messages": STORY, "temperature": 1.0, "stream": stream}).encode()
+    url, leaving = client.base_url, []
+    for _ in range(4):  # The first is answered, the others wait for their turn.
+        leaving.append(socket.create_connection((url.host, url.port or 80)))
+        leaving[-1].sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+    for connection in leaving:
+        connection.close()
+    kept = client.chat.completions.create(model=model, messages=STORY, max_tokens=3, timeout=30)
+    assert kept.choices[0].finish_reason == "length"
+
+
+def test_streams_that_are_left_in_the_middle_make_room_for_the_next(
+    client: openai.OpenAI, model: str
+) -> None:
     for _ in range(3):
         with client.chat.completions.create(
             model=model, messages=STORY, temperature=1.0, stream=True
@@ -257,6 +282,8 @@ def test_ctrl_c_ends_the_server_even_in_the_middle_of_an_answer() -> None:
             next(iter(stream))
             server.send_signal(signal.SIGINT)
             assert server.wait(timeout=30) == 0
+        assert server.stderr is not None
+        assert "Traceback" not in server.stderr.read()
 
 
 def test_an_address_that_is_taken_is_refused_before_the_model_is_loaded() -> None:
@@ -270,6 +297,25 @@ def test_an_address_that_is_taken_is_refused_before_the_model_is_loaded() -> Non
         )
     assert done.returncode == 2
     assert f"cannot listen at --host 127.0.0.1 --port {port}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--mode", "fast"], "mode is 'fast'"),
+        (["--temperature", "-1"], "temperature is -1"),
+        (["--template", "messages=1"], "template variable 'messages' is the program's own"),
+        (["--host", "nowhere.invalid"], "cannot listen at --host nowhere.invalid"),
+    ],
+)
+def test_what_no_request_could_be_answered_with_is_refused_at_once(
+    words: list[str], said: str
+) -> None:
+    command = [COMMAND, "serve", "--port", "0", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_without_its_packages_the_server_names_what_to_install() -> None:
