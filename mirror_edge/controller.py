@@ -26,7 +26,8 @@ _TEACHERS: dict[Mode, tuple[Mode, ...]] = {
 }
 """Whom to learn from: the target alone shows how fast it is, the mirror what its roots hit."""
 _FAR = 1.5
-"""The target alone is not asked when it is held to be slower than that: its times are no guess."""
+"""The target alone is seldom asked when it is held to be slower than that: its times are no guess,
+but it may have been seen in a burst only."""
 _WORTH = 0.97
 """Of the target's own time a token: a draft must promise to be faster by so much. What promises
 most among a hundred plans is often held for better than it is."""
@@ -50,6 +51,8 @@ class _Turn:
 
     pause: int = _FIRST_PAUSE
     until: int = _FIRST_PAUSE
+    passed: int = 0
+    """Tokens for which it was passed over, since it was held to be far slower."""
 
 
 @dataclass
@@ -133,8 +136,10 @@ class Controller:
         seconds, probe = min((best[mode] for mode in teachers), key=lambda found: found[0])
         turn = self._turns[probe.mode]
         turn.pause = turn.until = min(2 * turn.pause, _LONGEST_PAUSE)
-        if probe.mode == "ar" and seconds > _FAR * self._pace:
+        if probe.mode == "ar" and seconds > _FAR * self._pace and turn.passed < _LONGEST_WAIT:
+            turn.passed += turn.pause
             return chosen
+        turn.passed = 0
         self._probe, self._left = probe, _PROBE[probe.mode] - 1
         return probe
 
@@ -174,7 +179,7 @@ class Controller:
             lost, turn = step.seconds / self._pace - step.committed, self._turns[probe.mode]
             if lost < (_WORTH - 1.0) * step.committed:
                 turn.until -= turn.pause
-                turn.pause = _FIRST_PAUSE
+                turn.pause, turn.passed = _FIRST_PAUSE, _LONGEST_WAIT
             owed = int(max(0.0, lost) / _PROBING)
             turn.until = min(turn.until + owed, _LONGEST_WAIT)
 

@@ -360,10 +360,12 @@ def test_a_burst_of_slow_steps_is_no_slower_device() -> None:
     assert experience.target["ar"].value == pytest.approx(1.4)
 
 
-def driven(controller: Controller, taken: Callable[[Mode, int], StepRecord]) -> list[Mode]:
-    """The modes of 1,500 steps, each of which is as `taken` says."""
+def driven(
+    controller: Controller, taken: Callable[[Mode, int], StepRecord], steps: int = 1500
+) -> list[Mode]:
+    """The modes of so many steps, each of which is as `taken` says."""
     among, modes = choices(Speculation()), []
-    for number in range(1500):
+    for number in range(steps):
         modes.append(controller.plan(among).mode)
         controller.learn(taken(modes[-1], number))
     return modes
@@ -382,6 +384,20 @@ def test_what_one_probe_costs_does_not_put_off_the_other() -> None:
     assert modes.count("sd") > 1300
     assert modes.index("mirror") < 300
     assert modes.index("ar") < 300
+
+
+def test_a_target_that_was_only_seen_in_a_burst_is_asked_again() -> None:
+    """A draft that is never right; but the target alone is slow just when it is first tried."""
+    flat = Curve((1,), (0.01,))
+    controller = Controller(Costs(flat, flat, flat, Curve((1,), (0.004,))))
+
+    def taken(mode: Mode, number: int) -> StepRecord:
+        slow = {"ar": 4.0 if number < 40 else 1.0, "sd": 1.0, "mirror": 2.0}[mode]
+        return replace(step(mode, slow, 1), fresh=0.004)
+
+    modes = driven(controller, taken, 4000)
+    assert modes[500:1000].count("sd") > 450
+    assert modes[-500:].count("ar") > 450
 
 
 def test_a_mirror_that_gains_next_to_nothing_is_not_tried_again_and_again() -> None:
