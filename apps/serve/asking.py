@@ -136,8 +136,8 @@ def read(endpoint: Endpoint, body: bytes, defaults: Defaults) -> Asked:
 def _typed(fields: dict[str, Any], name: str, kind: type | tuple[type, ...], called: str) -> Any:
     """Take a field out; None if it is not there."""
     value = fields.pop(name, None)
-    numeric = isinstance(value, bool) and kind is not bool
-    if value is not None and (numeric or not isinstance(value, kind)):
+    flag = isinstance(value, bool) and kind is not bool
+    if value is not None and (flag or not isinstance(value, kind)):
         raise OptionError(f"{name} is {json.dumps(value)}; it must be {called}.")
     return value
 
