@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mirror_edge.apps import program
+from mirror_edge.apps import options, program
 from mirror_edge.apps.record import BUDGETS, DEPTHS
 from mirror_edge.errors import ContextError, DataError
 
@@ -74,9 +74,7 @@ _TABLE = (
 
 
 def agreement(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
-    ] = None,
+    bundle: options.Bundle = None,
     prompts: Annotated[
         Path | None, typer.Option(help="One prompt a line; left out: twenty simple ones.")
     ] = None,

@@ -34,9 +34,7 @@ class ChatSampling(options.SamplingOptions):
 
 @spread
 def chat_command(
-    bundle: Annotated[
-        str | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
-    ] = None,
+    bundle: options.Bundle = None,
     *,
     mode: options.Mode = "auto",
     sampling: ChatSampling,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
 
 
 def inspect_command(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
-    ] = None,
+    bundle: options.Bundle = None,
     placement: Annotated[
         bool,
         typer.Option(

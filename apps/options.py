@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mirror_edge import Model, Sampling
     from mirror_edge.policy import Speculation
 
+Bundle = Annotated[Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")]
 Mode = Annotated[
     str, typer.Option(help="auto, ar (target only), sd (draft, then verify) or mirror (at once).")
 ]

@@ -38,9 +38,7 @@ _CALIBRATION = 2
 
 
 def predict(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
-    ] = None,
+    bundle: options.Bundle = None,
     prompts: Annotated[
         int, typer.Option(min=1, max=len(PROMPTS) - _CALIBRATION, help="How many.")
     ] = 4,

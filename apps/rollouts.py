@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from mirror_edge.apps import program
+from mirror_edge.apps import options, program
 from mirror_edge.apps.agreement import PROMPTS, lines, opened
 from mirror_edge.errors import OptionError
 
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
 
 def rollouts(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
-    ] = None,
+    bundle: options.Bundle = None,
     prompts: Annotated[
         Path | None, typer.Option(help="One prompt a line; left out: twenty simple ones.")
     ] = None,

@@ -34,9 +34,7 @@ _GROUP = 5
 
 
 def sweep(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
-    ] = None,
+    bundle: options.Bundle = None,
     windows: Annotated[str, typer.Option(help="γ, with commas.")] = "1,2,3,4,5,7",
     candidates: Annotated[str, typer.Option(help="κ, with commas.")] = "8",
     branches: Annotated[str, typer.Option(help="R, with commas.")] = "2,8,32",

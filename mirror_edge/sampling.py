@@ -21,7 +21,10 @@ from mirror_edge.errors import OptionError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Sampler", "Sampling", "gumbel"]
+__all__ = ["LEAST_TEMPERATURE", "Sampler", "Sampling", "gumbel"]
+
+LEAST_TEMPERATURE = 0.001
+"""The least one above 0, which is greedy."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Sampling:
         for name, ok, allowed in (
             (
                 "temperature",
-                self.temperature == 0.0 or 1e-3 <= self.temperature < math.inf,
-                "0 or at least 0.001",
+                self.temperature == 0.0 or LEAST_TEMPERATURE <= self.temperature < math.inf,
+                f"0 or at least {LEAST_TEMPERATURE}",
             ),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0, at most 1"),

@@ -25,9 +25,7 @@ _WARM_UP_TOKENS = 32
 
 @spread
 def bench_command(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
-    ] = None,
+    bundle: options.Bundle = None,
     *,
     modes: Annotated[
         str | None,

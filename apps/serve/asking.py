@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mirror_edge.errors import OptionError
 from mirror_edge.policy import Speculation
-from mirror_edge.sampling import Sampling
+from mirror_edge.sampling import LEAST_TEMPERATURE, Sampling
 
 if TYPE_CHECKING:
     from mirror_edge import AnswerOptions
@@ -33,7 +33,6 @@ _LABELS = frozenset(
     {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
 )
 """They are about the request, not about its answer."""
-_GREEDY = 1e-3
 _LIKELIEST = 1e-6
 """A `top_p` that keeps one token, as 0 does elsewhere."""
 _ONLY: Mapping[str, Sequence[object]] = {
@@ -109,7 +108,7 @@ def read(endpoint: Endpoint, body: bytes, defaults: Defaults) -> Asked:
     for name in _SAMPLING.keys() & fields.keys():
         sampling[name] = _typed(fields, name, _SAMPLING[name], "a number")
     # As small as that it is greedy, and clients that mean so send it.
-    if 0 < sampling.get("temperature", 1) < _GREEDY:
+    if 0 < sampling.get("temperature", 1) < LEAST_TEMPERATURE:
         sampling["temperature"] = 0
     if sampling.get("top_p") == 0:
         sampling["top_p"] = _LIKELIEST

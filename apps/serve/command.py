@@ -32,9 +32,7 @@ class ServeSampling(ChatSampling):
 
 @spread
 def serve_command(
-    bundle: Annotated[
-        str | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")
-    ] = None,
+    bundle: options.Bundle = None,
     *,
     host: Annotated[
         str, typer.Option(help="The address to listen at; 0.0.0.0 lets other machines in.")
