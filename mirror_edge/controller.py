@@ -7,11 +7,12 @@ then; the more that cost, the rarer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from mirror_edge.costs import Costs
 from mirror_edge.experience import Experience
+from mirror_edge.law import StepLaw
 from mirror_edge.policy import Mode, Strategy
 from mirror_edge.stats import StepRecord
 
@@ -69,8 +70,8 @@ class Controller:
     _held: int = 0
     """Those of them to come."""
     _among: Sequence[Strategy] = ()
-    """What was chosen from last: plans that `_drafted`, and `_windows` that are looked up."""
-    _drafted: Sequence[Strategy] = ()
+    """What was chosen from last: plans that stand under the `_law`, and `_windows` looked up."""
+    _law: StepLaw | None = None
     _windows: Sequence[int] = ()
     _look_up: tuple[int, ...] = ()
     """See `Strategy.look_up`."""
@@ -82,18 +83,13 @@ class Controller:
     _probe: Strategy | None = None
     _left: int = 0
     """Steps of the probe to come."""
-    _modes: Collection[Mode] = ()
-    """Those that there are plans of."""
     _turns: dict[Mode, _Turn] = field(default_factory=lambda: {mode: _Turn() for mode in _PROBE})
 
     def plan(self, among: Sequence[Strategy]) -> Strategy:
         """The next step's plan."""
-        if among is not self._among:
-            self._among, self._planned = among, 0
-            self._drafted = [plan for plan in among if plan.drafter == "model"]
-            self._modes = {plan.mode for plan in self._drafted}
-            self._windows = [plan.window for plan in among if plan.drafter == "ngram"]
-        chosen = self._plan(self._drafted)
+        if self._law is None or among != self._among:
+            self._law = self._begin(among)
+        chosen = self._plan(self._law)
         if not self._windows or chosen is not self._chosen:  # a probe
             return chosen
         if self._planned % _EVERY == 0:
@@ -103,18 +99,26 @@ class Controller:
             self._given = (chosen, self._look_up), replace(chosen, look_up=self._look_up)
         return self._given[1]
 
-    def _plan(self, among: Sequence[Strategy]) -> Strategy:
+    def _begin(self, among: Sequence[Strategy]) -> StepLaw:
+        """Choose from these from now on."""
+        self._among, self._planned = among, 0
+        self._windows = [plan.window for plan in among if plan.drafter == "ngram"]
+        drafted = [plan for plan in among if plan.drafter == "model"]
+        if self._chosen not in drafted:
+            self._chosen = None
+        if self._probe not in drafted:
+            self._probe, self._left = None, 0
+        return StepLaw(self.costs, drafted)
+
+    def _plan(self, law: StepLaw) -> Strategy:
         before, probe = self._chosen, self._probe
-        if self._left and probe is not None and probe in among:
+        if self._left and probe is not None:
             self._left -= 1
             return probe
-        if self._held and before is not None and before in among and not self._due(before.mode):
+        if self._held and before is not None and not self._due(law, before.mode):
             self._held -= 1
             return before
-        best: dict[Mode, tuple[float, Strategy]] = {}
-        for seconds, plan in zip(self.seconds_a_token(among), among, strict=True):
-            if plan.mode not in best or seconds < best[plan.mode][0]:
-                best[plan.mode] = seconds, plan
+        best = self._best(law)
         self._pace, chosen = min(best.values(), key=lambda found: found[0])
         if "ar" in best and self._pace > _WORTH * best["ar"][0]:
             self._pace, chosen = best["ar"]
@@ -129,7 +133,7 @@ class Controller:
         else:
             self._hold = min(2 * self._hold + 1, _HOLD[chosen.mode])
         self._held = self._hold
-        teachers = [] if self._copying else self._due(chosen.mode)
+        teachers = [] if self._copying else self._due(law, chosen.mode)
         if not teachers:
             return chosen
         # The one that is held to come closest is the first to be asked.
@@ -143,12 +147,18 @@ class Controller:
         self._probe, self._left = probe, _PROBE[probe.mode] - 1
         return probe
 
-    def _due(self, mode: Mode) -> list[Mode]:
+    def _best(self, law: StepLaw) -> dict[Mode, tuple[float, Strategy]]:
+        """The plan of each mode that promises most, and its seconds a token."""
+        seconds = law.seconds_a_token(self.experience)
+        best = {mode: at[seconds[at].argmin()] for mode, at in law.modes.items()}
+        return {mode: (float(seconds[at]), law.plans[at]) for mode, at in best.items()}
+
+    def _due(self, law: StepLaw, mode: Mode) -> list[Mode]:
         """Whom `mode` should ask now."""
         return [
             teacher
             for teacher in _TEACHERS[mode]
-            if teacher in self._modes and self._turns[teacher].until <= 0
+            if teacher in law.modes and self._turns[teacher].until <= 0
         ]
 
     def _looked_up(self, windows: Sequence[int]) -> tuple[int, ...]:
@@ -182,41 +192,3 @@ class Controller:
                 turn.pause, turn.passed = _FIRST_PAUSE, _LONGEST_WAIT
             owed = int(max(0.0, lost) / _PROBING)
             turn.until = min(turn.until + owed, _LONGEST_WAIT)
-
-    def seconds_a_token(self, plans: Sequence[Strategy]) -> list[float]:
-        """What a token is predicted to take under each of `plans`, by the law of the step."""
-        costs, known = self.costs, self.experience
-        host = {mode: host.value for mode, host in known.host.items()}
-        factors = {mode: target.value for mode, target in known.target.items()}
-        rows = {1 if plan.mode == "ar" else plan.window + 1 for plan in plans}
-        times = {n: (costs.prefix(n), costs.suffix(n)) for n in rows}
-        exits = {n: costs.exit(n) for n in rows}
-        again = known.fresh.value
-        fresh = {n: again * costs.serial(n - 1) for n in rows if n > 1} | {1: 0.0}
-        away = {n: (costs.exit_beside or costs.exit)(n) for n in rows}
-        tokens = known.tokens(max(rows) - 1)
-        shapes = {(_roots(plan), plan.window) for plan in plans if plan.mode == "mirror"}
-        missed = {r: 1.0 - known.hit_rate(r) for r in {r for r, _ in shapes}}
-        slower, beside = known.rollout.value, known.beside.value * costs.beside
-        suffixes = {n: beside * factors["mirror"] * suffix for n, (_, suffix) in times.items()}
-        rollouts = {
-            (r, gamma): slower * costs.rollout(r, gamma, suffixes[gamma + 1]) for r, gamma in shapes
-        }
-        found = []
-        for plan in plans:
-            n = 1 if plan.mode == "ar" else plan.window + 1
-            prefix, suffix = (factors[plan.mode] * seconds for seconds in times[n])
-            step = prefix + suffix + fresh[n]
-            if plan.mode == "mirror":
-                r = _roots(plan)
-                if plan.exit_head == "draft":
-                    step = prefix + max(suffixes[n], away[n] + rollouts[r, plan.window])
-                else:
-                    step = prefix + exits[n] + max(suffixes[n], rollouts[r, plan.window])
-                step += missed[r] * fresh[n]
-            found.append((step + host[plan.mode]) / tokens[n - 1])
-        return found
-
-
-def _roots(plan: Strategy) -> int:
-    return plan.branches or (plan.window + 1) * plan.candidates

@@ -6,10 +6,14 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Costs", "Curve"]
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Costs", "Curve", "rollout_seconds"]
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,8 @@ class Costs:
         return tokens * self.draft(1) if self.fresh is None else self.fresh(tokens)
 
     def rollout(self, roots: int, depth: int, suffix: float) -> float:
-        """Seconds of a rollout that hits, beside a suffix of so many.
-
-        The forwards that begin after it advance one branch alone: the outcome is known.
-        """
-        wide, alone = self.draft(roots), self.draft(1)
-        together = depth if depth * wide <= suffix else min(depth, max(1, ceil(suffix / wide)))
-        return together * wide + (depth - together) * alone
+        """Seconds of a rollout that hits, beside a suffix of so many."""
+        return float(rollout_seconds(self.draft(roots), self.draft(1), depth, suffix))
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Costs:
@@ -84,3 +83,16 @@ class Costs:
             if name != "beside"
         }
         return cls(**curves, beside=raw["beside"])
+
+
+def rollout_seconds(
+    wide: ArrayLike, alone: float, depth: ArrayLike, suffix: ArrayLike
+) -> NDArray[np.float64]:
+    """Seconds of rollouts that hit: forwards of all branches take `wide`, of one `alone`.
+
+    Those that begin after the suffix advance one branch: the outcome is known.
+    """
+    begun = np.ceil(np.divide(suffix, np.maximum(wide, 1e-12)))
+    together = np.minimum(depth, np.maximum(1.0, begun))
+    found: NDArray[np.float64] = together * wide + np.subtract(depth, together) * alone
+    return found

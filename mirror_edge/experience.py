@@ -217,9 +217,11 @@ class Experience:
         found |= {f"target.{mode}": fading for mode, fading in self.target.items()}
         return found | {f"host.{mode}": fading for mode, fading in self.host.items()}
 
-    def hit_rate(self, roots: int) -> float:
-        """How often the outcome is among the `roots` best."""
-        return float(self.ranks[: min(roots, _RANKS)].sum() / self.ranks.sum())
+    def hit_rates(self, roots: NDArray[np.integer]) -> NDArray[np.float64]:
+        """How often the outcome is among so many best roots, for each number of them."""
+        among = np.cumsum(self.ranks)
+        found: NDArray[np.float64] = among[np.minimum(roots, _RANKS) - 1] / among[-1]
+        return found
 
 
 def _ratio(measured: float, expected: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mirror_edge
@@ -105,7 +106,7 @@ def test_an_experience_survives_json_and_nothing_else_becomes_one() -> None:
     assert again.as_dict() == known.as_dict()
     assert again.acceptance.mean == known.acceptance.mean
     assert again.target["sd"].value == known.target["sd"].value == 1.5
-    assert again.hit_rate(4) == known.hit_rate(4)
+    assert again.hit_rates(np.array([4])) == known.hit_rates(np.array([4]))
     for raw in ({}, {"ranks": [1.0], "means": {}}, {**known.as_dict(), "means": {}}):
         with pytest.raises((KeyError, ValueError)):
             Experience.of(raw)

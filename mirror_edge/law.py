@@ -1,0 +1,100 @@
+"""The law of the step, over many plans at once: what a token is predicted to take under each.
+
+A controller weighs some hundred plans between steps of a millisecond, on a thread that takes time
+from the lanes: as arrays they are weighed in a fraction of what they take one by one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mirror_edge.costs import rollout_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from mirror_edge.costs import Costs
+    from mirror_edge.experience import Experience
+    from mirror_edge.policy import Mode, Strategy
+
+__all__ = ["StepLaw"]
+
+
+class StepLaw:
+    """For one pair on its devices, over `plans`."""
+
+    def __init__(self, costs: Costs, plans: Sequence[Strategy]) -> None:
+        """All that does not change with what is learnt is worked out here."""
+        self.plans = plans
+        modes: dict[Mode, list[int]] = {}
+        for index, plan in enumerate(plans):
+            modes.setdefault(plan.mode, []).append(index)
+        self.modes = {mode: np.array(indices) for mode, indices in modes.items()}
+        """By mode: which of the plans are of it."""
+        self._mode = np.array([list(modes).index(plan.mode) for plan in plans])
+        rows = [1 if plan.mode == "ar" else plan.window + 1 for plan in plans]
+        self._rows, self._most = np.array(rows), max(rows)
+        self._prefix, self._suffix = _times(costs.prefix, rows), _times(costs.suffix, rows)
+        self._fresh = _times(lambda n: costs.serial(n - 1) if n > 1 else 0.0, rows)
+        self._mirrored = (
+            _Mirrored(costs, plans, self.modes["mirror"]) if "mirror" in modes else None
+        )
+
+    def seconds_a_token(self, known: Experience) -> NDArray[np.float64]:
+        """Seconds a token by what is `known` of the pair, in the order of the plans."""
+        factors = np.array([known.target[mode].value for mode in self.modes])[self._mode]
+        host = np.array([known.host[mode].value for mode in self.modes])[self._mode]
+        prefix, suffix = factors * self._prefix, factors * self._suffix
+        fresh = known.fresh.value * self._fresh
+        step = prefix + suffix + fresh
+        if (mirrored := self._mirrored) is not None:
+            at = mirrored.at
+            behind = mirrored.behind_prefix(suffix[at], known)
+            step[at] = prefix[at] + behind + mirrored.missed(known) * fresh[at]
+        tokens = np.array(known.tokens(self._most - 1))[self._rows - 1]
+        found: NDArray[np.float64] = (step + host) / tokens
+        return found
+
+
+class _Mirrored:
+    """The part of the law that is the mirror's own."""
+
+    def __init__(self, costs: Costs, plans: Sequence[Strategy], at: NDArray[np.intp]) -> None:
+        """Of the `plans` at these places."""
+        mirrored = [plans[index] for index in at]
+        rows = [plan.window + 1 for plan in mirrored]
+        roots = [
+            plan.branches or rows * plan.candidates
+            for plan, rows in zip(mirrored, rows, strict=True)
+        ]
+        self.at = at
+        self._beside = costs.beside
+        self._roots = np.array(roots)
+        self._depth = np.array([plan.window for plan in mirrored])
+        self._wide, self._alone = _times(costs.draft, roots), costs.draft(1)
+        away = np.array([plan.exit_head == "draft" for plan in mirrored])
+        self._exit = np.where(away, 0.0, _times(costs.exit, rows))
+        """On the target's device, before the suffix."""
+        self._away = np.where(away, _times(costs.exit_beside or costs.exit, rows), 0.0)
+        """On the draft's, before the rollout."""
+
+    def behind_prefix(self, suffix: NDArray[np.float64], known: Experience) -> NDArray[np.float64]:
+        """Exit head, and the longer one of suffix and rollout."""
+        suffix = known.beside.value * self._beside * suffix
+        rollout = rollout_seconds(self._wide, self._alone, self._depth, suffix)
+        longer: NDArray[np.float64] = np.maximum(suffix, self._away + known.rollout.value * rollout)
+        return self._exit + longer
+
+    def missed(self, known: Experience) -> NDArray[np.float64]:
+        """How often none of the roots comes true."""
+        return 1.0 - known.hit_rates(self._roots)
+
+
+def _times(curve: Callable[[int], float], rows: Sequence[int]) -> NDArray[np.float64]:
+    """Of forwards of so many rows."""
+    known = {n: curve(n) for n in set(rows)}
+    return np.array([known[n] for n in rows])
