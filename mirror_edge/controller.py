@@ -18,17 +18,21 @@ from mirror_edge.stats import StepRecord
 
 __all__ = ["Controller"]
 
-_PROBE: dict[Mode, int] = {"ar": 5, "mirror": 2}
-"""Steps of a probe: the target's first ones still stand beside the last draft."""
+_PROBE: dict[Mode, int] = {"ar": 5, "sd": 13, "mirror": 13}
+"""Steps of a probe at most. The first teach little: in the target's the last draft is still at
+work, and a draft has to read what it has missed."""
+_STAKE = 1.0
+"""Tokens that the windows of a probe may lose before it ends: a draft that is nearly worth it is
+looked at for longer."""
 _TEACHERS: dict[Mode, tuple[Mode, ...]] = {
-    "ar": ("mirror",),
+    "ar": ("sd", "mirror"),
     "sd": ("ar", "mirror"),
     "mirror": ("ar",),
 }
-"""Whom to learn from: the target alone shows how fast it is, the mirror what its roots hit."""
+"""Whom to learn from: the target alone shows how fast it is, a window what the draft is worth, the
+mirror what its roots hit."""
 _FAR = 1.5
-"""The target alone is seldom asked when it is held to be slower than that: its times are no guess,
-but it may have been seen in a burst only."""
+"""The target alone is not asked while it is held to be slower than that: its times are no guess."""
 _WORTH = 0.97
 """Of the target's own time a token: a draft must promise to be faster by so much. What promises
 most among a hundred plans is often held for better than it is."""
@@ -38,12 +42,13 @@ _EVERY = 4
 """Steps between two looks at what is looked up."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 48, 384
 """Tokens between two probes that cost nothing."""
-_PROBING = 0.0025
-"""Of all tokens, those that the windows of probes may cost."""
-_LONGEST_WAIT = 2048
+_PROBING = 0.005
+"""Of all tokens, those that probes may cost."""
+_LONGEST_WAIT = 1024
 """Tokens before the next probe, whatever the last one cost."""
-_HOLD: dict[Mode, int] = {"ar": 32, "sd": 4, "mirror": 4}
-"""Steps for which a plan that lasts is kept at most: planning takes time from the lanes."""
+_HOLD: dict[Mode, int] = {"ar": 8, "sd": 2, "mirror": 2}
+"""So often a plan that lasts is kept at most before it is weighed again: that takes time from the
+lanes."""
 
 
 @dataclass
@@ -52,8 +57,6 @@ class _Turn:
 
     pause: int = _FIRST_PAUSE
     until: int = _FIRST_PAUSE
-    passed: int = 0
-    """Tokens for which it was passed over, since it was held to be far slower."""
 
 
 @dataclass
@@ -62,11 +65,13 @@ class Controller:
 
     costs: Costs
     experience: Experience = field(default_factory=Experience)
+    probing: bool = False
+    """Whether the last plan was for one step only."""
     _chosen: Strategy | None = None
     _pace: float = 0.0
     """Seconds that a token takes under it, by prediction."""
     _hold: int = 0
-    """Steps that it was to be kept for when it was last weighed."""
+    """How often it was to be kept when it was last weighed."""
     _held: int = 0
     """Those of them to come."""
     _among: Sequence[Strategy] = ()
@@ -83,14 +88,18 @@ class Controller:
     _probe: Strategy | None = None
     _left: int = 0
     """Steps of the probe to come."""
-    _turns: dict[Mode, _Turn] = field(default_factory=lambda: {mode: _Turn() for mode in _PROBE})
+    _lost: float = 0.0
+    """Tokens that its windows have lost."""
+    _turns: dict[Mode, _Turn] = field(default_factory=lambda: {"ar": _Turn(), "mirror": _Turn()})
+    """Of the target alone, and of the draft in either mode."""
 
     def plan(self, among: Sequence[Strategy]) -> Strategy:
         """The next step's plan."""
         if self._law is None or among != self._among:
             self._law = self._begin(among)
         chosen = self._plan(self._law)
-        if not self._windows or chosen is not self._chosen:  # a probe
+        self.probing = chosen is not self._chosen
+        if not self._windows or self.probing:
             return chosen
         if self._planned % _EVERY == 0:
             self._look_up = self._looked_up(self._windows)
@@ -138,13 +147,11 @@ class Controller:
             return chosen
         # The one that is held to come closest is the first to be asked.
         seconds, probe = min((best[mode] for mode in teachers), key=lambda found: found[0])
-        turn = self._turns[probe.mode]
+        turn = self._turn(probe.mode)
         turn.pause = turn.until = min(2 * turn.pause, _LONGEST_PAUSE)
-        if probe.mode == "ar" and seconds > _FAR * self._pace and turn.passed < _LONGEST_WAIT:
-            turn.passed += turn.pause
+        if probe.mode == "ar" and seconds > _FAR * self._pace:
             return chosen
-        turn.passed = 0
-        self._probe, self._left = probe, _PROBE[probe.mode] - 1
+        self._probe, self._left, self._lost = probe, _PROBE[probe.mode] - 1, 0.0
         return probe
 
     def _best(self, law: StepLaw) -> dict[Mode, tuple[float, Strategy]]:
@@ -158,13 +165,16 @@ class Controller:
         return [
             teacher
             for teacher in _TEACHERS[mode]
-            if teacher in law.modes and self._turns[teacher].until <= 0
+            if teacher in law.modes and self._turn(teacher).until <= 0
         ]
+
+    def _turn(self, mode: Mode) -> _Turn:
+        return self._turns["ar" if mode == "ar" else "mirror"]
 
     def _looked_up(self, windows: Sequence[int]) -> tuple[int, ...]:
         """By the length of a match: the window to look up where that is faster than the plan."""
         costs, known = self.costs, self.experience
-        target, host = known.target["ar"].value, known.host["ar"].value
+        target, host = known.pace.factor("ar"), known.pace.now.value * known.host["ar"].value
         steps = [target * (costs.prefix(n + 1) + costs.suffix(n + 1)) + host for n in windows]
         found = []
         for right in known.look_up:
@@ -183,12 +193,13 @@ class Controller:
                 turn.until -= step.committed
         self._copying = step.drafter == "ngram"
         chosen, probe = self._chosen, self._probe
-        # The first step of the draft's probe has no window: it only waits for what is read up.
-        telling = step.drafter == "model" and (step.proposed > 0 or step.mode == "ar")
-        if telling and chosen and probe and step.mode == probe.mode != chosen.mode:
-            lost, turn = step.seconds / self._pace - step.committed, self._turns[probe.mode]
+        if chosen and probe and step.drafter == "model" and step.mode == probe.mode != chosen.mode:
+            lost, turn = step.seconds / self._pace - step.committed, self._turn(probe.mode)
             if lost < (_WORTH - 1.0) * step.committed:
-                turn.until -= turn.pause
-                turn.pause, turn.passed = _FIRST_PAUSE, _LONGEST_WAIT
+                turn.until, turn.pause = 0, _FIRST_PAUSE
+            if step.mode != "ar" and step.proposed:
+                self._lost += lost
+                if self._lost > _STAKE:
+                    self._left = 0
             owed = int(max(0.0, lost) / _PROBING)
             turn.until = min(turn.until + owed, _LONGEST_WAIT)

@@ -30,6 +30,9 @@ __all__ = ["Said", "decode"]
 
 _AHEAD = 2
 """Steps that are queued or under way at once."""
+_STUDY = 0.01
+"""Seconds between two looks at what steps were like, and two plans: several steps at once cost a
+third, and the lanes' own Python stays in the processor's caches."""
 _FORESIGHT = 24
 """So many positions ahead sampling noise is made ready: further than a window and its branches."""
 
@@ -122,6 +125,8 @@ def decode(answer: Answer) -> Parts[Said]:
     stats.generated_tokens += len(said.tokens)
     yield said
     steps: deque[Future[Step | None]] = deque()
+    records: list[Callable[[], StepRecord]] = []
+    studied = on.clock()
     try:
         while said.finish_reason is None:
             while len(steps) < _AHEAD:
@@ -132,16 +137,30 @@ def decode(answer: Answer) -> Parts[Said]:
             stats.draft_losses, stats.draft_restarts, stats.draft_lapses = draft
             place = len(answer.tokens)
             answer.sampler.prepare(place, place + _FORESIGHT)
-            stats.steps.append(record())
-            if answer.controller is not None:
-                answer.controller.learn(stats.steps[-1])
-                answer.planned = answer.controller.plan(answer.choices)
+            records.append(record)
+            due = said.finish_reason is not None or on.clock() - studied >= _STUDY
+            if due:
+                study(answer, records)
+                studied = on.clock()
+            if (controller := answer.controller) is not None and (due or controller.probing):
+                answer.planned = controller.plan(answer.choices)
             stats.generated_tokens += len(said.tokens)
-            stats.decode_seconds += stats.steps[-1].seconds
             yield said
     finally:
         for queued in steps:
             queued.cancel()
+        study(answer, records)
+
+
+def study(answer: Answer, records: list[Callable[[], StepRecord]]) -> None:
+    """Work out what the last steps were like, and learn from it."""
+    for record in records:
+        taken = record()
+        answer.stats.steps.append(taken)
+        answer.stats.decode_seconds += taken.seconds
+        if answer.controller is not None:
+            answer.controller.learn(taken)
+    records.clear()
 
 
 def prefill(answer: Answer) -> Said | None:

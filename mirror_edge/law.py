@@ -46,10 +46,12 @@ class StepLaw:
 
     def seconds_a_token(self, known: Experience) -> NDArray[np.float64]:
         """Seconds a token by what is `known` of the pair, in the order of the plans."""
-        factors = np.array([known.target[mode].value for mode in self.modes])[self._mode]
-        host = np.array([known.host[mode].value for mode in self.modes])[self._mode]
+        pace, modes = known.pace.now.value, self.modes
+        factors = np.array([known.pace.factor(mode) for mode in modes])[self._mode]
+        host = np.array([pace * known.host[mode].value for mode in modes])[self._mode]
         prefix, suffix = factors * self._prefix, factors * self._suffix
-        fresh = known.fresh.value * self._fresh
+        serial = np.array([pace * known.fresh[mode].value for mode in modes])[self._mode]
+        fresh = serial * self._fresh
         step = prefix + suffix + fresh
         if (mirrored := self._mirrored) is not None:
             at = mirrored.at
@@ -86,7 +88,8 @@ class _Mirrored:
         """Exit head, and the longer one of suffix and rollout."""
         suffix = known.beside.value * self._beside * suffix
         rollout = rollout_seconds(self._wide, self._alone, self._depth, suffix)
-        longer: NDArray[np.float64] = np.maximum(suffix, self._away + known.rollout.value * rollout)
+        factor = known.pace.now.value * known.rollout.value
+        longer: NDArray[np.float64] = np.maximum(suffix, self._away + factor * rollout)
         return self._exit + longer
 
     def missed(self, known: Experience) -> NDArray[np.float64]:

@@ -201,6 +201,11 @@ class DraftGraph(Protocol):
 class Planner(Protocol):
     """Plans every step of an answer in mode `auto`."""
 
+    @property
+    def probing(self) -> bool:
+        """Whether the last plan was for one step only; others may be kept for some."""
+        ...
+
     def plan(self, among: Sequence[Strategy]) -> Strategy:
         """One of these, for the next step."""
         ...

@@ -63,6 +63,16 @@ class StepRecord:
     foretold: tuple[int, int] = (0, 0)
     """What followed it: tokens that were right, of so many."""
 
+    @property
+    def beyond_law(self) -> float:
+        """Seconds that the law of the step does not know of, by what its parts took.
+
+        Less than `host`: what the host does within a draft is part of that draft.
+        """
+        beside = self.busy.get("draft exit", 0.0) + self.rollout if self.hit else 0.0
+        behind = self.busy.get("exit", 0.0) + max(self.suffix, beside)
+        return max(0.0, self.seconds - self.fresh - self.prefix - behind)
+
     @classmethod
     def of(
         cls,

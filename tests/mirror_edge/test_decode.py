@@ -157,6 +157,8 @@ def test_every_mode_says_what_the_target_alone_says(
 class Restless:
     """A controller that plans every step by the dice."""
 
+    probing = True
+
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
 
@@ -194,6 +196,8 @@ def test_the_plan_may_change_at_every_step(drafter: str, temperature: float) -> 
 
 class Copying:
     """A controller that looks up what it can, and else follows one plan."""
+
+    probing = False
 
     def __init__(self, mode: Mode) -> None:
         self.plans = Strategy(mode, 4, 4, 8, 0, look_up=(0, 0, 7))
@@ -233,6 +237,8 @@ def test_what_was_said_before_is_looked_up_and_the_draft_left_in_peace(mode: Mod
 
 class Turning:
     """A controller that takes its plans in turn."""
+
+    probing = True
 
     def __init__(self, *plans: Strategy) -> None:
         self.plans, self.at = plans, 0

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror_edge.averages import Fading
 from mirror_edge.costs import Costs, Curve
 from mirror_edge.experience import Experience
 from mirror_edge.law import StepLaw
@@ -37,21 +38,22 @@ def costs(draw: st.DrawFn) -> Costs:
 def experiences(draw: st.DrawFn) -> Experience:
     found = Experience()
     for mode in MODES:
-        found.target[mode].prior = draw(FACTORS)
+        found.pace.slowed[mode].prior = draw(FACTORS)
         found.host[mode].prior = draw(TIMES)
-    for typical in (found.beside, found.fresh, found.rollout):
+    for typical in (found.pace.now, found.beside, found.rollout, *found.fresh.values()):
         typical.prior = draw(FACTORS)
-    found.acceptance.prior = draw(st.floats(0.05, 0.95))
+    found.acceptance = Fading(draw(st.floats(0.05, 0.95)))
     return found
 
 
 def seconds_a_token(plan: Strategy, costs: Costs, known: Experience) -> float:
     """Of one plan, term by term."""
     rows = 1 if plan.mode == "ar" else plan.window + 1
-    factor = known.target[plan.mode].value
+    pace = known.pace.now.value
+    factor = pace * known.pace.slowed[plan.mode].value
     prefix, suffix = factor * costs.prefix(rows), factor * costs.suffix(rows)
-    fresh = known.fresh.value * costs.serial(plan.window)
-    host = known.host[plan.mode].value
+    fresh = pace * known.fresh[plan.mode].value * costs.serial(plan.window)
+    host = pace * known.host[plan.mode].value
     tokens = known.tokens(rows - 1)[-1]
     if plan.mode == "ar":
         return prefix + suffix + host
@@ -61,7 +63,7 @@ def seconds_a_token(plan: Strategy, costs: Costs, known: Experience) -> float:
     suffix *= known.beside.value * costs.beside
     wide, alone = costs.draft(roots), costs.draft(1)
     together = min(plan.window, max(1, ceil(suffix / wide)))
-    rollout = known.rollout.value * (together * wide + (plan.window - together) * alone)
+    rollout = pace * known.rollout.value * (together * wide + (plan.window - together) * alone)
     if plan.exit_head == "draft":
         away = (costs.exit_beside or costs.exit)(rows)
         step = prefix + max(suffix, away + rollout)

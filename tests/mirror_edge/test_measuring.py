@@ -100,12 +100,12 @@ def test_an_experience_survives_json_and_nothing_else_becomes_one() -> None:
     known.acceptance.add(0.25, 3.0)
     known.look_up[1].add(1.0)
     for factor in (1.5, 1.6, 1.7):
-        known.target["sd"].add(factor)
+        known.pace.now.add(factor)
     known.ranks[3] += 7.0
     again = Experience.of(json.loads(json.dumps(known.as_dict())))
     assert again.as_dict() == known.as_dict()
     assert again.acceptance.mean == known.acceptance.mean
-    assert again.target["sd"].value == known.target["sd"].value == 1.5
+    assert again.pace.now.value == known.pace.now.value == 1.5
     assert again.hit_rates(np.array([4])) == known.hit_rates(np.array([4]))
     for raw in ({}, {"ranks": [1.0], "means": {}}, {**known.as_dict(), "means": {}}):
         with pytest.raises((KeyError, ValueError)):

@@ -105,6 +105,14 @@ def test_a_step_sorts_its_spans_by_what_they_were() -> None:
     assert record.host == 10.0 - (1.75 + 5.5)  # runs cover 0.5 to 2.25 and 3 to 8.5
 
 
+def test_what_the_law_does_not_know_of_is_told_apart_from_the_host() -> None:
+    hit = step(CALLS, RUNS)
+    assert hit.beyond_law == 10.0 - (0.5 + 1.5 + 0.25 + 5.5)  # the rollout outlasts the suffix
+    missed = step(CALLS, RUNS, hit=False)
+    assert missed.beyond_law == 10.0 - (0.5 + 1.5 + 0.25 + 4.5)
+    assert step(CALLS, RUNS, window=(3.0, 8.5)).beyond_law == 0.0
+
+
 def test_host_time_counts_runs_only_while_the_step_lasts() -> None:
     assert step(CALLS, RUNS, window=(1.0, 5.0)).host == 4.0 - (1.25 + 2.0)
     assert step(CALLS, RUNS, window=(3.0, 8.5)).host == 0.0
