@@ -124,21 +124,41 @@ class _Serving:
     async def _events(
         self, said: saying.Said, chunks: AsyncGenerator[Chunk]
     ) -> AsyncGenerator[str]:
-        """The answer piece by piece; ends early when its reader has gone."""
+        """The answer piece by piece; ends early when its reader has gone.
+
+        A reader who is slow, or does not read at all, is waited for with what was said, and not
+        with the model.
+        """
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        telling = asyncio.create_task(self._tell(said, chunks, pieces.put_nowait))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            await telling
+        finally:
+            telling.cancel()
+
+    async def _tell(
+        self, said: saying.Said, chunks: AsyncGenerator[Chunk], tell: Callable[[str | None], None]
+    ) -> None:
+        """Tell the answer's pieces as they come, and None behind the last one."""
         try:
             async with self._turn, aclosing(chunks):
                 if said.asked.endpoint == "chat":
-                    yield saying.event(said.opening())
+                    tell(saying.event(said.opening()))
                 async for chunk in chunks:
                     said.hear(chunk)
                     if chunk.text or chunk.finish_reason:
-                        yield saying.event(said.piece(chunk))
+                        tell(saying.event(said.piece(chunk)))
             self._on_answer(said)
             if said.asked.with_usage:
-                yield saying.event(said.closing())
+                tell(saying.event(said.closing()))
+            tell(saying.DONE)
         except MirrorEdgeError as error:  # The status was sent long ago.
-            yield saying.event(saying.refusal(error))
-        yield saying.DONE
+            tell(saying.event(saying.refusal(error)))
+            tell(saying.DONE)
+        finally:
+            tell(None)
 
 
 async def _unless_gone(request: Request, answer: Coroutine[None, None, Response]) -> Response:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -220,20 +220,39 @@ def test_a_prompt_that_is_too_long_is_told_by_its_code(client: openai.OpenAI, mo
     assert refused.value.code == "context_length_exceeded"
 
 
+@contextmanager
+def reader(client: openai.OpenAI, **request: Any) -> Iterator[socket.socket]:
+    """Somebody who has asked for a chat, and takes in next to nothing unasked."""
+    body, url = json.dumps({"messages": STORY, **request}).encode(), client.base_url
+    with socket.socket() as asking:
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        asking.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # As over a network.
+        asking.connect((url.host, url.port or 80))
+        asking.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        yield asking
+
+
+def test_a_reader_that_does_not_read_keeps_nobody_waiting(
+    client: openai.OpenAI, model: str
+) -> None:
+    """Its answer is longer than what the system keeps for it on the way."""
+    long = {"stream": True, "seed": 2, "temperature": 1.0}
+    with reader(client, **long) as idle:
+        assert idle.recv(16).startswith(b"HTTP/1.1 200")
+        kept = client.chat.completions.create(model=model, messages=STORY, max_tokens=3, timeout=30)
+        assert kept.choices[0].finish_reason == "length"
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_reader_that_leaves_makes_room_for_the_next(
     client: openai.OpenAI, model: str, stream: bool
 ) -> None:
-    body = json.dumps({"messages": STORY, "temperature": 1.0, "stream": stream}).encode()
-    url, leaving = client.base_url, []
-    for _ in range(4):  # The first is answered, the others wait for their turn.
-        leaving.append(socket.create_connection((url.host, url.port or 80)))
-        leaving[-1].sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-        )
-    for connection in leaving:
-        connection.close()
+    with ExitStack() as leaving:
+        for _ in range(4):  # The first is answered, the others wait for their turn.
+            leaving.enter_context(reader(client, temperature=1.0, stream=stream))
     kept = client.chat.completions.create(model=model, messages=STORY, max_tokens=3, timeout=30)
     assert kept.choices[0].finish_reason == "length"
 
