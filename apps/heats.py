@@ -62,14 +62,8 @@ def law(steps: Sequence[StepRecord]) -> float:
     dropped too.
     """
     hits = [step for step in steps if step.hit]
-    longer = [
-        max(0.0, step.busy.get("draft exit", 0.0) + step.rollout - step.suffix)
-        for step in hits
-        if not step.waited
-    ]
-    alone = sum(
-        step.fresh + step.prefix + step.busy.get("exit", 0.0) + step.suffix for step in steps
-    )
+    longer = [step.longer for step in hits if not step.waited]
+    alone = sum(step.serial for step in steps)
     return alone + (len(hits) * statistics.fmean(longer) if longer else 0.0)
 
 

@@ -95,9 +95,11 @@ class Controller:
 
     def plan(self, among: Sequence[Strategy]) -> Strategy:
         """The next step's plan."""
-        if self._law is None or among != self._among:
-            self._law = self._begin(among)
-        chosen = self._plan(self._law)
+        law = self._law
+        if law is None or (among is not self._among and among != self._among):
+            law = self._law = self._begin(among)
+        self._among = among
+        chosen = self._plan(law)
         self.probing = chosen is not self._chosen
         if not self._windows or self.probing:
             return chosen
@@ -110,7 +112,7 @@ class Controller:
 
     def _begin(self, among: Sequence[Strategy]) -> StepLaw:
         """Choose from these from now on."""
-        self._among, self._planned = among, 0
+        self._planned = 0
         self._windows = [plan.window for plan in among if plan.drafter == "ngram"]
         drafted = [plan for plan in among if plan.drafter == "model"]
         if self._chosen not in drafted:

@@ -31,8 +31,8 @@ __all__ = ["Said", "decode"]
 _AHEAD = 2
 """Steps that are queued or under way at once."""
 _STUDY = 0.01
-"""Seconds between two looks at what steps were like, and two plans: several steps at once cost a
-third, and the lanes' own Python stays in the processor's caches."""
+"""Seconds between two looks at what steps were like, and two plans: several steps at once cost
+less, and the lanes' own Python stays in the processor's caches."""
 _FORESIGHT = 24
 """So many positions ahead sampling noise is made ready: further than a window and its branches."""
 

@@ -13,10 +13,11 @@ import numpy as np
 from mirror_edge.costs import rollout_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from mirror_edge.averages import Typical
     from mirror_edge.costs import Costs
     from mirror_edge.experience import Experience
     from mirror_edge.policy import Mode, Strategy
@@ -46,19 +47,23 @@ class StepLaw:
 
     def seconds_a_token(self, known: Experience) -> NDArray[np.float64]:
         """Seconds a token by what is `known` of the pair, in the order of the plans."""
-        pace, modes = known.pace.now.value, self.modes
-        factors = np.array([known.pace.factor(mode) for mode in modes])[self._mode]
-        host = np.array([pace * known.host[mode].value for mode in modes])[self._mode]
-        prefix, suffix = factors * self._prefix, factors * self._suffix
-        serial = np.array([pace * known.fresh[mode].value for mode in modes])[self._mode]
-        fresh = serial * self._fresh
+        pace = known.pace.now.value
+        slowed = pace * self._typical(known.pace.slowed)
+        prefix, suffix = slowed * self._prefix, slowed * self._suffix
+        fresh = pace * self._typical(known.fresh) * self._fresh
         step = prefix + suffix + fresh
         if (mirrored := self._mirrored) is not None:
             at = mirrored.at
-            behind = mirrored.behind_prefix(suffix[at], known)
+            behind = mirrored.behind_prefix(suffix[at], pace, known)
             step[at] = prefix[at] + behind + mirrored.missed(known) * fresh[at]
         tokens = np.array(known.tokens(self._most - 1))[self._rows - 1]
-        found: NDArray[np.float64] = (step + host) / tokens
+        found: NDArray[np.float64] = (step + pace * self._typical(known.host)) / tokens
+        return found
+
+    def _typical(self, by_mode: Mapping[Mode, Typical]) -> NDArray[np.float64]:
+        """For every plan what is typical of its mode."""
+        values = [by_mode[mode].value for mode in self.modes]
+        found: NDArray[np.float64] = np.array(values)[self._mode]
         return found
 
 
@@ -84,11 +89,13 @@ class _Mirrored:
         self._away = np.where(away, _times(costs.exit_beside or costs.exit, rows), 0.0)
         """On the draft's, before the rollout."""
 
-    def behind_prefix(self, suffix: NDArray[np.float64], known: Experience) -> NDArray[np.float64]:
+    def behind_prefix(
+        self, suffix: NDArray[np.float64], pace: float, known: Experience
+    ) -> NDArray[np.float64]:
         """Exit head, and the longer one of suffix and rollout."""
         suffix = known.beside.value * self._beside * suffix
         rollout = rollout_seconds(self._wide, self._alone, self._depth, suffix)
-        factor = known.pace.now.value * known.rollout.value
+        factor = pace * known.rollout.value
         longer: NDArray[np.float64] = np.maximum(suffix, self._away + factor * rollout)
         return self._exit + longer
 

@@ -64,14 +64,24 @@ class StepRecord:
     """What followed it: tokens that were right, of so many."""
 
     @property
+    def serial(self) -> float:
+        """Seconds of fresh draft, prefix, exit head and suffix, which wait for one another."""
+        return self.fresh + self.prefix + self.busy.get("exit", 0.0) + self.suffix
+
+    @property
+    def longer(self) -> float:
+        """Seconds by which the rollout, its device's exit head included, outlasts the suffix."""
+        return max(0.0, self.busy.get("draft exit", 0.0) + self.rollout - self.suffix)
+
+    @property
     def beyond_law(self) -> float:
         """Seconds that the law of the step does not know of, by what its parts took.
 
-        Less than `host`: what the host does within a draft is part of that draft.
+        Less than `host`: what the host does within a draft is part of that draft. A rollout counts
+        where its branch was wanted.
         """
-        beside = self.busy.get("draft exit", 0.0) + self.rollout if self.hit else 0.0
-        behind = self.busy.get("exit", 0.0) + max(self.suffix, beside)
-        return max(0.0, self.seconds - self.fresh - self.prefix - behind)
+        longer = self.longer if self.hit else 0.0
+        return max(0.0, self.seconds - self.serial - longer)
 
     @classmethod
     def of(

@@ -135,6 +135,7 @@ class _Serving:
             while (piece := await pieces.get()) is not None:
                 yield piece
             await telling
+            yield saying.DONE
         finally:
             telling.cancel()
 
@@ -153,10 +154,8 @@ class _Serving:
             self._on_answer(said)
             if said.asked.with_usage:
                 tell(saying.event(said.closing()))
-            tell(saying.DONE)
         except MirrorEdgeError as error:  # The status was sent long ago.
             tell(saying.event(saying.refusal(error)))
-            tell(saying.DONE)
         finally:
             tell(None)
 
