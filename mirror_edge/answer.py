@@ -134,7 +134,7 @@ class Answer:
         """Plan the next step."""
         self.waited, self.depth = 0.0, 0
         plan = self.planned or self.plan
-        if plan.mode != "ar" and self.draft.catch_up(self.tokens):
+        if plan.mode != "ar" and self.draft.catch_up(self.tokens, len(self.untold), self.sampler):
             self.untold = []
         self.plan = self.otherwise = plan if self._can_draft() else replace(plan, mode="ar")
         return self.plan

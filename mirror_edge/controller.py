@@ -32,10 +32,15 @@ _TEACHERS: dict[Mode, tuple[Mode, ...]] = {
 """Whom to learn from: the target alone shows how fast it is, a window what the draft is worth, the
 mirror what its roots hit."""
 _FAR = 1.5
-"""The target alone is not asked while it is held to be slower than that: its times are no guess."""
+"""The target alone is not asked while it is held to be slower than that: its times are no guess.
+Nor is a draft, once it has read what it had missed."""
+_NEAR = 1.2
+"""The same of a draft that has been in use before, so that its times are no guess either."""
 _WORTH = 0.97
 """Of the target's own time a token: a draft must promise to be faster by so much. What promises
 most among a hundred plans is often held for better than it is."""
+_STAY = 0.99
+"""The same of a draft that is in use: not every unlucky dozen windows should end it."""
 _SURE = 0.95
 """Of the plan's time a token: what is looked up must be faster by so much."""
 _EVERY = 4
@@ -88,8 +93,16 @@ class Controller:
     _probe: Strategy | None = None
     _left: int = 0
     """Steps of the probe to come."""
+    _tried: int = 0
+    """Tokens of the probe so far."""
+    _cost: float = 0.0
+    """Tokens that it has lost, reading included."""
     _lost: float = 0.0
-    """Tokens that its windows have lost."""
+    """Those that its windows have lost."""
+    _reading: bool = False
+    """Whether the draft reads what it has missed, before the probe begins."""
+    _reviewed: bool = False
+    """Whether it has just said what it would have said to that."""
     _turns: dict[Mode, _Turn] = field(default_factory=lambda: {"ar": _Turn(), "mirror": _Turn()})
     """Of the target alone, and of the draft in either mode."""
 
@@ -123,15 +136,19 @@ class Controller:
 
     def _plan(self, law: StepLaw) -> Strategy:
         before, probe = self._chosen, self._probe
+        if self._reviewed and self._left and probe is not None:
+            self._probe = probe = self._worth_trying(law, probe.mode)
+        self._reviewed = False
         if self._left and probe is not None:
-            self._left -= 1
+            self._left -= not self._reading
             return probe
         if self._held and before is not None and not self._due(law, before.mode):
             self._held -= 1
             return before
         best = self._best(law)
         self._pace, chosen = min(best.values(), key=lambda found: found[0])
-        if "ar" in best and self._pace > _WORTH * best["ar"][0]:
+        worth = _WORTH if before is None or before.mode == "ar" else _STAY
+        if self._pace > worth * best["ar"][0]:
             self._pace, chosen = best["ar"]
         self._chosen = chosen
         if before is None or chosen.mode != before.mode:
@@ -140,7 +157,8 @@ class Controller:
                 left.until = max(left.until, left.pause)
             if before is None or "ar" in (chosen.mode, before.mode):  # It may be another text now.
                 for turn in self._turns.values():
-                    turn.pause = turn.until = max(turn.pause // 2, _FIRST_PAUSE)
+                    turn.pause = max(turn.pause // 2, _FIRST_PAUSE)
+                    turn.until = max(turn.until, turn.pause)
         else:
             self._hold = min(2 * self._hold + 1, _HOLD[chosen.mode])
         self._held = self._hold
@@ -153,8 +171,22 @@ class Controller:
         turn.pause = turn.until = min(2 * turn.pause, _LONGEST_PAUSE)
         if probe.mode == "ar" and seconds > _FAR * self._pace:
             return chosen
-        self._probe, self._left, self._lost = probe, _PROBE[probe.mode] - 1, 0.0
+        self._probe, self._left = probe, _PROBE[probe.mode] - 1
+        self._tried, self._cost, self._lost = 0, 0.0, 0.0
         return probe
+
+    def _worth_trying(self, law: StepLaw, mode: Mode) -> Strategy | None:
+        """The plan to go on with, of the mode that is tried, now that its draft is known better.
+
+        None where there is nothing more to find out, and all plans are weighed again.
+        """
+        best = self._best(law)
+        seconds, plan = best[mode]
+        far = _NEAR if self.experience.host[mode].learnt else _FAR
+        if _WORTH < seconds / best["ar"][0] < far:
+            return plan
+        self._left = self._held = 0
+        return None
 
     def _best(self, law: StepLaw) -> dict[Mode, tuple[float, Strategy]]:
         """The plan of each mode that promises most, and its seconds a token."""
@@ -194,14 +226,20 @@ class Controller:
             if self._chosen is None or mode != self._chosen.mode:
                 turn.until -= step.committed
         self._copying = step.drafter == "ngram"
+        self._reading, self._reviewed = step.reviewed == (), bool(step.reviewed)
         chosen, probe = self._chosen, self._probe
-        if chosen and probe and step.drafter == "model" and step.mode == probe.mode != chosen.mode:
+        if not (chosen and probe and step.drafter == "model") or probe.mode == chosen.mode:
+            return
+        if step.mode == probe.mode or self._reading:
             lost, turn = step.seconds / self._pace - step.committed, self._turn(probe.mode)
-            if lost < (_WORTH - 1.0) * step.committed:
-                turn.until, turn.pause = 0, _FIRST_PAUSE
+            self._tried += step.committed
+            self._cost += lost
             if step.mode != "ar" and step.proposed:
                 self._lost += lost
                 if self._lost > _STAKE:
                     self._left = 0
-            owed = int(max(0.0, lost) / _PROBING)
-            turn.until = min(turn.until + owed, _LONGEST_WAIT)
+            if self._cost < (_WORTH - 1.0) * self._tried:
+                turn.until, turn.pause = 0, _FIRST_PAUSE
+            else:
+                owed = int(max(0.0, self._cost) / _PROBING)
+                turn.until = min(turn.pause + owed, _LONGEST_WAIT)

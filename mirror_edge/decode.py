@@ -203,5 +203,6 @@ def step(answer: Answer, asked: float) -> Step | None:
         drafter=answer.plan.drafter,
         match=answer.match.length,
         foretold=foretold(answer.match.tokens, said.tokens),
+        reviewed=answer.draft.reviewed,
     )
     return Step(said, record, answer.draft.record)

@@ -15,17 +15,18 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mirror_edge import bundle as bundles
 from mirror_edge.devices import Device, runtime_for
-from mirror_edge.hypotheses import Branch, Root
+from mirror_edge.hypotheses import Root
 from mirror_edge.lanes import Dropped
 from mirror_edge.protocols import Drafter
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.sampling import Sampler, Sampling
 from mirror_edge.trace import Trace
-from mirror_edge.wire import Asked, Kind, Message, Wire, branches_message
+from mirror_edge.wire import Asked, Kind, Message, Wire, in_line
 
 __all__ = ["serve"]
 
@@ -70,27 +71,31 @@ def serve(wire: Wire, drafter: Drafter, trace: Trace) -> None:
     sampler, place = Sampler(Sampling(), 1), 0
     while True:
         message = wire.receive()
-        if message.kind not in (Kind.PREFILL, Kind.ROLLOUT):
+        if message.kind not in (Kind.PREFILL, Kind.REVIEW, Kind.ROLLOUT):
             continue  # A drop that came after the branches had left.
         _end_after(message.floats[0] + _GRACE)
-        branches: list[Branch] = []
+        found: Sequence[int] = ()
         try:
             if message.kind is Kind.PREFILL:
                 place = len(message.ints)
                 drafter.prefill(message.ints)
             else:
                 asked = Asked.of(message)
-                place += len(asked.committed)
                 if (asked.sampling, asked.vocabulary) != (sampler.sampling, sampler.vocabulary):
                     sampler = Sampler(asked.sampling, asked.vocabulary)
-                dropped = _Dropped(wire, message.call)
-                branches = drafter.rollout(*asked[:4], sampler, dropped)
+                if message.kind is Kind.REVIEW:
+                    place = len(asked.committed)
+                    found = drafter.review(asked.committed, asked.depth, sampler)
+                else:
+                    place += len(asked.committed)
+                    dropped = _Dropped(wire, message.call)
+                    found = in_line(drafter.rollout(*asked[:4], sampler, dropped))
         except Exception as error:
             wire.send(Message.text(Kind.FAILED, message.call, f"{type(error).__name__}: {error}"))
             return
         _end_after(None)
         times = [moment for run in trace.take()[1] for moment in (run.start, run.end)]
-        wire.send(branches_message(message.call, branches, times))
+        wire.send(Message(Kind.DONE, message.call, found, times))
         sampler.prepare(place, place + _FORESIGHT)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mirror_edge.errors import OptionError
 from mirror_edge.hypotheses import HypothesisTree, Root
@@ -20,11 +20,18 @@ if TYPE_CHECKING:
     from mirror_edge.hypotheses import Branch
     from mirror_edge.lanes import Dropped
     from mirror_edge.protocols import Drafter, Lane
+    from mirror_edge.sampling import Sampler
     from mirror_edge.verify import Verdict
 
 __all__ = ["Drafting", "Rollout"]
 
+T = TypeVar("T")
+
 _log = logging.getLogger("mirror_edge")
+
+_MUCH, _REVIEWED = 16, 64
+"""Tokens that a draft has missed from which on it reads them beside the target, and the latest of
+them to which it says what it would have said."""
 
 
 class Drafting:
@@ -37,8 +44,11 @@ class Drafting:
         self._lane = lane
         self._reading: Future[None] | None = None
         self._late: Future[Any] | None = None
+        self._review: Future[list[bool]] | None = None
         self._lost: Recovering | None = None
         self._begun = False
+        self.reviewed: Sequence[bool] | None = None
+        """See `StepRecord.reviewed`."""
 
     @property
     def drafter(self) -> Drafter | None:
@@ -53,12 +63,20 @@ class Drafting:
         elif drafter is not None:
             self._reading = self._lane.start("prefill", drafter.prefill, list(tokens))
 
-    def catch_up(self, tokens: Sequence[int]) -> bool:
-        """Whether it has read nothing yet: then it reads `tokens` while the target goes on."""
-        if self._begun or self._drafter is None:
+    def catch_up(self, tokens: Sequence[int], untold: int, sampler: Sampler) -> bool:
+        """Whether it has much to read first, or has read nothing: it does that while the target
+        goes on, and says what it would have said to the latest of the `untold` tokens.
+        """
+        drafter = self.drafter
+        if drafter is None or (self._begun and untold < _MUCH):
             return False
-        self.read(tokens)
-        self._late = self._reading
+        self._begun = True
+        if isinstance(drafter, Recovering) and not drafter.ready:
+            self._drafter, self._lost = None, drafter
+            return True
+        latest = min(untold, _REVIEWED)
+        review = self._lane.start("review", drafter.review, list(tokens), latest, sampler)
+        self._late = self._review = review
         return True
 
     def returned(self, tokens: Sequence[int]) -> bool:
@@ -73,11 +91,14 @@ class Drafting:
 
     def settle(self) -> None:
         """See whether what it was late with is done."""
+        self.reviewed = None if self._review is None else ()
         if self._late is not None and self._late.done():
             late, self._late = self._late, None
-            self.take(late, 0.0)
+            found = self.take(late, 0.0)
+            if late is self._review:
+                self._review, self.reviewed = None, tuple(found)
 
-    def take(self, made: Future[list[Branch]], patience: float) -> list[Branch]:
+    def take(self, made: Future[list[T]], patience: float) -> list[T]:
         """What it prepared; nothing if that was lost, or takes more than `patience` seconds.
 
         Raises:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from mirror_edge.acceptance import Acceptance
 from mirror_edge.averages import MEMORY, Fading, Typical
 from mirror_edge.costs import Costs
 from mirror_edge.pace import Pace
@@ -32,11 +33,6 @@ _STRANGE: dict[Mode, int] = {"ar": 1, "sd": 3, "mirror": 3}
 what it has missed, and nothing of it is in the processor's caches."""
 _RANKS = 64
 """Ranks of an outcome among the roots that are told apart."""
-_TABLES = ("ranks", "places")
-_PLACES = 7
-"""Places of a window that are told apart."""
-_ALIKE = 16.0
-"""Observations that the mean over all places counts for in each of them."""
 
 
 @dataclass
@@ -47,14 +43,11 @@ class Experience:
     be at a pace of 1.
     """
 
-    acceptance: Fading = field(default_factory=lambda: Fading(0.6, 12.0))
-    """Of a draft token whose predecessors were accepted, over all places of the window."""
-    places: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, _PLACES)))
-    """By the place in the window, from d1 on: how many such tokens were accepted, of how many."""
+    acceptance: Acceptance = field(default_factory=Acceptance)
     look_up: tuple[Fading, ...] = field(
         default_factory=lambda: tuple(Fading(0.3) for _ in range(LONGEST_MATCH))
     )
-    """The same of a token that is looked up, by the length of the match, from 1 on."""
+    """How often a token that is looked up is right, by the length of the match, from 1 on."""
     ranks: NDArray[np.float64] = field(
         default_factory=lambda: np.array([4.0 * 0.5 ** (rank + 1) for rank in range(_RANKS + 1)])
     )
@@ -85,7 +78,13 @@ class Experience:
         if step.drafter == "ngram":  # Its times are of no mode.
             self._strange = max(self._strange, _STRANGE["ar"])
             return
-        self._judge(step)
+        self.acceptance.add(step.accepted, step.proposed)
+        if step.roots:
+            self.ranks *= 1.0 - 1.0 / MEMORY
+            self.ranks[_RANKS if step.rank is None else min(step.rank, _RANKS)] += 1.0
+        if step.reviewed is not None:
+            self.acceptance.review(step.reviewed)
+            self._strange = max(self._strange, 1)  # The draft was reading beside the target.
         if self._last not in (None, step.mode) and "ar" in (self._last, step.mode):
             self._strange = _STRANGE[step.mode]
         self._last = step.mode
@@ -113,35 +112,16 @@ class Experience:
             expected = costs.rollout(step.roots, step.depth, step.suffix)
             self.rollout.add(_ratio(step.rollout, expected * pace))
 
-    def _judge(self, step: StepRecord) -> None:
-        """How many draft tokens the target agreed with, and where its own stood among the roots."""
-        accepted, proposed = step.accepted, step.proposed
-        judged = min(accepted + 1, proposed)
-        if judged:
-            self.acceptance.add(accepted / judged, judged)
-            self.places *= 1.0 - 1.0 / MEMORY
-            self.places[0, :accepted] += 1.0
-            self.places[1, :judged] += 1.0
-        if step.roots:
-            self.ranks *= 1.0 - 1.0 / MEMORY
-            self.ranks[_RANKS if step.rank is None else min(step.rank, _RANKS)] += 1.0
-
     def tokens(self, window: int) -> list[float]:
-        """How many a step commits, 1 + Σ_j Π_{i<=j} p_i, for every window from 0 to `window`.
-
-        A place that was seldom seen is taken to be like the others.
-        """
-        chances = np.full(window + 1, self.acceptance.mean)
-        right, seen = self.places[:, :window]
-        chances[1 : 1 + len(seen)] = (right + _ALIKE * chances[0]) / (seen + _ALIKE)
-        chances[0] = 1.0
-        found: list[float] = np.cumsum(np.cumprod(chances)).tolist()
+        """How many a step commits, 1 + Σ_j Π_{i<=j} p_i, for every window from 0 to `window`."""
+        reached = np.cumprod(self.acceptance.chances(window))
+        found: list[float] = np.cumsum([1.0, *reached]).tolist()
         return found
 
     def as_dict(self) -> dict[str, Any]:
         """What was learnt, as plain JSON values."""
         learnt = {name: mean.learnt for name, mean in self._means().items()}
-        return {"means": learnt} | {name: getattr(self, name).tolist() for name in _TABLES}
+        return {"means": learnt} | {name: table.tolist() for name, table in self._tables().items()}
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Experience:
@@ -151,24 +131,28 @@ class Experience:
             ValueError: for anything else; so do KeyError and TypeError.
         """
         found = cls()
-        for name in _TABLES:
-            table = np.array(raw[name], dtype=np.float64)
-            if table.shape != getattr(found, name).shape:
-                raise ValueError(f"{table.shape} {name}")
-            setattr(found, name, table)
+        for name, table in found._tables().items():
+            known = np.array(raw[name], dtype=np.float64)
+            if known.shape != table.shape:
+                raise ValueError(f"{known.shape} {name}")
+            table[:] = known
         for name, mean in found._means().items():
             mean.go_on(raw["means"][name])
         return found
 
     def _means(self) -> dict[str, Fading | Typical]:
         """All the means and medians, by name."""
-        single = ("acceptance", "beside", "rollout")
-        found: dict[str, Fading | Typical] = {name: getattr(self, name) for name in single}
+        found: dict[str, Fading | Typical] = {"beside": self.beside, "rollout": self.rollout}
+        found |= {"acceptance": self.acceptance.lasting, "accepted lately": self.acceptance.latest}
         found |= {f"look_up.{length}": fading for length, fading in enumerate(self.look_up, 1)}
         found |= {"pace": self.pace.now}
         found |= {f"fresh.{mode}": fading for mode, fading in self.fresh.items()}
         found |= {f"slowed.{mode}": fading for mode, fading in self.pace.slowed.items()}
         return found | {f"host.{mode}": fading for mode, fading in self.host.items()}
+
+    def _tables(self) -> dict[str, NDArray[np.float64]]:
+        """All the tables of counts, by name."""
+        return {"ranks": self.ranks, "places": self.acceptance.places}
 
     def hit_rates(self, roots: NDArray[np.integer]) -> NDArray[np.float64]:
         """How often the outcome is among so many best roots, for each number of them."""

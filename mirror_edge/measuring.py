@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mirror_edge import kept
 from mirror_edge.costs import Costs, Curve
@@ -28,7 +28,8 @@ _CANDIDATES = 9
 _DEPTH = 3
 _SERIAL = (1, 4)
 """Tokens of a serial draft."""
-_MOST = 7
+_LEAST, _MOST = 2, 15
+"""Rounds that count."""
 _TINY = 1e-9
 _FED = 16
 """Tokens in front of what is measured."""
@@ -50,6 +51,13 @@ def recall(key: kept.Key, measured: Callable[[], Costs]) -> Costs:
     return Costs.of(json.loads((place / _COSTS).read_text(encoding="utf-8")))
 
 
+class _Part(NamedTuple):
+    """Something to measure, at several sizes."""
+
+    timed: Callable[[int], tuple[float, ...]]
+    sizes: Sequence[int]
+
+
 def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
     """The costs of this pair, in about so many seconds; runs on the target's lane.
 
@@ -57,7 +65,7 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
     """
     target, lane, clock = decoder.target, decoder.draft_lane, decoder.clock
     sampler = Sampler(Sampling(), target.vocabulary)
-    share = seconds / (3 * len(_WINDOWS) + len(_ROOTS) + 2 * len(_SERIAL) + 4)
+    said: list[int] = []
     decoder.cached.clear()
     target.prefill([0] * _FED, 0)
 
@@ -78,15 +86,18 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         lane.start("measure", head.signal, target.hidden(), _CANDIDATES).result()
         return (clock() - began,)
 
-    def rollout(count: int) -> float:
+    def rolled_out(count: int) -> float:
         roots = [Root(0, token % target.vocabulary) for token in range(count)]
         began = clock()
         drafter.rollout([], [], roots, _DEPTH, sampler)
         return clock() - began
 
+    def rollout(count: int) -> tuple[float]:
+        return (lane.start("measure", rolled_out, count).result() / _DEPTH,)
+
     def suffix(roots: int) -> float:
         target.prefix([0] * 3, _FED, 0)
-        done = lane.start("measure", rollout, roots) if roots else None
+        done = lane.start("measure", rolled_out, roots) if roots else None
         began = clock()
         target.suffix()
         taken = clock() - began
@@ -94,11 +105,9 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
             done.result()
         return taken
 
-    said: list[int] = []
-
-    def serial(tokens: int) -> tuple[float]:
-        suffix(0)  # What it has used since is in the caches, not the draft.
-        return (lane.start("measure", accepted, tokens).result(),)
+    def beside(roots: int) -> tuple[float]:
+        # In turn, since the speed of a machine drifts.
+        return (suffix(roots) / max(suffix(0), _TINY),)
 
     def accepted(tokens: int) -> float:
         """A serial draft behind the last one, whose last token has no row yet."""
@@ -108,52 +117,60 @@ def measure(decoder: Decoder, drafter: Drafter, seconds: float = 2.0) -> Costs:
         said[:] = [token for branch in branches for token in (0, *branch.tokens)]
         return taken
 
-    def beside(roots: int) -> tuple[float]:
-        # In turn, since the speed of a machine drifts.
-        return (suffix(roots) / max(suffix(0), _TINY),)
+    def serial(tokens: int) -> tuple[float]:
+        said.clear()
+        lane.start("measure", accepted, tokens).result()
+        suffix(0)  # What it has used since is in the caches, not the draft.
+        return (lane.start("measure", accepted, tokens).result(),)
 
-    wide = len(_WINDOWS) * share
-    prefix, suffixes, exits = _measured(window, _WINDOWS, clock, 2 * wide)
-    exits_beside = None
+    parts = [_Part(window, _WINDOWS), _Part(rollout, _ROOTS)]
+    parts += [_Part(serial, _SERIAL), _Part(beside, (8,))]
     if (head := decoder.exit_head) is not None:
-        (taken,) = _measured(partial(exit_beside, head=head), _WINDOWS, clock, wide)
-        exits_beside = Curve(_WINDOWS, taken)
-    lane.start("prefill", drafter.prefill, [0] * _FED).result()
-    (drafts,) = lane.start(
-        "measure", _measured, lambda n: (rollout(n),), _ROOTS, clock, len(_ROOTS) * share
-    ).result()
-    (fresh,) = _measured(serial, _SERIAL, clock, 4 * share, least=3)
-    ((slower,),) = _measured(beside, (8,), clock, 4 * share, least=3)
+        parts.append(_Part(partial(exit_beside, head=head), _WINDOWS))
+
+    def begin() -> None:
+        lane.start("prefill", drafter.prefill, [0] * _FED).result()
+
+    windows, (draft,), (fresh,), ((slower,),), *others = _measured(parts, begin, clock, seconds)
+    prefix, suffixes, exits = windows
     return Costs(
         prefix=Curve(_WINDOWS, prefix),
         exit=Curve(_WINDOWS, exits),
         suffix=Curve(_WINDOWS, suffixes),
-        draft=Curve(_ROOTS, tuple(time / _DEPTH for time in drafts)),
-        exit_beside=exits_beside,
+        draft=Curve(_ROOTS, draft),
+        exit_beside=Curve(_WINDOWS, others[0][0]) if others else None,
         beside=max(1.0, slower),
         fresh=Curve(_SERIAL, fresh),
     )
 
 
 def _measured(
-    timed: Callable[[int], tuple[float, ...]],
-    sizes: Sequence[int],
-    clock: Clock,
-    seconds: float,
-    least: int = 1,
-) -> list[tuple[float, ...]]:
-    """What `timed` measures, by size: medians over some rounds, of which the first only warms up.
+    parts: Sequence[_Part], begin: Callable[[], None], clock: Clock, seconds: float
+) -> list[list[tuple[float, ...]]]:
+    """What each part measures, by size: medians over some rounds, the first of which warms up.
 
-    A round has a call of every size, so that a moment's trouble spoils one call of each and not
-    all of one. More takes no less time than less does.
+    A round has a call of every size of every part, so that a machine's bad moment, of some tenths
+    of a second, spoils a few rounds and no figure. More takes no less time than less does.
     """
-    rounds: list[list[tuple[float, ...]]] = [[timed(size) for size in sizes]]
+    rounds: list[list[list[tuple[float, ...]]]] = []
     began = clock()
-    while len(rounds) <= least or (len(rounds) <= _MOST and clock() - began < seconds):
-        rounds.append([timed(size) for size in sizes])
-    calls = zip(*rounds[1:], strict=True)
-    by_size = [tuple(map(statistics.median, zip(*some, strict=True))) for some in calls]
-    return [_rising(times) for times in zip(*by_size, strict=True)]
+    while len(rounds) <= _LEAST or (len(rounds) <= _MOST and clock() - began < seconds):
+        begin()
+        rounds.append([_round(part) for part in parts])
+    found = []
+    for calls in zip(*rounds[1:], strict=True):
+        by_size = [
+            tuple(map(statistics.median, zip(*some, strict=True)))
+            for some in zip(*calls, strict=True)
+        ]
+        found.append([_rising(times) for times in zip(*by_size, strict=True)])
+    return found
+
+
+def _round(part: _Part) -> list[tuple[float, ...]]:
+    """Every size once, after a call that has the processor's caches full of this part."""
+    part.timed(part.sizes[0])
+    return [part.timed(size) for size in part.sizes]
 
 
 def _rising(times: Sequence[float]) -> tuple[float, ...]:

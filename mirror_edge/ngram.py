@@ -70,6 +70,17 @@ class NgramDrafter:
         self._lookup = Lookup(self._lookup.longest)
         self._lookup.learn(tokens)
 
+    def review(self, tokens: Sequence[int], latest: int, sampler: Sampler) -> list[bool]:
+        """See `Drafter.review`."""
+        del sampler  # Look-up proposes what was said, whatever the noise.
+        behind = max(1, len(tokens) - latest)
+        self.prefill(tokens[:behind])
+        known, right = self._lookup, []
+        for token in tokens[behind:]:
+            right.append(known.match(known.text[-known.longest :], 1).tokens == (token,))
+            known.learn([token])
+        return right
+
     def rollout(
         self,
         committed: Sequence[int],

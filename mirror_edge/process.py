@@ -88,6 +88,22 @@ class ProcessDrafter:
         self._ask(child, message, rows)
         self._told = child
 
+    def review(self, tokens: Sequence[int], latest: int, sampler: Sampler) -> list[bool]:
+        """See `Drafter.review`. Raises as `prefill`."""
+        child = self._child
+        if child is None:
+            raise DraftLostError(self._why)
+        asked = Asked(tokens, (), (), latest, sampler.sampling, sampler.vocabulary)
+        deadline = self._deadline(child, len(tokens))
+        message = asked.message(next(self._calls), deadline, Kind.REVIEW)
+        reply = self._ask(child, message, len(tokens))
+        try:
+            right = asked.reviewed(reply)
+        except WireError as error:
+            raise self._lost(child, f"it answered nonsense: {error}") from error
+        self._told = child
+        return right
+
     def rollout(
         self,
         committed: Sequence[int],

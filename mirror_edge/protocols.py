@@ -107,6 +107,14 @@ class Drafter(Protocol):
         """Start an answer: `tokens` are the committed tokens."""
         ...
 
+    def review(self, tokens: Sequence[int], latest: int, sampler: Sampler) -> list[bool]:
+        """Take `tokens` as in `prefill`, and see how much of them it would have foreseen.
+
+        For each of the `latest` ones, or of as many of them as are worth it, whether it is what
+        the drafter would have said behind the tokens before it.
+        """
+        ...
+
     def rollout(
         self,
         committed: Sequence[int],

@@ -68,12 +68,26 @@ class ModelDrafter:
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Take `tokens` as the committed ones, keeping the rows they share with the cache."""
-        if self._gone and not self._remembers(tokens):
-            self._rows, self._grown, self._gone = [], (), 0
-        self._committed, self._sure = list(tokens), 0
-        trunk, _ = self._settled(())
+        trunk = self._taken(tokens)
         self._feed(trunk, len(trunk))
         self._sure = len(self._rows)
+
+    def review(self, tokens: Sequence[int], latest: int, sampler: Sampler) -> list[bool]:
+        """See `Drafter.review`. All of it goes through one forward, at most a chunk of tokens."""
+        trunk = self._taken(tokens)
+        end = len(trunk)
+        begin = max(1, end - min(latest, _CHUNK - 1))
+        self._feed(trunk, begin - 1)
+        del self._rows[begin - 1 :]  # Their logits are wanted, and were not kept.
+        logits = self._feed(trunk, end, every=True)[:-1, : known(self._graph, sampler)]
+        self._sure = len(self._rows)
+        rows = range(begin, end)
+        if not rows:
+            return []
+        histories = [trunk.before(row) for row in rows] if sampler.needs_history else None
+        said = sampler.choose(logits, [row + trunk.gone for row in rows], histories)
+        right: list[bool] = (said == np.array(trunk.rows[begin:])).tolist()
+        return right
 
     def rollout(
         self,
@@ -118,6 +132,13 @@ class ModelDrafter:
     def close(self) -> None:
         """Release the graph."""
         self._graph.close()
+
+    def _taken(self, tokens: Sequence[int]) -> Trunk:
+        """What is to be read, once `tokens` are the committed ones."""
+        if self._gone and not self._remembers(tokens):
+            self._rows, self._grown, self._gone = [], (), 0
+        self._committed, self._sure = list(tokens), 0
+        return self._settled(())[0]
 
     def _head_start(
         self, trunk: Trunk, depth: int, sampler: Sampler, dropped: Dropped | None

@@ -62,6 +62,9 @@ class StepRecord:
     """Tokens of the longest match in prompt and answer, looked up for the window or not."""
     foretold: tuple[int, int] = (0, 0)
     """What followed it: tokens that were right, of so many."""
+    reviewed: Sequence[bool] | None = None
+    """Of tokens that the target had said alone, whether the draft would have said them; empty while
+    it still reads them beside the target, None where it had not missed much."""
 
     @property
     def serial(self) -> float:
@@ -101,6 +104,7 @@ class StepRecord:
         drafter: DrafterName = "model",
         match: int = 0,
         foretold: tuple[int, int] = (0, 0),
+        reviewed: Sequence[bool] | None = None,
     ) -> StepRecord:
         """Sort the (calls, runs) that ended during the step by what they were.
 
@@ -138,6 +142,7 @@ class StepRecord:
             drafter=drafter,
             match=match,
             foretold=foretold,
+            reviewed=reviewed,
         )
 
 

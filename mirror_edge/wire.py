@@ -18,7 +18,7 @@ from typing import NamedTuple
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.sampling import Sampling
 
-__all__ = ["Asked", "Kind", "Message", "Wire", "WireError", "branches_message"]
+__all__ = ["Asked", "Kind", "Message", "Wire", "WireError", "in_line"]
 
 _HEADER = struct.Struct("=4sIIII")
 _MAGIC = b"mirE"
@@ -44,9 +44,12 @@ class Kind(IntEnum):
     DROP = 4
     """Nobody wants the call's branches any more, or none but that of the root in `ints`."""
     DONE = 5
-    """The call's branches; `floats` hold when each of its forwards began and ended."""
+    """The call's branches or review; `floats` hold when each of its forwards began and ended."""
     FAILED = 6
     """Why the draft cannot go on; `ints` are UTF-8."""
+    REVIEW = 7
+    """An `Asked` of all committed tokens and no roots, `depth` being how many of them are reviewed;
+    the answer has 1 for each that was foreseen and 0 for each other one."""
 
 
 _KINDS = frozenset(Kind)
@@ -81,7 +84,7 @@ class Asked(NamedTuple):
     sampling: Sampling
     vocabulary: int
 
-    def message(self, call: int, seconds: float) -> Message:
+    def message(self, call: int, seconds: float, kind: Kind = Kind.ROLLOUT) -> Message:
         """As it crosses; the call may take `seconds`."""
         s = self.sampling
         # The noise depends on the seed's low 64 bits alone.
@@ -93,7 +96,7 @@ class Asked(NamedTuple):
         for root in self.roots:
             ints += root
         floats = (seconds, s.temperature, s.top_p, s.min_p, s.repetition_penalty)
-        return Message(Kind.ROLLOUT, call, ints, floats)
+        return Message(kind, call, ints, floats)
 
     @classmethod
     def of(cls, message: Message) -> Asked:
@@ -134,12 +137,23 @@ class Asked(NamedTuple):
         return branches
 
 
-def branches_message(call: int, branches: Sequence[Branch], times: Sequence[float]) -> Message:
-    """The answer to a call."""
+    def reviewed(self, message: Message) -> list[bool]:
+        """What an answer to this, as a review, says of the latest tokens.
+
+        Raises:
+            WireError: for anything else.
+        """
+        if len(message.ints) > self.depth or not {0, 1}.issuperset(message.ints):
+            raise WireError("a review of other tokens")
+        return [bool(right) for right in message.ints]
+
+
+def in_line(branches: Sequence[Branch]) -> list[int]:
+    """As an answer has them."""
     ints: list[int] = []
     for root, tokens in branches:
         ints += (*root, len(tokens), *tokens)
-    return Message(Kind.DONE, call, ints, times)
+    return ints
 
 
 class Wire:

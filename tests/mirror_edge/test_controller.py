@@ -398,6 +398,37 @@ def test_acceptance_follows_a_text_that_changes_its_character() -> None:
     assert learnt([0.1] * 200 + [0.9] * 30).acceptance.mean > 0.7
 
 
+def test_a_draft_that_is_taken_up_again_says_first_what_it_would_have_said() -> None:
+    """So a text that has become easy is drafted at once, and a useless draft hardly tried."""
+    pair = Devices(lambda n: 8 + 2 * n, lambda n: 1 + 0.1 * n, 0.0, 0.95, tokens=2000)
+    answer = pair.answer(None)
+    for _ in drive(decode(answer)):
+        pass
+    steps = answer.stats.steps
+    reviews = [at for at, step in enumerate(steps) if step.reviewed]
+    easy = next(at for at in reviews if sum(steps[at].reviewed or ()) > 30)
+    first, *others = [at for at in reviews if at < easy]
+    assert len(others) >= 2
+    drafted = [at for at in range(first + 10, easy) if steps[at].mode != "ar"]
+    assert len(drafted) <= 3 * len(others), "what was planned when the review came in"
+    assert sum(step.mode != "ar" for step in steps[easy : easy + 20]) >= 18
+    assert all(step.reviewed is None for step in steps[easy + 20 :])
+
+
+def test_a_draft_that_the_review_has_ruled_out_is_not_tried() -> None:
+    """Every token of the target's is one that it would not have said."""
+    controller = slow_draft()
+
+    def taken(mode: Mode, number: int) -> StepRecord:
+        alone = step("ar", 1.0)
+        if mode == "ar":
+            return alone
+        return replace(alone, reviewed=() if number % 2 else (False,) * 64)
+
+    modes = driven(controller, taken, 3000)
+    assert 4 <= sum(mode != "ar" for mode in modes[100:]) <= 40
+
+
 def test_acceptance_is_told_apart_by_place() -> None:
     """A draft whose first token is nearly always right, and whose second hardly ever."""
     experience, costs = Experience(), slow_draft().costs
@@ -515,6 +546,32 @@ def test_measuring_finds_the_times_of_the_devices() -> None:
     assert costs.beside == 1.0
     assert costs.serial(4) == pytest.approx(4 * (0.5 + 0.3) / 1000, rel=0.15)
     assert Costs.of(asdict(costs)) == costs
+
+
+@pytest.mark.parametrize("begins", [0.1 * tenth for tenth in range(9)])
+def test_a_bad_moment_of_the_machine_spoils_no_measurement(begins: float) -> None:
+    """Everything takes four times as long for a third of a second, whenever that is."""
+    ran = 0.0
+
+    def moment(seconds: float) -> float:
+        nonlocal ran
+        seconds *= 4.0 if begins <= ran < begins + 0.3 else 1.0
+        ran += seconds
+        return 1000 * seconds
+
+    def target(rows: int) -> float:
+        return moment((1 + 0.1 * rows) / 1000)
+
+    bad = Devices(target, lambda rows: moment((0.4 + 0.05 * rows) / 1000), 0.8)
+    good = Devices(lambda rows: 1 + 0.1 * rows, lambda rows: 0.4 + 0.05 * rows, 0.8)
+    measured, truth = (pair.answer(None).controller.costs for pair in (bad, good))  # type: ignore[union-attr]
+    assert ran > begins + 0.3
+    for rows in (1, 4, 8):
+        assert measured.prefix(rows) == pytest.approx(truth.prefix(rows), rel=0.02)
+        assert measured.suffix(rows) == pytest.approx(truth.suffix(rows), rel=0.02)
+        assert measured.draft(rows) == pytest.approx(truth.draft(rows), rel=0.02)
+        assert measured.serial(rows) == pytest.approx(truth.serial(rows), rel=0.02)
+    assert measured.beside == pytest.approx(truth.beside, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ VOCABULARY = 24
 TRUTH = random_language(1, VOCABULARY)
 NEAR = blend(TRUTH, random_language(2, VOCABULARY), 0.3)
 PROMPT = [3, 1, 4, 1, 5]
+GREEDY = Sampler(Sampling(), VOCABULARY)
 LATER = [Branch(Root(0, 1), (2, 3))]
 
 
@@ -52,6 +53,13 @@ class Mortal(ModelDrafter):
         super().__init__(ScriptedDraft(NEAR, VOCABULARY))
         super().prefill(tokens)
         self._knows = True
+
+    def review(self, *args: Any, **kwargs: Any) -> list[bool]:
+        self._live()
+        super().__init__(ScriptedDraft(NEAR, VOCABULARY))
+        right = super().review(*args, **kwargs)
+        self._knows = True
+        return right
 
     def rollout(self, *args: Any, **kwargs: Any) -> Any:
         self._live()
@@ -173,23 +181,44 @@ def test_a_late_draft_is_waited_for_no_longer_than_patience_and_asked_again_once
     assert draft.record == ((), 0, 1)
 
 
-def test_a_draft_that_is_first_wanted_in_mid_answer_reads_while_the_target_goes_on() -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_draft_that_has_missed_much_reads_while_the_target_goes_on(begun: bool) -> None:
     draft, lane = drafting(Mortal([], 0))
-    assert draft.catch_up(PROMPT)
-    assert not draft.catch_up(PROMPT)
+    if begun:
+        draft.read(PROMPT)
+        lane.calls[0].set_result(None)
+        assert not draft.catch_up(PROMPT, 15, GREEDY)
+    assert draft.catch_up(PROMPT, 16 if begun else 1, GREEDY)
+    assert not draft.catch_up(PROMPT, 16, GREEDY)
     draft.settle()
     assert draft.drafter is None
-    lane.calls[0].set_result(None)
+    assert draft.reviewed == ()
+    lane.calls[-1].set_result([True, False])
     draft.settle()
     assert draft.drafter is not None
+    assert draft.reviewed == (True, False)
+    draft.settle()
+    assert draft.reviewed is None
     assert not draft.record.lapses
-    assert len(lane.calls) == 1
+    assert len(lane.calls) == 1 + begun
+
+
+def test_a_draft_that_is_lost_while_it_reads_has_nothing_to_say_of_it() -> None:
+    draft, lane = drafting(Mortal([], 0))
+    assert draft.catch_up(PROMPT, 20, GREEDY)
+    lane.calls[0].set_exception(RuntimeError("gone"))
+    draft.settle()
+    assert draft.drafter is None
+    assert draft.reviewed == ()
+    draft.settle()
+    assert draft.reviewed is None
+    assert draft.record.losses == ("RuntimeError: gone",)
 
 
 def test_a_draft_that_has_read_the_prompt_has_nothing_to_catch_up_with() -> None:
     draft, _ = drafting(Mortal([], 0))
     draft.read(PROMPT)
-    assert not draft.catch_up(PROMPT)
+    assert not draft.catch_up(PROMPT, 0, GREEDY)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("gone"), TimeoutError("gone")])

@@ -42,7 +42,7 @@ def experiences(draw: st.DrawFn) -> Experience:
         found.host[mode].prior = draw(TIMES)
     for typical in (found.pace.now, found.beside, found.rollout, *found.fresh.values()):
         typical.prior = draw(FACTORS)
-    found.acceptance = Fading(draw(st.floats(0.05, 0.95)))
+    found.acceptance.lasting = Fading(draw(st.floats(0.05, 0.95)))
     return found
 
 

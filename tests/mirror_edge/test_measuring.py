@@ -97,7 +97,7 @@ def test_what_auto_has_learnt_is_there_at_the_next_start(
 
 def test_an_experience_survives_json_and_nothing_else_becomes_one() -> None:
     known = Experience()
-    known.acceptance.add(0.25, 3.0)
+    known.acceptance.add(1, 4)
     known.look_up[1].add(1.0)
     for factor in (1.5, 1.6, 1.7):
         known.pace.now.add(factor)

@@ -66,6 +66,23 @@ def test_the_continuation_of(committed: list[int], root: int, tokens: tuple[int,
     assert found == ([Branch(Root(0, root), tokens)] if tokens else [])
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 12))
+@settings(deadline=None)
+def test_a_review_looks_every_token_up_behind_those_before_it(
+    tokens: list[int], latest: int
+) -> None:
+    latest = min(latest, len(tokens) - 1)
+    drafter, again = NgramDrafter(), NgramDrafter()
+    assert drafter.review(tokens, latest, SAMPLER) == [
+        reference(tokens[:at], tokens[:at], 3, 1) == (tokens[at],)
+        for at in range(len(tokens) - latest, len(tokens))
+    ]
+    again.prefill(tokens)
+    roots = [Root(0, token) for token in range(4)]
+    asked = [], [], roots, 3, SAMPLER
+    assert drafter.rollout(*asked) == again.rollout(*asked)
+
+
 def test_a_new_answer_forgets_the_last_one() -> None:
     drafter = NgramDrafter()
     drafter.prefill([1, 2, 3])

@@ -27,6 +27,7 @@ from mirror_edge import Model, Sampling, Speculation
 from mirror_edge import bundle as bundles
 from mirror_edge.errors import DeviceError, OptionError
 from mirror_edge.process import ProcessDrafter
+from mirror_edge.sampling import Sampler
 
 STORY = "Once upon a time"
 MIRROR = Speculation(mode="mirror", window=3)
@@ -139,6 +140,17 @@ def test_the_spans_of_the_child_are_in_the_statistics(model: Model) -> None:
     serial = model.generate(STORY, max_new_tokens=64, speculation=Speculation(mode="sd")).stats
     waited = sum(step.seconds - step.prefix - step.suffix for step in serial.steps)
     assert sum(step.host for step in serial.steps) < waited
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, seed=5)], ids=["greedy", "drawn"])
+def test_a_review_in_the_child_says_the_same(
+    model: Model, demo: Model, sampling: Sampling
+) -> None:
+    text = [*demo.tokenize(STORY), *alone(demo, sampling, 80)]
+    sampler = Sampler(sampling, demo._pair.decoder.target.vocabulary)
+    there, here = (m._pair.drafters["model"].review(text, 64, sampler) for m in (model, demo))
+    assert there == here
+    assert 0.3 < sum(there) / 64 < 1.0
 
 
 def test_a_head_start_reaches_the_child(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

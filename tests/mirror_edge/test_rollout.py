@@ -400,6 +400,40 @@ def test_a_long_prompt_is_fed_in_chunks(length: int, forwards: int) -> None:
     assert (session.draft.forwards, session.draft.rows) == (forwards, length)
 
 
+@given(st.data())
+@settings(deadline=None, max_examples=80)
+def test_a_review_says_which_tokens_the_draft_would_have_said(data: st.DataObject) -> None:
+    """Those of a text of which it has read a part, long enough that it forgets some of it."""
+    sampler = SAMPLERS[data.draw(st.sampled_from(sorted(SAMPLERS)))]
+    session = Session(sampler, main=data.draw(st.sampled_from([24, 4096])))
+    read = data.draw(st.integers(0, 40))
+    text = data.draw(st.lists(TOKEN, min_size=1, max_size=12))
+    for own in data.draw(st.lists(st.booleans(), min_size=read, max_size=60)):
+        text += serial(LANGUAGE, text, 1, sampler) if own else [data.draw(TOKEN)]
+    if read:
+        session.prefill(text[:read])
+    latest = data.draw(st.integers(0, min(10, len(text) - 1)))
+    right = session.drafter.review(text, latest, sampler)
+    assert right == [
+        serial(LANGUAGE, text[:at], 1, sampler) == (text[at],)
+        for at in range(len(text) - latest, len(text))
+    ]
+    session.committed, session.untold = list(text), []
+    session.commit([data.draw(TOKEN)])
+    session.fresh(3)
+
+
+def test_a_review_reads_what_was_missed_and_no_more_than_a_chunk_again() -> None:
+    session, text = Session(GREEDY), [i % VOCABULARY for i in range(400)]
+    session.prefill(text[:300])
+    session.draft.fed.clear()
+    assert len(session.drafter.review(text, 64, GREEDY)) == 64
+    assert [rows for rows, _ in session.draft.fed] == [35, 65]
+    session.draft.fed.clear()
+    assert len(session.drafter.review(text, 400, GREEDY)) == 255
+    assert [rows for rows, _ in session.draft.fed] == [256]
+
+
 @pytest.mark.parametrize(("branch_rows", "kept"), [(0, 6), (6, 8), (12, 10), (300, 10)])
 def test_without_slots_there_are_fewer_branches_the_first_ones(branch_rows: int, kept: int) -> None:
     session = Session(GREEDY, context=20, branch_rows=branch_rows)

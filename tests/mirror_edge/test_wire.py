@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.sampling import Sampler, Sampling
-from mirror_edge.wire import Asked, Kind, Message, Wire, WireError, branches_message
+from mirror_edge.wire import Asked, Kind, Message, Wire, WireError, in_line
 
 VOCABULARY = 50
 IDS = st.integers(0, VOCABULARY - 1)
@@ -141,7 +141,7 @@ def test_branches_arrive_as_they_were_sent(roots: list[Root], data: st.DataObjec
     lengths = st.lists(IDS, min_size=1, max_size=3)
     answered = [root for root in roots if data.draw(st.booleans())]
     branches = [Branch(root, tuple(data.draw(lengths))) for root in answered]
-    assert asked.answered(branches_message(1, branches, ())) == branches
+    assert asked.answered(Message(Kind.DONE, 1, in_line(branches))) == branches
 
 
 @given(ROOTS, st.lists(st.integers(-2, VOCABULARY + 2) | NUMBERS, max_size=12))
@@ -177,3 +177,20 @@ def test_nonsense_is_named(ints: list[int], said: str) -> None:
     asked = Asked([], [], [Root(0, 7)], 3, Sampling(), VOCABULARY)
     with pytest.raises(WireError, match=said):
         asked.answered(Message(Kind.DONE, 1, ints))
+
+
+def test_a_review_arrives_as_it_was_sent() -> None:
+    asked = Asked([3, 1, 4], (), (), 2, Sampling(0.7, seed=3), VOCABULARY)
+    message = asked.message(2, 9.0, Kind.REVIEW)
+    arrived = Asked.of(message)
+    assert message.kind is Kind.REVIEW
+    assert (arrived.committed, arrived.depth, arrived.roots) == ([3, 1, 4], 2, [])
+    assert asked.reviewed(Message(Kind.DONE, 2, [True, False])) == [True, False]
+    assert asked.reviewed(Message(Kind.DONE, 2)) == []
+
+
+@pytest.mark.parametrize("ints", [[2], [-1, 0], [1, 1, 1]])
+def test_a_review_of_anything_else_is_nonsense(ints: list[int]) -> None:
+    asked = Asked([3, 1, 4], (), (), 2, Sampling(), VOCABULARY)
+    with pytest.raises(WireError, match="review"):
+        asked.reviewed(Message(Kind.DONE, 2, ints))
