@@ -21,6 +21,7 @@ COLOURS = {
     "rollout": "#f6d9c6",
     "fresh": "#f3b7b7",
     "prefill": "#c9c9c4",
+    "review": "#c9c9c4",
     "forward": "#eb6834",
     "verify and look up": "#eda100",
     "wait for the draft": "#e3e3df",
