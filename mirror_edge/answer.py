@@ -130,14 +130,11 @@ class Answer:
         """How often the target has agreed with a draft token, a half before it was asked."""
         return (self.agreed + 1) / (self.judged + 2)
 
-    def next_plan(self) -> Strategy:
+    def next_plan(self) -> None:
         """Plan the next step."""
         self.waited, self.depth = 0.0, 0
         plan = self.planned or self.plan
-        if plan.mode != "ar" and self.draft.catch_up(self.tokens, len(self.untold), self.sampler):
-            self.untold = []
         self.plan = self.otherwise = plan if self._can_draft() else replace(plan, mode="ar")
-        return self.plan
 
     def look_up(self) -> None:
         """Look this step's window up instead, if there is a match that the plan prefers."""
@@ -150,6 +147,15 @@ class Answer:
             self.without_draft()
             self.drafted = self.match.tokens[:window]
             self.plan = replace(plan, mode="sd", drafter="ngram", window=window)
+
+    def catch_up(self) -> None:
+        """Let the draft read first, where it is wanted and has missed much: the target goes on."""
+        plan = self.plan
+        if plan.mode == "ar" or plan.drafter == "ngram" or self.drafted or self.fresh is not None:
+            return
+        if self.draft.catch_up(self.tokens, len(self.untold), self.sampler):
+            self.untold = []
+            self.plan = self.otherwise = replace(plan, mode="ar")
 
     def _match(self, known: Lookup, tail: Sequence[int]) -> Match:
         """As many tokens as any plan wants; one at least, from which is learnt."""

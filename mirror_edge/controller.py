@@ -2,11 +2,12 @@
 
 It predicts every plan's step by the step law, from measured costs and from what the steps so far
 have taught, and takes the best. What a mode cannot teach is found out by trying another one now and
-then; the more that cost, the rarer.
+then (`trial.py`); the more that cost, the rarer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,15 +16,10 @@ from mirror_edge.experience import Experience
 from mirror_edge.law import StepLaw
 from mirror_edge.policy import Mode, Strategy
 from mirror_edge.stats import StepRecord
+from mirror_edge.trial import Trial
 
 __all__ = ["Controller"]
 
-_PROBE: dict[Mode, int] = {"ar": 5, "sd": 13, "mirror": 13}
-"""Steps of a probe at most. The first teach little: in the target's the last draft is still at
-work, and a draft has to read what it has missed."""
-_STAKE = 1.0
-"""Tokens that the windows of a probe may lose before it ends: a draft that is nearly worth it is
-looked at for longer."""
 _TEACHERS: dict[Mode, tuple[Mode, ...]] = {
     "ar": ("sd", "mirror"),
     "sd": ("ar", "mirror"),
@@ -33,7 +29,7 @@ _TEACHERS: dict[Mode, tuple[Mode, ...]] = {
 mirror what its roots hit."""
 _FAR = 1.5
 """The target alone is not asked while it is held to be slower than that: its times are no guess.
-Nor is a draft, once it has read what it had missed."""
+Nor is a draft, once it has said what it would have said to what it had missed."""
 _NEAR = 1.2
 """The same of a draft that has been in use before, so that its times are no guess either."""
 _WORTH = 0.97
@@ -46,11 +42,9 @@ _SURE = 0.95
 _EVERY = 4
 """Steps between two looks at what is looked up."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 48, 384
-"""Tokens between two probes that cost nothing."""
-_PROBING = 0.005
-"""Of all tokens, those that probes may cost."""
+"""Tokens between two trials that cost nothing."""
 _LONGEST_WAIT = 1024
-"""Tokens before the next probe, whatever the last one cost."""
+"""Tokens before the next trial, whatever the last one cost."""
 _HOLD: dict[Mode, int] = {"ar": 8, "sd": 2, "mirror": 2}
 """So often a plan that lasts is kept at most before it is weighed again: that takes time from the
 lanes."""
@@ -89,20 +83,9 @@ class Controller:
     """A plan and what it was to look up, and the two in one."""
     _planned: int = 0
     _copying: bool = False
-    """Whether the last step was looked up: a probe would cost more than it is booked for."""
-    _probe: Strategy | None = None
-    _left: int = 0
-    """Steps of the probe to come."""
-    _tried: int = 0
-    """Tokens of the probe so far."""
-    _cost: float = 0.0
-    """Tokens that it has lost, reading included."""
-    _lost: float = 0.0
-    """Those that its windows have lost."""
-    _reading: bool = False
-    """Whether the draft reads what it has missed, before the probe begins."""
-    _reviewed: bool = False
-    """Whether it has just said what it would have said to that."""
+    """Whether the last step was looked up: a trial would cost more than it is booked for."""
+    _trial: Trial | None = None
+    """The last one, over or not."""
     _turns: dict[Mode, _Turn] = field(default_factory=lambda: {"ar": _Turn(), "mirror": _Turn()})
     """Of the target alone, and of the draft in either mode."""
 
@@ -130,18 +113,16 @@ class Controller:
         drafted = [plan for plan in among if plan.drafter == "model"]
         if self._chosen not in drafted:
             self._chosen = None
-        if self._probe not in drafted:
-            self._probe, self._left = None, 0
+        self._trial = None
         return StepLaw(self.costs, drafted)
 
     def _plan(self, law: StepLaw) -> Strategy:
-        before, probe = self._chosen, self._probe
-        if self._reviewed and self._left and probe is not None:
-            self._probe = probe = self._worth_trying(law, probe.mode)
-        self._reviewed = False
-        if self._left and probe is not None:
-            self._left -= not self._reading
-            return probe
+        before, trial = self._chosen, self._trial
+        if trial is not None and trial.left:
+            if trial.reviewed:
+                self._reconsider(trial, law)
+            if trial.left:
+                return trial.next()
         if self._held and before is not None and not self._due(law, before.mode):
             self._held -= 1
             return before
@@ -166,27 +147,25 @@ class Controller:
         if not teachers:
             return chosen
         # The one that is held to come closest is the first to be asked.
-        seconds, probe = min((best[mode] for mode in teachers), key=lambda found: found[0])
-        turn = self._turn(probe.mode)
+        seconds, tried = min((best[mode] for mode in teachers), key=lambda found: found[0])
+        turn = self._turn(tried.mode)
         turn.pause = turn.until = min(2 * turn.pause, _LONGEST_PAUSE)
-        if probe.mode == "ar" and seconds > _FAR * self._pace:
+        if tried.mode == "ar" and seconds > _FAR * self._pace:
             return chosen
-        self._probe, self._left = probe, _PROBE[probe.mode] - 1
-        self._tried, self._cost, self._lost = 0, 0.0, 0.0
-        return probe
+        self._trial = trial = Trial.of(tried)
+        return trial.next()
 
-    def _worth_trying(self, law: StepLaw, mode: Mode) -> Strategy | None:
-        """The plan to go on with, of the mode that is tried, now that its draft is known better.
-
-        None where there is nothing more to find out, and all plans are weighed again.
+    def _reconsider(self, trial: Trial, law: StepLaw) -> None:
+        """Go on with the best plan of its mode, now that the draft is known better; or end it,
+        where windows have nothing to add to that, and weigh all plans.
         """
-        best = self._best(law)
-        seconds, plan = best[mode]
+        trial.reviewed, best, mode = False, self._best(law), trial.plan.mode
+        seconds, trial.plan = best[mode]
         far = _NEAR if self.experience.host[mode].learnt else _FAR
-        if _WORTH < seconds / best["ar"][0] < far:
-            return plan
-        self._left = self._held = 0
-        return None
+        if self._turn(mode).pause == _LONGEST_PAUSE:
+            far = math.inf  # Its times are learnt in its windows only, and may be out of date.
+        if not _WORTH < seconds / best["ar"][0] < far:
+            trial.left = self._held = 0
 
     def _best(self, law: StepLaw) -> dict[Mode, tuple[float, Strategy]]:
         """The plan of each mode that promises most, and its seconds a token."""
@@ -226,20 +205,11 @@ class Controller:
             if self._chosen is None or mode != self._chosen.mode:
                 turn.until -= step.committed
         self._copying = step.drafter == "ngram"
-        self._reading, self._reviewed = step.reviewed == (), bool(step.reviewed)
-        chosen, probe = self._chosen, self._probe
-        if not (chosen and probe and step.drafter == "model") or probe.mode == chosen.mode:
+        chosen, trial = self._chosen, self._trial
+        if chosen is None or trial is None or trial.plan.mode == chosen.mode:
             return
-        if step.mode == probe.mode or self._reading:
-            lost, turn = step.seconds / self._pace - step.committed, self._turn(probe.mode)
-            self._tried += step.committed
-            self._cost += lost
-            if step.mode != "ar" and step.proposed:
-                self._lost += lost
-                if self._lost > _STAKE:
-                    self._left = 0
-            if self._cost < (_WORTH - 1.0) * self._tried:
-                turn.until, turn.pause = 0, _FIRST_PAUSE
-            else:
-                owed = int(max(0.0, self._cost) / _PROBING)
-                turn.until = min(turn.pause + owed, _LONGEST_WAIT)
+        if trial.learn(step, self._pace):
+            turn = self._turn(trial.plan.mode)
+            turn.until = 0 if trial.gained else min(turn.pause + trial.owed, _LONGEST_WAIT)
+            if trial.gained and not trial.left:
+                turn.pause = _FIRST_PAUSE

@@ -138,12 +138,13 @@ def decode(answer: Answer) -> Parts[Said]:
             place = len(answer.tokens)
             answer.sampler.prepare(place, place + _FORESIGHT)
             records.append(record)
+            controller = answer.controller
             due = said.finish_reason is not None or on.clock() - studied >= _STUDY
-            if due:
+            if due or (controller is not None and controller.probing):
                 study(answer, records)
                 studied = on.clock()
-            if (controller := answer.controller) is not None and (due or controller.probing):
-                answer.planned = controller.plan(answer.choices)
+                if controller is not None:
+                    answer.planned = controller.plan(answer.choices)
             stats.generated_tokens += len(said.tokens)
             yield said
     finally:
@@ -169,8 +170,9 @@ def prefill(answer: Answer) -> Said | None:
     if token is None:
         return None
     first = Verdict(0, token)
-    if answer.next_plan().mode != "ar":
-        answer.draft_after(first)
+    answer.next_plan()
+    answer.catch_up()
+    answer.draft_after(first)
     said = Said(answer.commit(first, None), answer.finish_reason)
     answer.on.trace.take()
     return said
@@ -183,6 +185,7 @@ def step(answer: Answer, asked: float) -> Step | None:
     on, began = answer.on, max(asked, answer.until)
     answer.next_plan()
     answer.look_up()
+    answer.catch_up()
     outcome = STEPS[answer.plan.mode](answer)
     (verdict, branch, rollout), proposed = outcome, len(answer.drafted)
     said = Said(answer.commit(verdict, branch), answer.finish_reason)

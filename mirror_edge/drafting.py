@@ -77,6 +77,7 @@ class Drafting:
         latest = min(untold, _REVIEWED)
         review = self._lane.start("review", drafter.review, list(tokens), latest, sampler)
         self._late = self._review = review
+        self.reviewed = self.reviewed or ()
         return True
 
     def returned(self, tokens: Sequence[int]) -> bool:

@@ -75,6 +75,9 @@ class Experience:
         right, judged = step.foretold
         if judged:
             self.look_up[step.match - 1].add(right / judged, judged)
+        if step.reviewed is not None:
+            self.acceptance.review(step.reviewed)
+            self._strange = max(self._strange, 1)  # The draft was reading beside the target.
         if step.drafter == "ngram":  # Its times are of no mode.
             self._strange = max(self._strange, _STRANGE["ar"])
             return
@@ -82,9 +85,6 @@ class Experience:
         if step.roots:
             self.ranks *= 1.0 - 1.0 / MEMORY
             self.ranks[_RANKS if step.rank is None else min(step.rank, _RANKS)] += 1.0
-        if step.reviewed is not None:
-            self.acceptance.review(step.reviewed)
-            self._strange = max(self._strange, 1)  # The draft was reading beside the target.
         if self._last not in (None, step.mode) and "ar" in (self._last, step.mode):
             self._strange = _STRANGE[step.mode]
         self._last = step.mode

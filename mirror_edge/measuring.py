@@ -28,8 +28,9 @@ _CANDIDATES = 9
 _DEPTH = 3
 _SERIAL = (1, 4)
 """Tokens of a serial draft."""
-_LEAST, _MOST = 2, 15
-"""Rounds that count."""
+_GOOD, _MOST = 3, 15
+"""Rounds that count: so many are taken even if that takes some times as long, and at most."""
+_LONGER = 3.0
 _TINY = 1e-9
 _FED = 16
 """Tokens in front of what is measured."""
@@ -154,7 +155,12 @@ def _measured(
     """
     rounds: list[list[list[tuple[float, ...]]]] = []
     began = clock()
-    while len(rounds) <= _LEAST or (len(rounds) <= _MOST and clock() - began < seconds):
+
+    def wanted() -> bool:
+        counted, lasted = len(rounds) - 1, (clock() - began) / seconds
+        return counted < 1 or (counted < _MOST and lasted < (1.0 if counted >= _GOOD else _LONGER))
+
+    while wanted():
         begin()
         rounds.append([_round(part) for part in parts])
     found = []

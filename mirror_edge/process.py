@@ -1,7 +1,7 @@
 """The drafter in a child process: a driver that hangs or aborts takes no answer with it.
 
 Only numbers cross (`wire.py`). A child that dies, hangs past its deadline or answers nonsense is
-killed, and another is started in the background; it needs one `prefill` to be of use again.
+killed, and another is started in the background; it has to read the text to be of use again.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class ProcessDrafter:
         """See `Drafter.rollout`.
 
         Raises:
-            DraftLostError: if the child is lost meanwhile, or was since the last `prefill`.
+            DraftLostError: if the child is lost meanwhile, or was since it last read the text.
         """
         child = self._child
         if child is None or child is not self._told:

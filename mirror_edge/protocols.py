@@ -147,7 +147,7 @@ class Recovering(Drafter, Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether it can be called; after a failure it must hear `prefill` first. Cheap."""
+        """Whether it can be called; after a failure it has to read the text first. Cheap."""
         ...
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelDrafter", "ways"]
 
 _CHUNK = 256
+_JUDGED = 32
+"""Rows that a review has logits of at once: of a large vocabulary they take tens of megabytes."""
 _NOTHING = Guesses(0)
 _SIBLINGS = 11
 """Of a stream's first guess, where there is time to find out whether they pay."""
@@ -73,20 +75,19 @@ class ModelDrafter:
         self._sure = len(self._rows)
 
     def review(self, tokens: Sequence[int], latest: int, sampler: Sampler) -> list[bool]:
-        """See `Drafter.review`. All of it goes through one forward, at most a chunk of tokens."""
-        trunk = self._taken(tokens)
+        """See `Drafter.review`. Of a text beyond its context it has nothing to say."""
+        trunk, right = self._taken(tokens), []
         end = len(trunk)
-        begin = max(1, end - min(latest, _CHUNK - 1))
-        self._feed(trunk, begin - 1)
-        del self._rows[begin - 1 :]  # Their logits are wanted, and were not kept.
-        logits = self._feed(trunk, end, every=True)[:-1, : known(self._graph, sampler)]
+        begin = max(1, end - latest) if end + trunk.gone == len(tokens) else end
+        for first in range(begin, end, _JUDGED):
+            last = min(first + _JUDGED, end)
+            said = self._said_behind(trunk, first - 1, last - 1, sampler)
+            rows = range(first, last)
+            histories = [trunk.before(row) for row in rows] if sampler.needs_history else None
+            chosen = sampler.choose(said, [row + trunk.gone for row in rows], histories)
+            right += (chosen == np.array(trunk.rows[first:last])).tolist()
+        self._feed(trunk, end - 1)  # The last row goes along with the branches to come.
         self._sure = len(self._rows)
-        rows = range(begin, end)
-        if not rows:
-            return []
-        histories = [trunk.before(row) for row in rows] if sampler.needs_history else None
-        said = sampler.choose(logits, [row + trunk.gone for row in rows], histories)
-        right: list[bool] = (said == np.array(trunk.rows[begin:])).tolist()
         return right
 
     def rollout(
@@ -150,12 +151,9 @@ class ModelDrafter:
         graph, base, end = self._graph, len(self._committed) - trunk.gone, len(trunk)
         if not base <= end < base + _CHUNK:
             return
-        self._feed(trunk, base - 1)
-        del self._rows[base - 1 :]  # Their logits are wanted, and were not kept.
-        logits = self._feed(trunk, end, every=True)
-        rows = range(base, base + len(logits))
+        said = self._said_behind(trunk, base - 1, end, sampler)
+        rows = range(base, base + len(said))
         histories = [trunk.before(row) for row in rows] if sampler.needs_history else None
-        said = logits[:, : known(graph, sampler)]
         best = sampler.best(said, [row + trunk.gone for row in rows], 2, histories).tolist()
         drafted = [*trunk.rows[base:], None]
         roots = [
@@ -253,6 +251,14 @@ class ModelDrafter:
         end = FIRST + self._gone
         known = list(tokens[:end]) == self._committed[:end]
         return known and len(tokens) - self._gone >= self._graph.main // 2
+
+    def _said_behind(
+        self, trunk: Trunk, first: int, end: int, sampler: Sampler
+    ) -> NDArray[np.float32]:
+        """The logits behind the main rows from `first` to `end`, a chunk of them at most."""
+        self._feed(trunk, first)
+        del self._rows[first:]  # Their logits were not kept.
+        return self._feed(trunk, end, every=True)[:, : known(self._graph, sampler)]
 
     def _feed(self, trunk: Trunk, end: int, *, every: bool = False) -> NDArray[np.float32]:
         """Feed what is missing of the main rows up to `end`, in chunks, plainly causal.

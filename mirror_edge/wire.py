@@ -75,7 +75,7 @@ class Message(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A rollout as it is asked for; see `Drafter.rollout`."""
+    """A rollout as it is asked for, or a review; see `Drafter`."""
 
     committed: Sequence[int]
     drafted: Sequence[int]
@@ -135,7 +135,6 @@ class Asked(NamedTuple):
             branches.append(Branch(root, tokens))
             at += 3 + length
         return branches
-
 
     def reviewed(self, message: Message) -> list[bool]:
         """What an answer to this, as a review, says of the latest tokens.

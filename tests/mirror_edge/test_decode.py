@@ -233,6 +233,24 @@ def test_what_was_said_before_is_looked_up_and_the_draft_left_in_peace(mode: Mod
     assert {step.committed for step in copied[:-1]} == {8}
     assert {step.foretold for step in copied[:-1]} == {(7, 7)}
     assert not any(step.busy.get("draft") for step in copied[3:])
+    assert not any(step.reviewed is not None for step in copied[3:])
+
+
+@pytest.mark.parametrize("mode", ["sd", "mirror"])
+def test_a_wide_window_is_nothing_that_the_draft_has_missed(mode: Mode) -> None:
+    """On one processor, where a serial draft is made by whoever waits for it."""
+    trace = Trace()
+
+    def lane(name: str, trace: Trace) -> Lane:
+        return ThreadLane(name, trace, shared=True)
+
+    house = House(lane, ModelDrafter(ScriptedDraft(TRUTH, VOCABULARY, trace=trace)), trace)
+    kept = trace.keep()
+    answer = house.answer(mode, window=24, new=150)
+    spoken(answer)
+    assert sum(step.accepted == 24 for step in answer.stats.steps) >= 4
+    assert not answer.stats.draft_losses
+    assert "review" not in {call.name for call in kept.calls}
 
 
 class Turning:

@@ -143,9 +143,7 @@ def test_the_spans_of_the_child_are_in_the_statistics(model: Model) -> None:
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, seed=5)], ids=["greedy", "drawn"])
-def test_a_review_in_the_child_says_the_same(
-    model: Model, demo: Model, sampling: Sampling
-) -> None:
+def test_a_review_in_the_child_says_the_same(model: Model, demo: Model, sampling: Sampling) -> None:
     text = [*demo.tokenize(STORY), *alone(demo, sampling, 80)]
     sampler = Sampler(sampling, demo._pair.decoder.target.vocabulary)
     there, here = (m._pair.drafters["model"].review(text, 64, sampler) for m in (model, demo))

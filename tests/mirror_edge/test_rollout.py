@@ -423,15 +423,21 @@ def test_a_review_says_which_tokens_the_draft_would_have_said(data: st.DataObjec
     session.fresh(3)
 
 
-def test_a_review_reads_what_was_missed_and_no_more_than_a_chunk_again() -> None:
+def test_a_review_reads_what_was_missed_and_is_told_of_few_rows_at_once() -> None:
     session, text = Session(GREEDY), [i % VOCABULARY for i in range(400)]
     session.prefill(text[:300])
     session.draft.fed.clear()
     assert len(session.drafter.review(text, 64, GREEDY)) == 64
-    assert [rows for rows, _ in session.draft.fed] == [35, 65]
+    assert [rows for rows, _ in session.draft.fed] == [35, 32, 32]
     session.draft.fed.clear()
-    assert len(session.drafter.review(text, 400, GREEDY)) == 255
-    assert [rows for rows, _ in session.draft.fed] == [256]
+    assert len(session.drafter.review([*text, 1, 2, 3], 3, GREEDY)) == 3
+    assert [rows for rows, _ in session.draft.fed] == [3]
+
+
+def test_of_a_text_beyond_its_context_a_draft_has_nothing_to_say() -> None:
+    session = Session(GREEDY, context=50)
+    assert session.drafter.review([1] * 50, 5, GREEDY) != []
+    assert session.drafter.review([1] * 51, 5, GREEDY) == []
 
 
 @pytest.mark.parametrize(("branch_rows", "kept"), [(0, 6), (6, 8), (12, 10), (300, 10)])
