@@ -57,27 +57,20 @@ class Drafting:
 
     def read(self, tokens: Sequence[int]) -> None:
         """Have it read the committed `tokens`; nobody waits for that before it is needed."""
-        drafter, self._begun = self._drafter, True
-        if isinstance(drafter, Recovering) and not drafter.ready:
-            self._drafter, self._lost = None, drafter
-        elif drafter is not None:
+        if (drafter := self._at_hand()) is not None:
             self._reading = self._lane.start("prefill", drafter.prefill, list(tokens))
 
     def catch_up(self, tokens: Sequence[int], untold: int, sampler: Sampler) -> bool:
         """Whether it has much to read first, or has read nothing: it does that while the target
         goes on, and says what it would have said to the latest of the `untold` tokens.
         """
-        drafter = self.drafter
-        if drafter is None or (self._begun and untold < _MUCH):
+        if self.drafter is None or (self._begun and untold < _MUCH):
             return False
-        self._begun = True
-        if isinstance(drafter, Recovering) and not drafter.ready:
-            self._drafter, self._lost = None, drafter
-            return True
-        latest = min(untold, _REVIEWED)
-        review = self._lane.start("review", drafter.review, list(tokens), latest, sampler)
-        self._late = self._review = review
-        self.reviewed = self.reviewed or ()
+        if (drafter := self._at_hand()) is not None:
+            latest = min(untold, _REVIEWED)
+            review = self._lane.start("review", drafter.review, list(tokens), latest, sampler)
+            self._late = self._review = review
+            self.reviewed = self.reviewed or ()
         return True
 
     def returned(self, tokens: Sequence[int]) -> bool:
@@ -121,6 +114,13 @@ class Drafting:
             else:
                 self._lose(error)
             return []
+
+    def _at_hand(self) -> Drafter | None:
+        """The drafter that is to read; one that has not come back yet is noted as lost."""
+        drafter, self._begun = self._drafter, True
+        if isinstance(drafter, Recovering) and not drafter.ready:
+            self._drafter, self._lost = None, drafter
+        return self._drafter
 
     def _lose(self, error: Exception) -> None:
         message = f"{type(error).__name__}: {error}"

@@ -29,8 +29,9 @@ _DEPTH = 3
 _SERIAL = (1, 4)
 """Tokens of a serial draft."""
 _GOOD, _MOST = 3, 15
-"""Rounds that count: so many are taken even if that takes some times as long, and at most."""
+"""Rounds that count: so many are taken even where they last `_LONGER`, and at most."""
 _LONGER = 3.0
+"""Times as long as was asked for."""
 _TINY = 1e-9
 _FED = 16
 """Tokens in front of what is measured."""

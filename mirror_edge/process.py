@@ -10,11 +10,11 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mirror_edge.child import Child, ChildError
 from mirror_edge.errors import ClosedError, DraftLostError, MirrorEdgeError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mirror_edge.sampling import Sampler
 
 __all__ = ["ProcessDrafter"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger("mirror_edge")
 
@@ -97,10 +99,7 @@ class ProcessDrafter:
         deadline = self._deadline(child, len(tokens))
         message = asked.message(next(self._calls), deadline, Kind.REVIEW)
         reply = self._ask(child, message, len(tokens))
-        try:
-            right = asked.reviewed(reply)
-        except WireError as error:
-            raise self._lost(child, f"it answered nonsense: {error}") from error
+        right = self._understood(child, asked.reviewed, reply)
         self._told = child
         return right
 
@@ -125,10 +124,7 @@ class ProcessDrafter:
         asked = Asked(committed, drafted, roots, depth, sampler.sampling, sampler.vocabulary)
         message = asked.message(next(self._calls), self._deadline(child, rows))
         reply = self._ask(child, message, rows, dropped)
-        try:
-            branches = asked.answered(reply)
-        except WireError as error:
-            raise self._lost(child, f"it answered nonsense: {error}") from error
+        branches = self._understood(child, asked.answered, reply)
         self._failures = 0
         return branches
 
@@ -159,6 +155,13 @@ class ProcessDrafter:
             Span("draft", "draft", *run) for run in zip(times[::2], times[1::2], strict=True)
         ]
         return reply
+
+    def _understood(self, child: Child, read: Callable[[Message], T], reply: Message) -> T:
+        """What a reply says."""
+        try:
+            return read(reply)
+        except WireError as error:
+            raise self._lost(child, f"it answered nonsense: {error}") from error
 
     def _lost(self, child: Child, why: str) -> DraftLostError:
         """Kill the child, so that the keeper starts another."""

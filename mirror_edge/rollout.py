@@ -81,10 +81,7 @@ class ModelDrafter:
         begin = max(1, end - latest) if end + trunk.gone == len(tokens) else end
         for first in range(begin, end, _JUDGED):
             last = min(first + _JUDGED, end)
-            said = self._said_behind(trunk, first - 1, last - 1, sampler)
-            rows = range(first, last)
-            histories = [trunk.before(row) for row in rows] if sampler.needs_history else None
-            chosen = sampler.choose(said, [row + trunk.gone for row in rows], histories)
+            chosen = sampler.choose(*self._said_behind(trunk, first - 1, last - 1, sampler))
             right += (chosen == np.array(trunk.rows[first:last])).tolist()
         self._feed(trunk, end - 1)  # The last row goes along with the branches to come.
         self._sure = len(self._rows)
@@ -151,10 +148,8 @@ class ModelDrafter:
         graph, base, end = self._graph, len(self._committed) - trunk.gone, len(trunk)
         if not base <= end < base + _CHUNK:
             return
-        said = self._said_behind(trunk, base - 1, end, sampler)
-        rows = range(base, base + len(said))
-        histories = [trunk.before(row) for row in rows] if sampler.needs_history else None
-        best = sampler.best(said, [row + trunk.gone for row in rows], 2, histories).tolist()
+        said, places, histories = self._said_behind(trunk, base - 1, end, sampler)
+        best = sampler.best(said, places, 2, histories).tolist()
         drafted = [*trunk.rows[base:], None]
         roots = [
             Root(row, next(token for token in tokens if token != drafted[row]))
@@ -254,11 +249,16 @@ class ModelDrafter:
 
     def _said_behind(
         self, trunk: Trunk, first: int, end: int, sampler: Sampler
-    ) -> NDArray[np.float32]:
-        """The logits behind the main rows from `first` to `end`, a chunk of them at most."""
+    ) -> tuple[NDArray[np.float32], list[int], list[list[int]] | None]:
+        """The logits behind the main rows from `first` to `end`, a chunk of them at most; the
+        places of the tokens that they are of, and what stands before these, if that is asked for.
+        """
         self._feed(trunk, first)
         del self._rows[first:]  # Their logits were not kept.
-        return self._feed(trunk, end, every=True)[:, : known(self._graph, sampler)]
+        logits = self._feed(trunk, end, every=True)[:, : known(self._graph, sampler)]
+        rows = range(first + 1, first + 1 + len(logits))
+        histories = [trunk.before(row) for row in rows] if sampler.needs_history else None
+        return logits, [row + trunk.gone for row in rows], histories
 
     def _feed(self, trunk: Trunk, end: int, *, every: bool = False) -> NDArray[np.float32]:
         """Feed what is missing of the main rows up to `end`, in chunks, plainly causal.
