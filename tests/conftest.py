@@ -9,9 +9,10 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-# Read by numpy as it is imported: for matrices as small as the tests', threads cost more than they
-# bring, and on a busy machine many times more.
+# Read by numpy and torch as they are imported: for matrices as small as the tests', threads cost
+# more than they bring, and on a busy machine many times more.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +39,6 @@ SHAPE = DraftShape(layers=1, hidden=32, heads=2, kv_heads=1)
 
 def sentence(draw: random.Random) -> str:
     return " ".join(draw.choice(WORDS[part]) for part in ("who", "does", "what", "when")) + ". "
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small lose more to a second thread than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -213,10 +202,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
     options = ["--target", target, "--data", data, "--draft-layers", 1, "--draft-hidden", 32]
     options += ["--tokens", 80_000, "--batch", 16, "--length", 64, "--device", "cpu"]
     options += ["--learning-rate", 1e-2, "--checkpoint-seconds", 0.5]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     checkpoint = tmp_path / "killed.checkpoint"
-    process = subprocess.Popen(command(*options, "-o", killed), env=environment)
+    process = subprocess.Popen(command(*options, "-o", killed))
     deadline = time.monotonic() + 240
     while not checkpoint.exists():
         assert process.poll() is None
@@ -227,11 +215,11 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
     assert not killed.exists()
 
     again = subprocess.run(
-        command(*options, "-o", killed), env=environment, capture_output=True, text=True, check=True
+        command(*options, "-o", killed), capture_output=True, text=True, check=True
     )
     assert f"went on from {checkpoint}" in again.stdout.replace("\n", "")
     assert not checkpoint.exists()
-    subprocess.run(command(*options, "-o", whole), env=environment, check=True)
+    subprocess.run(command(*options, "-o", whole), check=True)
     one, other = (json.loads((f / "distill.json").read_text()) for f in (killed, whole))
     assert one["run"]["tokens"] == other["run"]["tokens"]
     assert one["run"]["steps"] == other["run"]["steps"]
