@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,8 @@ __all__ = ["LEAST_TEMPERATURE", "Sampler", "Sampling", "gumbel"]
 
 LEAST_TEMPERATURE = 0.001
 """The least one above 0, which is greedy."""
+_HOTTEST, _LEAST_PENALTY, _MOST_PENALTY = 1e6, 0.001, 1000.0
+"""Logits are float32, and are to stay finite."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,17 @@ class Sampling:
         for name, ok, allowed in (
             (
                 "temperature",
-                self.temperature == 0.0 or LEAST_TEMPERATURE <= self.temperature < math.inf,
-                f"0 or at least {LEAST_TEMPERATURE}",
+                self.temperature == 0.0 or LEAST_TEMPERATURE <= self.temperature <= _HOTTEST,
+                f"0, or {LEAST_TEMPERATURE} to {_HOTTEST:.0f}",
             ),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0, at most 1"),
             ("min_p", 0.0 <= self.min_p < 1.0, "0 (off) or more, below 1"),
-            ("repetition_penalty", 0.0 < self.repetition_penalty < math.inf, "above 0"),
+            (
+                "repetition_penalty",
+                _LEAST_PENALTY <= self.repetition_penalty <= _MOST_PENALTY,
+                f"{_LEAST_PENALTY} to {_MOST_PENALTY:.0f}",
+            ),
         ):
             if not ok:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be {allowed}.")
@@ -107,8 +113,9 @@ class Sampler:
         """A sampler for logits at most `vocabulary` wide."""
         self.sampling = sampling
         self._ids = np.arange(vocabulary, dtype=np.uint32)
-        # Target and draft lane ask for the same positions, from two threads.
-        self._noise = lru_cache(maxsize=16)(self._block)
+        # Target and draft lane ask for the same positions, from two threads. What is kept knows
+        # nothing of the sampler, so that it goes when the sampler does.
+        self._noise = lru_cache(maxsize=16)(partial(_noise_of, sampling.seed, self._ids))
 
     @property
     def vocabulary(self) -> int:
@@ -135,13 +142,6 @@ class Sampler:
         if self.sampling.temperature > 0.0:
             for block in range(first // _TOGETHER, last // _TOGETHER + 1):
                 self._noise(block)
-
-    def _block(self, block: int) -> NDArray[np.float32]:
-        first, seed = block * _TOGETHER, self.sampling.seed
-        if len(self._ids) <= _WIDE:
-            return gumbel(seed, range(first, first + _TOGETHER), self._ids)
-        positions = range(first, first + _TOGETHER)
-        return np.concatenate([gumbel(seed, [position], self._ids) for position in positions])
 
     def choose(
         self,
@@ -222,6 +222,14 @@ class Sampler:
         noise = np.stack([self.noise(p)[row] for p, row in zip(positions, ids, strict=True)])
         scores: NDArray[np.float32] = logprobs / np.float32(self.sampling.temperature) + noise
         return scores
+
+
+def _noise_of(seed: int, ids: NDArray[np.uint32], block: int) -> NDArray[np.float32]:
+    """The noise of a block's positions, [_TOGETHER, ids]."""
+    positions = range(block * _TOGETHER, (block + 1) * _TOGETHER)
+    if len(ids) <= _WIDE:
+        return gumbel(seed, positions, ids)
+    return np.concatenate([gumbel(seed, [position], ids) for position in positions])
 
 
 def _weakened(
