@@ -238,8 +238,10 @@ class Model:
             return
         self._closed = True
         self._pair.end_lanes()
-        self._tuning.keep()
-        self._pair.close()
+        try:
+            self._tuning.keep()
+        finally:
+            self._pair.close()
 
     def __enter__(self) -> Self:
         """The model itself."""
@@ -256,8 +258,7 @@ class Model:
 
     def _answer(self, prompt: Prompt, options: AnswerOptions) -> tuple[Answer, Parts[Chunk]]:
         """Everything that can be refused is refused here, before a device is touched."""
-        if self._closed:
-            raise ClosedError("the model was closed; load it again.")
+        self._refuse_if_closed()
         if unknown := options.keys() - AnswerOptions.__annotations__.keys():
             raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
         tokens = self.tokenize(prompt, options.get("template"))
@@ -298,11 +299,16 @@ class Model:
         named = asked.drafter or ("model" if self.has_draft else "ngram")
         return answer, self._chunks(answer, named, StopStrings(options.get("stop") or ()))
 
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise ClosedError("the model was closed; load it again.")
+
     def _chunks(self, answer: Answer, drafter: str, stops: StopStrings) -> Parts[Chunk]:
         pair = self._pair
         if not self._busy.acquire(blocking=False):
             raise BusyError("this model is giving another answer; wait for it or load it twice.")
         try:
+            self._refuse_if_closed()  # It may have been, since the answer was asked for.
             plans = [plan for plan in (answer.plan, *answer.choices) if plan.mode == "mirror"]
             if any(plan.exit_head == "draft" for plan in plans):
                 yield from waited(pair.decoder.draft_lane.start("open", pair.open_exit_head))

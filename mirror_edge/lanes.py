@@ -82,6 +82,7 @@ class ThreadLane:
         self._left: set[Future[Any]] = set()
         """Of calls that are queued or under way."""
         self._device = threading.Lock()
+        self._entry = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"lane-{name}", daemon=True)
         self._thread.start()
@@ -90,11 +91,12 @@ class ThreadLane:
         self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> Future[T]:
         """See `Lane.start`."""
-        if self._closed:
-            raise ClosedError("the model was closed; load it again.")
         future: Future[T] = Future()
-        self._left.add(future)
-        self._queue.put(_Work(future, name, lambda: call(*args, **kwargs)))
+        with self._entry:  # Nothing is to be queued behind the end.
+            if self._closed:
+                raise ClosedError("the model was closed; load it again.")
+            self._left.add(future)
+            self._queue.put(_Work(future, name, lambda: call(*args, **kwargs)))
         return future
 
     def later(
@@ -116,8 +118,9 @@ class ThreadLane:
 
     def close(self) -> None:
         """Let the queued calls finish, then end the thread."""
-        self._closed = True
-        self._queue.put(None)
+        with self._entry:
+            self._closed = True
+            self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:

@@ -151,9 +151,8 @@ class ProcessDrafter:
         except ChildError as error:
             raise self._lost(child, str(error)) from error
         times = reply.floats
-        self._trace.runs += [
-            Span("draft", "draft", *run) for run in zip(times[::2], times[1::2], strict=True)
-        ]
+        runs = zip(times[::2], times[1::2], strict=True)
+        self._trace.runs.extend([Span("draft", "draft", *run) for run in runs])
         return reply
 
     def _understood(self, child: Child, read: Callable[[Message], T], reply: Message) -> T:

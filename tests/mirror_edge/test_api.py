@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
 import mirror_edge
 from mirror_edge import Message, Model, Sampling, Speculation
 from mirror_edge.errors import BusyError, ClosedError, ContextError, DeviceError, OptionError
+from mirror_edge.sampling import Sampler
 
 OPENING = "Once upon a time"
 """Its answer goes on for hundreds of tokens."""
@@ -229,6 +232,35 @@ def test_a_closed_model_refuses_and_closes_again_in_peace() -> None:
         model.generate(STORY)
     with pytest.raises(ClosedError):
         list(left)
+
+
+def test_an_answer_that_was_asked_for_before_the_model_was_closed_is_refused() -> None:
+    model = mirror_edge.load()
+    waiting = model.stream(STORY)
+    model.close()
+    with pytest.raises(ClosedError):
+        next(waiting)
+
+
+def test_answers_leave_no_noise_behind(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Sampler]] = []
+
+    def sampler(sampling: Sampling, vocabulary: int) -> Sampler:
+        one = Sampler(sampling, vocabulary)
+        made.append(weakref.ref(one))
+        return one
+
+    monkeypatch.setattr("mirror_edge.api.Sampler", sampler)
+    gc.disable()
+    try:
+        for seed in range(6):
+            speculation = Speculation(mode=("ar", "sd", "mirror")[seed % 3])
+            sampling = Sampling(temperature=1.0, seed=seed)
+            demo.generate(STORY, max_new_tokens=16, sampling=sampling, speculation=speculation)
+        demo.generate(STORY, max_new_tokens=4)
+        assert sum(ref() is not None for ref in made) <= 1
+    finally:
+        gc.enable()
 
 
 def test_closing_ends_the_lanes() -> None:

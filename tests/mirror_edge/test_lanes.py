@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,28 @@ def test_a_closed_lane_refuses_later_calls() -> None:
     lane.close()
     with pytest.raises(ClosedError):
         made()
+
+
+def test_what_is_started_while_the_lane_is_closed_is_still_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lane = ThreadLane("test", Trace())
+    closing, queue = threading.Thread(target=lane.close), lane._queue
+
+    class Slow:
+        """Lets another thread try to close the lane before anything is queued."""
+
+        get = queue.get
+
+        def put(self, work: Any) -> None:
+            if work is not None:
+                closing.start()
+                closing.join(0.2)
+            queue.put(work)
+
+    monkeypatch.setattr(lane, "_queue", Slow())
+    assert lane.start("last", int).result(timeout=5) == 0
+    closing.join()
 
 
 def test_what_is_dropped_twice_is_told_once() -> None:
