@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirror_edge.errors import DeviceError
+from mirror_edge.interpreter import command, environment
 from mirror_edge.wire import Kind, Message, Wire, WireError
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ class Child:
         self.placed: dict[str, dict[str, int]] = {}
         """How many nodes of each graph run on which provider, once it is open."""
         self._device = device
-        command = [sys.executable, "-P", "-m", "mirror_edge.draft_server"]
-        self.process, connection = _spawn([*command, str(folder), str(device), str(threads)])
+        self.process, connection = _spawn(
+            command("mirror_edge.draft_server", str(folder), str(device), str(threads))
+        )
         self._wire = Wire(connection)
         self._asking = threading.Lock()
 
@@ -138,27 +139,20 @@ class Child:
         return message
 
 
-def _spawn(command: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A process of this interpreter, with the same packages, and our end of a socket pair.
+def _spawn(words: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A process of this interpreter, and our end of a socket pair.
 
     The other end is its standard input. What it prints goes nowhere, what it complains of to our
     standard error. Ctrl-C does not reach it.
     """
-    if getattr(sys, "frozen", False) or not sys.executable:
-        raise DeviceError(
-            "this program is no Python interpreter that could run the draft in a process of its "
-            "own; load with draft_process=False."
-        )
-    search = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONPATH": search}
     ours, theirs = socket.socketpair()
     with theirs:
         if sys.platform == "win32":
             process = subprocess.Popen(
-                command,
+                words,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                env=environment,
+                env=environment(),
                 creationflags=subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW,
             )
             assert process.stdin is not None
@@ -166,10 +160,10 @@ def _spawn(command: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
                 entrance.write(theirs.share(process.pid))
         else:
             process = subprocess.Popen(
-                command,
+                words,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                env=environment,
+                env=environment(),
                 process_group=0,
             )
     return process, ours

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mirror_edge import kept
 from mirror_edge.bundle import MANIFEST, digest
 from mirror_edge.devices import Device, Role, all_devices
+from mirror_edge.errors import DeviceError
 from mirror_edge.probe import Probe, probe
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def _tried(bundle: Bundle, role: Role, found: Found, on_try: Callable[[str], Non
         place = kept.entry("probes", key, make)
     except OSError:
         return now()
+    except DeviceError as error:
+        return Probe(found.name, role, str(error))
     return Probe(**json.loads((place / _PROBE).read_text(encoding="utf-8")))
 
 

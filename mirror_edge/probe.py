@@ -22,6 +22,7 @@ import numpy as np
 from mirror_edge import bundle as bundles
 from mirror_edge.devices import Device, Role, runtime_for, usable_cores
 from mirror_edge.errors import MirrorEdgeError
+from mirror_edge.interpreter import command, environment
 from mirror_edge.trace import Trace
 
 if TYPE_CHECKING:
@@ -62,13 +63,17 @@ class Probe:
 
 
 def probe(device: str, role: Role, bundle: Path, patience: float = _PATIENCE) -> Probe:
-    """Try a device in a child process; whatever happens there is told in the result."""
+    """Try a device in a child process; whatever happens there is told in the result.
+
+    Raises:
+        DeviceError: if this program can start none.
+    """
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "probe.json"
-        command = [sys.executable, "-P", "-m", __name__, device, role, str(bundle), str(told)]
         try:
             done = subprocess.run(
-                command,
+                command("mirror_edge.probe", device, role, str(bundle), str(told)),
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=patience,
