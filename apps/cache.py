@@ -14,8 +14,12 @@ app = typer.Typer(
 def clear_command() -> None:
     """Delete all of it; it is made again when it is needed."""
     from mirror_edge import kept
+    from mirror_edge.errors import OptionError
 
-    where, size = kept.folder(), kept.clear()
+    try:
+        where, size = kept.folder(), kept.clear()
+    except OSError as error:
+        raise OptionError(f"nothing was deleted: {error}") from error
     typer.echo(f"{where}: {size / 1e6:.1f} MB deleted.")
 
 

@@ -33,16 +33,25 @@ Key = Mapping[str, str]
 
 
 def folder() -> Path:
-    """The cache folder: ``MIRROR_EDGE_CACHE``, or the system's place for such things."""
+    """The cache folder: ``MIRROR_EDGE_CACHE``, or the system's place for such things.
+
+    Raises:
+        OSError: if there is none.
+    """
     if named := os.environ.get("MIRROR_EDGE_CACHE"):
         return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "mirror-edge"
+    variable, usual = {
+        "win32": ("LOCALAPPDATA", "AppData/Local"),
+        "darwin": ("", "Library/Caches"),
+    }.get(sys.platform, ("XDG_CACHE_HOME", ".cache"))
+    if base := os.environ.get(variable):
+        return Path(base) / "mirror-edge"
+    try:
+        return Path.home() / usual / "mirror-edge"
+    except RuntimeError:
+        raise FileNotFoundError(
+            "there is no home folder to keep anything in; name another in MIRROR_EDGE_CACHE."
+        ) from None
 
 
 def clear() -> int:

@@ -71,7 +71,7 @@ class Tuning:
 
 def _learnt(key: kept.Key) -> Experience:
     """What was learnt at earlier starts."""
-    if place := kept.find("experience", key):
-        with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if place := kept.find("experience", key):
             return Experience.of(json.loads((place / _LEARNT).read_text(encoding="utf-8")))
     return Experience()

@@ -187,8 +187,8 @@ def _keep_shaders() -> None:
     """Have Linux's drivers keep their compiled shaders with all else that is kept."""
     if sys.platform != "linux":
         return
-    place = kept.folder() / "shaders"
     try:
+        place = kept.folder() / "shaders"
         place.mkdir(parents=True, exist_ok=True)
     except OSError:
         return

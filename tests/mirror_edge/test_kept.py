@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import mirror_edge
 from mirror_edge import kept
 
 KEY = {"bundle": "one", "driver": "2.7"}
@@ -133,3 +134,41 @@ def test_the_folder_is_where_the_system_keeps_such_things(
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setenv(variable, str(tmp_path))
     assert kept.folder() == tmp_path / place
+
+
+@pytest.fixture
+def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a service in a container."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MIRROR_EDGE_CACHE")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(Path, "home", home)
+
+
+@pytest.mark.usefixtures("_no_home")
+def test_a_named_folder_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kept.folder() == tmp_path / "mirror-edge"
+
+
+@pytest.mark.usefixtures("_no_home")
+@pytest.mark.parametrize("named", [None, ""])
+def test_without_a_home_nothing_can_be_kept(
+    named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if named is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", named)
+    for keep in (kept.entry, kept.renew):
+        with pytest.raises(OSError, match="MIRROR_EDGE_CACHE"):
+            keep("compiled", KEY, Maker())
+
+
+@pytest.mark.usefixtures("_no_home")
+def test_mode_auto_answers_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with mirror_edge.load(target_device="cpu", draft_device="cpu") as model:
+        assert model.generate("Hello", max_new_tokens=8).mode == "auto"
