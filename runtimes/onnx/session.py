@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _QUIET = 3
 _SMALL = 4096
 _LARGE = 1 << 20
-"""Inputs of so many bytes in all are bound anew, not kept."""
+"""Buffers of so many bytes in all are bound anew, not kept."""
 _LASTS = 0.003
 """Seconds of a run from which on the next one can be stopped, which costs it some 25 µs."""
 _SHAPES = 32
@@ -75,8 +75,6 @@ class Bound:
         """None yet."""
         self.binding = session.io_binding()
         self.buffers: dict[str, Buffer] = {}
-        self.lasting = 0
-        """Of which generation those are that every run has."""
 
 
 class Session:
@@ -107,7 +105,6 @@ class Session:
         """By the shapes of the inputs; the one last used is the last."""
         self._lasting: dict[str, tuple[Buffer, bool]] = {}
         """Buffers that every run has, and whether they are outputs."""
-        self._generation = 0
         self._running: ort.RunOptions | None = None
         """Of the run under way, if it can be stopped."""
         self._stoppable, self._lasts = stoppable, False
@@ -128,7 +125,7 @@ class Session:
         known, _ = self._lasting.get(name, (None, output))
         if known is not buffer:
             self._lasting[name] = buffer, output
-            self._generation += 1
+            self._shapes.clear()  # Shapes that are not run again would hold on to the one before.
 
     def stop(self) -> None:
         """Have the run under way, if it lasts, raise `StoppedError`; called from another thread."""
@@ -142,7 +139,7 @@ class Session:
             DeviceError: if ONNX Runtime fails.
             StoppedError: if it was told to `stop`.
         """
-        bound = self._bound_for(inputs)
+        bound = self._bound_for(inputs, outputs)
         buffers = bound.buffers
         for name, buffer in inputs.items():
             own = buffers.get(name)
@@ -188,22 +185,25 @@ class Session:
         self._lasting.clear()
         self._sent.clear()
 
-    def _bound_for(self, inputs: Mapping[str, Buffer]) -> Bound:
+    def _bound_for(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Bound:
         """What is bound for inputs of these shapes already."""
         shapes = () if self._apart else tuple([buffer.shape for buffer in inputs.values()])
         bound = self._shapes.pop(shapes, None)
         if bound is None:
-            if not self._apart and sum(buffer.nbytes for buffer in inputs.values()) >= _LARGE:
+            buffers = (*inputs.values(), *outputs.values())
+            if not self._apart and sum(buffer.nbytes for buffer in buffers) >= _LARGE:
                 shapes = ()
-            bound = self._shapes.pop(shapes, None) or Bound(self._session)
+            bound = self._shapes.pop(shapes, None) or self._bound_for_all()
             if len(self._shapes) == _SHAPES:
                 del self._shapes[next(iter(self._shapes))]
         self._shapes[shapes] = bound
-        if bound.lasting != self._generation:
-            bound.lasting = self._generation
-            for name, (buffer, output) in self._lasting.items():
-                if bound.buffers.get(name) is not buffer:
-                    self._bind(bound, name, buffer, output=output)
+        return bound
+
+    def _bound_for_all(self) -> Bound:
+        """What every run has."""
+        bound = Bound(self._session)
+        for name, (buffer, output) in self._lasting.items():
+            self._bind(bound, name, buffer, output=output)
         return bound
 
     def _bind(self, bound: Bound, name: str, buffer: Buffer, *, output: bool = False) -> None:

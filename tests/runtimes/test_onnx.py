@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,7 @@ from mirror_edge.errors import DeviceError
 from mirror_edge.hypotheses import Root
 from mirror_edge.protocols import StoppedError
 from mirror_edge.rollout import ModelDrafter
+from mirror_edge.runtimes.onnx.cache import InPlaceCache
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
 from mirror_edge.runtimes.onnx.fixed_draft import FixedDraft
 from mirror_edge.runtimes.onnx.providers import CPU
@@ -70,6 +73,18 @@ def test_chunks_and_growing_buffers_change_nothing(target: OnnxTarget) -> None:
     for start in range(0, 700, 123):
         chunked = target.prefill(ids[start : start + 123], start)
     np.testing.assert_allclose(chunked, whole, **CLOSE)
+
+
+def test_a_cache_that_was_outgrown_is_let_go(target: OnnxTarget) -> None:
+    ids = text(700, target.vocabulary)
+    for rows in (40, 50, 60):
+        target.prefill(ids[:rows], 0)
+    cache = target._prefix
+    assert isinstance(cache, InPlaceCache)
+    outgrown = [weakref.ref(buffer) for buffer in cache._buffers.values()]
+    target.prefill(ids, 0)
+    gc.collect()
+    assert not any(buffer() is not None for buffer in outgrown)
 
 
 def test_what_is_written_over_leaves_no_trace(target: OnnxTarget) -> None:
