@@ -104,7 +104,7 @@ def agreement(
 
     read = bundles.read(bundles.demo() if bundle is None else bundle)
     asked = PROMPTS if prompts is None else lines(prompts)
-    text = Text.read(read.folder)
+    text = Text.of(read)
     tokens = [
         text.encode(p) if raw else text.encode_chat([{"role": "user", "content": p}]) for p in asked
     ]

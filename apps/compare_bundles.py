@@ -41,7 +41,7 @@ def compare(
     expected: dict[float, list[list[int]]] = {}
     for bundle in bundles:
         read = stored.read(bundle)
-        text = Text.read(read.folder)
+        text = Text.of(read)
         tokens = [text.encode_chat([{"role": "user", "content": prompt}]) for prompt in asked]
         with opened(read, threads=1) as (on, graph):
             replayer = Replayer(on, graph, Speculation("mirror"), text.eos)

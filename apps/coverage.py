@@ -39,7 +39,7 @@ def coverage_command(
     drawn = sample.draw(files)
     read = bundles.read(bundles.demo() if bundle is None else bundle)
     spec, device = read.manifest.target, Device("cpu")
-    sampled = sample.texts_of(drawn, Text.read(read.folder), spec.model.context, rows)
+    sampled = sample.texts_of(drawn, Text.of(read), spec.model.context, rows)
     texts = [text for document in sampled for text in document]
     threads = len(usable_cores())
     runtime = runtime_for(device, read.manifest.format)

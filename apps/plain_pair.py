@@ -119,7 +119,7 @@ def opened(read: Bundle, target: tuple[str, int], draft: tuple[str, int]) -> Ite
     ]
     try:
         decoder = Decoder(opened, lanes[0], lanes[1], trace)
-        yield PlainPair(decoder, graph, ModelDrafter(graph, Guesses(0)), Text.read(read.folder).eos)
+        yield PlainPair(decoder, graph, ModelDrafter(graph, Guesses(0)), Text.of(read).eos)
     finally:
         for lane in lanes:
             lane.close()

@@ -71,7 +71,7 @@ def predict(
     from mirror_edge.text import Text
 
     read = bundles.read(bundles.demo() if bundle is None else bundle)
-    text = Text.read(read.folder)
+    text = Text.of(read)
     chats = [text.encode_chat([{"role": "user", "content": prompt}]) for prompt in PROMPTS]
     asked, others = chats[:prompts], chats[-_CALIBRATION:]
     plans = {mode: Strategy(mode, window, candidates, branches, 0) for mode in _MODES}

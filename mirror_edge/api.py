@@ -126,7 +126,7 @@ class Model:
     ) -> None:
         """Open the graphs; `load` is the usual way here."""
         self.bundle = bundle
-        self._text = Text.read(bundle.folder)
+        self._text = Text.of(bundle)
         self._pair = Pair(
             bundle, target_device, draft_device, target_threads, draft_threads, draft_process
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from mirror_edge.bundle import Bundle
 from mirror_edge.detokenize import TextStream, opener
 from mirror_edge.errors import BundleError, OptionError
 from mirror_edge.stops import StopStrings
@@ -30,7 +31,7 @@ _NAMED_TOKENS = (
 
 @dataclass(frozen=True)
 class Text:
-    """A model's text side; `read` makes one from a bundle's folder."""
+    """A model's text side; `of` reads a bundle's, `read` any model folder's."""
 
     tokenizer: Tokenizer
     template: ChatTemplate
@@ -40,6 +41,11 @@ class Text:
     """Opens the incremental detokeniser of one answer."""
 
     @classmethod
+    def of(cls, bundle: Bundle) -> Text:
+        """Read a bundle's, of which its manifest vouches for every file. Raises as `read`."""
+        return cls._read([bundle.file(name) for name in bundle.manifest.files], bundle.folder)
+
+    @classmethod
     def read(cls, folder: Path) -> Text:
         """Read ``tokenizer.json``, ``tokenizer_config.json`` and, where there are any,
         ``generation_config.json``, ``chat_template.jinja`` and ``additional_chat_templates``.
@@ -47,12 +53,21 @@ class Text:
         Raises:
             BundleError: naming the file at fault, what is wrong with it, and what to do.
         """
-        tokenizer = _read_tokenizer(folder / "tokenizer.json")
-        config_path = folder / "tokenizer_config.json"
-        config = _read_object(config_path)
+        return cls._read([*folder.glob("*"), *folder.glob(f"{MORE_TEMPLATES}/*")], folder)
+
+    @classmethod
+    def _read(cls, files: Collection[Path], folder: Path) -> Text:
+        """Of the folder, those among `files` count."""
+        tokenizer_path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
+        for path in (tokenizer_path, config_path):
+            if path not in files:
+                raise BundleError(f"{path}: is missing. {_REMEDY}")
+        tokenizer, config = _read_tokenizer(tokenizer_path), _read_object(config_path)
         tokens = _named_tokens(config, config_path)
-        template = ChatTemplate(_templates(folder, config, config_path), tokens)
-        eos = _end_of_sequence(folder / "generation_config.json")
+        template = ChatTemplate(_templates(files, folder, config, config_path), tokens)
+        generation = folder / "generation_config.json"
+        # Not every model has one.
+        eos = _end_of_sequence(generation) if generation in files else frozenset()
         if not eos and "eos_token" in tokens:
             eos = frozenset({_id_of(tokenizer, tokens["eos_token"], config_path)})
         return cls(tokenizer, template, eos, opener(tokenizer))
@@ -108,8 +123,6 @@ _REMEDY = "Copy the bundle again or export again."
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BundleError(f"{path}: is missing. {_REMEDY}") from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: cannot be read ({error}). {_REMEDY}") from error
 
@@ -151,11 +164,14 @@ def _named_tokens(config: Mapping[str, Any], path: Path) -> dict[str, str]:
     return tokens
 
 
-def _templates(folder: Path, config: Mapping[str, Any], path: Path) -> dict[str, str]:
+def _templates(
+    files: Collection[Path], folder: Path, config: Mapping[str, Any], path: Path
+) -> dict[str, str]:
     """The chat templates by name; none for a model that has none."""
     file = folder / template_file("default")
-    if file.exists():
-        more = sorted((folder / MORE_TEMPLATES).glob("*.jinja"))
+    if file in files:
+        within = (other for other in files if other.parent == folder / MORE_TEMPLATES)
+        more = sorted(other for other in within if other.suffix == ".jinja")
         return {"default": _read_text(file)} | {path.stem: _read_text(path) for path in more}
     templates = config.get("chat_template") or []
     if isinstance(templates, str):
@@ -172,9 +188,7 @@ def _templates(folder: Path, config: Mapping[str, Any], path: Path) -> dict[str,
 
 
 def _end_of_sequence(path: Path) -> frozenset[int]:
-    """The ids under ``eos_token_id``; none where there is no such file or entry."""
-    if not path.exists():  # not every model has one; the manifest vouches for one that has
-        return frozenset()
+    """The ids under ``eos_token_id``; none where there is no such entry."""
     ids = _read_object(path).get("eos_token_id")
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
     if not all(type(token) is int and token >= 0 for token in ids):

@@ -83,7 +83,7 @@ def bench_command(
         for mode in _modes(modes, can_draft=model.has_draft or speculation.drafter == "ngram"):
             ours.append(Ours(mode, model, speculation.checked(mode), sampling))
         folder = model.bundle.folder
-        text = Text.read(folder)
+        text = Text.of(model.bundle)
         others = [peers.peer(words, text, peer_threads or threads) for words in peer or ()]
         if len({one.name for one in others}) < len(others):
             raise OptionError("--peer: name every peer once.")

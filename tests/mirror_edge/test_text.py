@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from mirror_edge import bundle as bundles
 from mirror_edge.errors import BundleError, MirrorEdgeError, OptionError, TemplateError
 from mirror_edge.text import Message, Text
 
@@ -408,3 +409,27 @@ def test_a_template_refuses_what_it_refuses_in_transformers(tmp_path: Path) -> N
         theirs.apply_chat_template(twice, tokenize=False)
     with pytest.raises(TemplateError, match="must alternate"):
         Text.read(tmp_path).render_chat(twice)
+
+
+def test_of_a_bundle_only_what_its_manifest_vouches_for_counts(demo_copy: Path) -> None:
+    before = Text.of(bundles.read(demo_copy)).render_chat(HELLO, tools=[])
+    (demo_copy / "additional_chat_templates").mkdir()
+    (demo_copy / "additional_chat_templates" / "tool_use.jinja").write_text("left over")
+    assert Text.read(demo_copy).render_chat(HELLO, tools=[]) == "left over"
+    assert Text.of(bundles.read(demo_copy)).render_chat(HELLO, tools=[]) == before
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json"])
+def test_a_file_that_the_manifest_does_not_name_is_as_good_as_none(
+    name: str, demo_copy: Path
+) -> None:
+    manifest = demo_copy / "mirror_edge.json"
+    raw = json.loads(manifest.read_text())
+    del raw["files"][name]
+    manifest.write_text(json.dumps(raw))
+    read = bundles.read(demo_copy)
+    if name == "generation_config.json":
+        assert Text.of(read).eos != Text.read(demo_copy).eos
+    else:
+        with pytest.raises(BundleError, match=f"{name}: is missing"):
+            Text.of(read)
