@@ -30,6 +30,8 @@ _STREAM = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # A proxy is to pass on every piece as it comes.
 }
+_BODY, _BODY_A_TOKEN = 1 << 20, 64
+"""Bytes of a request at most: so many, and so many for each token of the context."""
 _GONE = 499
 """The status of a reply that nobody is there to read."""
 
@@ -81,7 +83,8 @@ class _Serving:
     ) -> None:
         self._model, self._defaults, self._on_answer = model, defaults, on_answer
         self._name = model.bundle.manifest.name
-        self._turn = asyncio.Lock()
+        self._most = _BODY + _BODY_A_TOKEN * model.context
+        self._reading, self._turn = asyncio.Lock(), asyncio.Lock()
 
     async def health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -99,16 +102,22 @@ class _Serving:
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 raise OptionError(f"content-type is {kind!r}; it must be application/json.")
-            asked = asking.read(endpoint, await request.body(), self._defaults)
-            self._know(asked.model)
+            body = await _body(request, self._most)
+            # One at a time, beside the event loop: a long prompt is to hold up nobody's answer.
+            async with self._reading:
+                asked, chunks = await asyncio.to_thread(self._read, endpoint, body)
             said = saying.Said(asked, self._name)
-            # Whatever can be refused is refused here, with a status to say so.
-            chunks = self._model.astream(asked.prompt, **asked.options)
             if asked.stream:
                 return StreamingResponse(self._events(said, chunks), headers=_STREAM)
             return await _unless_gone(request, self._whole(said, chunks))
 
         return answer
+
+    def _read(self, endpoint: Endpoint, body: bytes) -> tuple[asking.Asked, AsyncGenerator[Chunk]]:
+        """Whatever can be refused is refused here, with a status to say so."""
+        asked = asking.read(endpoint, body, self._defaults)
+        self._know(asked.model)
+        return asked, self._model.astream(asked.prompt, **asked.options)
 
     def _know(self, model: str | None) -> None:
         if model not in (None, self._name):
@@ -158,6 +167,20 @@ class _Serving:
             tell(saying.event(saying.refusal(error)))
         finally:
             tell(None)
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """What was sent. Too much is read to its end, so that its sender hears why, and not kept."""
+    body, size = bytearray(), 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= most:
+            body += part
+    if size > most:
+        raise HTTPException(
+            413, f"the body has {size:,} bytes, of which {most:,} are read at most."
+        )
+    return bytes(body)
 
 
 async def _unless_gone(request: Request, answer: Coroutine[None, None, Response]) -> Response:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -211,6 +212,28 @@ def test_what_cannot_be_honoured_is_refused(
     assert got == status
     assert said in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+def test_a_body_that_is_too_large_is_refused_without_being_kept(client: openai.OpenAI) -> None:
+    code, _, said = post(client, "completions", json.dumps({"prompt": "a" * 5_000_000}))
+    assert code == 413
+    assert "bytes" in json.loads(said)["error"]["message"]
+
+
+def test_a_long_prompt_holds_up_no_other_request(client: openai.OpenAI) -> None:
+    url, long = client.base_url, json.dumps({"prompt": "ab " * 330_000})
+    with ThreadPoolExecutor() as pool:
+        refused = pool.submit(post, client, "completions", long)
+        slowest = 0.0
+        while not refused.done():
+            began = time.monotonic()
+            connection = http.client.HTTPConnection(url.host, url.port, timeout=60)
+            connection.request("GET", "/health")
+            assert connection.getresponse().status == 200
+            connection.close()
+            slowest = max(slowest, time.monotonic() - began)
+    assert refused.result()[0] == 400
+    assert slowest < 0.5
 
 
 def test_a_prompt_that_is_too_long_is_told_by_its_code(client: openai.OpenAI, model: str) -> None:

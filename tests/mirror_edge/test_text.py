@@ -433,3 +433,11 @@ def test_a_file_that_the_manifest_does_not_name_is_as_good_as_none(
     else:
         with pytest.raises(BundleError, match=f"{name}: is missing"):
             Text.of(read)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_long_text_has_the_tokens_that_any_tokenizer_gives_it(special: bool) -> None:
+    text = Text.of(bundles.read(bundles.demo()))
+    long = "A fox <|end|> ran é 🦊. " * 4000
+    expected = text.tokenizer.encode(long, add_special_tokens=special).ids
+    assert text.encode(long, add_special_tokens=special) == expected
