@@ -73,7 +73,13 @@ DraftProcess = Annotated[
         "its device calls for that.",
     ),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="By default all its cores.")]
+TargetThreads = Annotated[
+    int | None,
+    typer.Option(min=1, help="By default its cores, of all of them one less beside a draft."),
+]
+DraftThreads = Annotated[
+    int | None, typer.Option(min=1, help="By default its cores, of all of them one.")
+]
 
 
 def template_variables(asked: list[str] | None) -> dict[str, Any]:
@@ -168,8 +174,8 @@ class DeviceOptions:
 
     target_device: Device = "auto"
     draft_device: Device = "auto"
-    target_threads: Threads = None
-    draft_threads: Threads = None
+    target_threads: TargetThreads = None
+    draft_threads: DraftThreads = None
     draft_process: DraftProcess = None
 
     def load(
