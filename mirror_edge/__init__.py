@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ from mirror_edge.errors import (
     OptionError,
     TemplateError,
 )
+
+# ONNX Runtime's official builds report to their makers unless this is set before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from mirror_edge.api import AnswerOptions, Chunk, Model, Result, load

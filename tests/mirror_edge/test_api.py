@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import subprocess
+import sys
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
 
@@ -261,6 +265,17 @@ def test_answers_leave_no_noise_behind(demo: Model, monkeypatch: pytest.MonkeyPa
         assert sum(ref() is not None for ref in made) <= 1
     finally:
         gc.enable()
+
+
+def test_onnx_runtime_reports_nothing(tmp_path: Path) -> None:
+    hushed = ("CI", "ORT_DISABLE_TELEMETRY", "MIRROR_EDGE_CACHE", "XDG_CACHE_HOME")
+    home = {name: value for name, value in os.environ.items() if name not in hushed}
+    program = "import mirror_edge\nwith mirror_edge.load() as m: m.generate('Hi', max_new_tokens=4)"
+    subprocess.run(
+        [sys.executable, "-P", "-c", program], env={**home, "HOME": str(tmp_path)}, check=True
+    )
+    # Where it does, it keeps the device's name and what is still to be sent there.
+    assert not list(tmp_path.rglob("*onnxruntime*"))
 
 
 def test_closing_ends_the_lanes() -> None:
