@@ -37,7 +37,9 @@ def build(
 
     # fp16 graphs with GroupQueryAttention are only built for GPU providers.
     provider = "webgpu" if precision == "fp16" else "cpu"
-    extra = ["hf_token=false"] + ([f"num_hidden_layers={layers}"] if layers else [])
+    # Of these it would fuse the norms of queries and keys too, as only the GPU's kernels know it.
+    extra = ["hf_token=false", "fuse_qk_norm_gqa=false"]
+    extra += [f"num_hidden_layers={layers}"] if layers else []
     count = layers or source.config.get("num_hidden_layers") or 1
     cache = folder / "cache"
     # Not None: some of the builder's models look the name up.
@@ -47,6 +49,7 @@ def build(
         with quiet(lines):
             create_model(*settled, **parse_extra_options(*settled, extra))
     except (Exception, SystemExit) as error:
+        _refuse_damage(source.folder)
         raise ExportError(
             f"{source.folder}: the model builder of onnxruntime-genai cannot build a graph of "
             f"{_architecture(source)} ({type(error).__name__}: {error}). If another tool can "
@@ -54,6 +57,18 @@ def build(
         ) from error
     gc.collect()  # the builder's model refers to itself, and is as large as the checkpoint
     return folder / "model.onnx"
+
+
+def _refuse_damage(folder: Path) -> None:
+    """Refuse weights that cannot be read, as of a download that broke off."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ExportError(f"{path}: is damaged ({error}). Download it again.") from error
 
 
 def _architecture(source: Source) -> str:

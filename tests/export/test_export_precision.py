@@ -30,6 +30,14 @@ def test_quantised_and_half_precision_graphs_pass_their_check(
     assert made.deviations["target, cut"] < 0.05
 
 
+def test_half_precision_knows_families_with_norms_of_queries_and_keys(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    pair = [checkpoint("Qwen3", head_dim=16, num_hidden_layers=layers) for layers in (3, 2)]
+    made = export(*pair, tmp_path / "bundle", precision="fp16")
+    assert made.deviations["target, cut"] < 0.05
+
+
 def test_draft_has_the_targets_precision_unless_told(
     target: Path, draft: Path, tmp_path: Path
 ) -> None:

@@ -237,6 +237,15 @@ def test_a_model_that_transformers_cannot_run(target: Path, tmp_path: Path) -> N
         checkpoint_logits(source, [np.arange(4)], exact=True)
 
 
+def test_a_download_that_broke_off_is_named(target: Path, draft: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(target, tmp_path / "target"))
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ExportError, match=r"model\.safetensors: is damaged .* Download it again"):
+        export(source, draft, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_the_precision_of_an_onnx_folder_cannot_be_changed(
     genai: Path, draft: Path, tmp_path: Path
 ) -> None:
