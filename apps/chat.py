@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import typer
 
 from mirror_edge.apps import options
 from mirror_edge.apps.groups import spread
-from mirror_edge.errors import MirrorEdgeError
+from mirror_edge.errors import ContextError, MirrorEdgeError, TemplateError
 
 if TYPE_CHECKING:
     from mirror_edge import AnswerOptions, Model
@@ -60,6 +61,7 @@ def chat_command(
             "template": variables,
         }
         chat = Chat(model, system, answering)
+        chat.check()
         while (line := _ask()) is not None:
             if line == "/quit":
                 break
@@ -91,6 +93,19 @@ class Chat:
         """Forget all turns."""
         self.messages = list(self._first)
 
+    def check(self) -> None:
+        """Refuse now what no line could be answered with.
+
+        Raises:
+            TemplateError: naming what the chat template refuses.
+        """
+        variables, hello = self._answering["template"], {"role": "user", "content": "Hello"}
+        self._model.tokenize([hello], variables)
+        try:
+            self._model.tokenize([*self._first, hello], variables)
+        except TemplateError as error:
+            raise TemplateError(f"--system: {error}") from error
+
     def answer(self, line: str) -> None:
         """Answer `line` on the terminal; a refused one leaves the conversation as it was."""
         asked = [*self.messages, {"role": "user", "content": line}]
@@ -106,7 +121,9 @@ class Chat:
                         typer.echo(" [stopped]", nl=False, err=True)
                         break
         except MirrorEdgeError as error:
-            typer.echo(f"error: {error} (/reset forgets the conversation)", err=True)
+            shorter = isinstance(error, ContextError) and self.messages != self._first
+            hint = " (/reset forgets the conversation)" if shorter else ""
+            typer.echo(f"error: {error}{hint}", err=True)
             return
         typer.echo()
         self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
@@ -136,11 +153,13 @@ def _ask() -> str | None:
     """A line from the user; None at the end of input."""
     while True:
         try:
-            return input("> ")
+            line = input("> ")
+            line.encode()  # Bytes that are no text may have come as halves of characters.
+            return line
         except EOFError:
             typer.echo()
             return None
         except KeyboardInterrupt:
             typer.echo("\n(/quit ends)", err=True)
-        except UnicodeDecodeError as error:
-            typer.echo(f"error: that line is not {error.encoding} text", err=True)
+        except UnicodeError:
+            typer.echo(f"error: that line is not {sys.stdin.encoding} text", err=True)

@@ -62,10 +62,5 @@ app.command("simulate")(simulate_command)
 app.add_typer(cache.app, name="cache")
 
 
-def main() -> None:
-    """The console script."""
-    program.run(app)
-
-
 if __name__ == "__main__":
-    main()
+    program.run(app)

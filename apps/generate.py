@@ -33,6 +33,9 @@ Raw = Annotated[
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
 
 
+_PATHS = ("./", "../", "/", "~/")
+
+
 class Question(NamedTuple):
     """What the words and the options about them ask."""
 
@@ -98,6 +101,11 @@ def question(
     # Not a method of Path: a long prompt is no name of a file.
     if len(words) == 1 and os.path.isfile(os.path.join(words[0], MANIFEST)):  # noqa: PTH113, PTH118
         raise OptionError(f"{words[0]} is a bundle, and there is no prompt; give one behind it.")
+    if len(words) == 1 and words[0].startswith(_PATHS) and not words[0].split()[1:]:
+        raise OptionError(
+            f"{words[0]} looks like a bundle's folder, and there is none; give a bundle and the "
+            "prompt, or the prompt through standard input (-)."
+        )
     prompt = _standard_input() if words[-1] == "-" else words[-1]
     if raw and (system is not None or template):
         option = "--template" if system is None else "--system"

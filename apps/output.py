@@ -9,18 +9,23 @@ from mirror_edge.errors import OptionError
 __all__ = ["check", "write"]
 
 
-def check(path: Path | None) -> None:
-    """Refuse a file that could not be written, before any work is done for it.
+def check(*paths: Path | None) -> None:
+    """Refuse files that could not be written, each, before any work is done for them.
 
     Raises:
         OptionError: naming the file.
     """
-    if path is None:
-        return
-    if path.is_dir():
-        raise OptionError(f"{path}: cannot be written (it is a folder).")
-    if not path.parent.is_dir():
-        raise OptionError(f"{path}: cannot be written (there is no folder {path.parent}).")
+    seen: set[Path] = set()
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise OptionError(f"{path}: cannot be written (it is a folder).")
+        if not path.parent.is_dir():
+            raise OptionError(f"{path}: cannot be written (there is no folder {path.parent}).")
+        if path.resolve() in seen:
+            raise OptionError(f"{path}: two outputs cannot be written to one file; name another.")
+        seen.add(path.resolve())
 
 
 def write(path: Path, content: str) -> None:

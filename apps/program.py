@@ -8,11 +8,12 @@ import signal
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
-from typing import NoReturn
-
-import typer
+from typing import TYPE_CHECKING, NoReturn
 
 from mirror_edge.errors import MirrorEdgeError
+
+if TYPE_CHECKING:
+    import typer
 
 
 def run(program: Callable[[], object]) -> None:
@@ -31,7 +32,7 @@ def run(program: Callable[[], object]) -> None:
     try:
         program()
     except MirrorEdgeError as error:
-        typer.echo(f"error: {error}", err=True)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -41,10 +42,21 @@ def run(program: Callable[[], object]) -> None:
         except OSError:  # What is still in the buffer would fail once more at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         what = error.filename or "the output"
-        typer.echo(f"error: {what} cannot be written ({error.strerror}).", err=True)
+        print(f"error: {what} cannot be written ({error.strerror}).", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def main() -> None:
+    """The console script. Ctrl-C ends it in peace while its commands are still being imported."""
+
+    def command() -> None:
+        from mirror_edge.apps.cli import app
+
+        app()
+
+    run(command)
 
 
 def _end(number: int, _frame: object) -> NoReturn:
@@ -53,6 +65,8 @@ def _end(number: int, _frame: object) -> NoReturn:
 
 def single(command: Callable[..., None]) -> typer.Typer:
     """A program of one command."""
+    import typer
+
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     return app

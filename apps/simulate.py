@@ -66,8 +66,7 @@ def simulate_command(
     from mirror_edge.apps.plan import Plan
     from mirror_edge.errors import OptionError
 
-    for file in (trace, html):
-        output.check(file)
+    output.check(trace, html)
     if recording is not None and not (agreement is None and coverage is None):
         raise OptionError("--recording says how the models agree; leave out what states it.")
     if branches not in (None, "all") and not (branches.isdecimal() and int(branches) > 0):

@@ -42,8 +42,7 @@ def trace_command(
 
     if output is None and html is None:
         raise OptionError("nothing is to be written; give -o FILE, --html FILE or both.")
-    for file in (output, html):
-        files.check(file)
+    files.check(output, html)
     question = generate.question(words, raw=raw, system=system, template=template)
     how, plan = sampling.checked(), speculation.checked(mode)
     with devices.load(question.bundle) as model:

@@ -139,6 +139,12 @@ def _as_asked(found: Streams, recipe: Recipe) -> bool:
 def _streaming(model: PreTrainedModel, recipe: Recipe) -> Draft:
     if not recipe.streams:
         return model
+    config: Any = model.config
+    depth = int(config.num_hidden_layers)
+    if recipe.stream_layers > depth:
+        raise OptionError(
+            f"--stream-layers {recipe.stream_layers}: must be 1 to {depth}, the draft's own layers."
+        )
     return StreamingDraft(
         model, streams=recipe.streams, layers=recipe.stream_layers, rank=recipe.stream_rank
     )

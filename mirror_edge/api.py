@@ -29,6 +29,7 @@ from mirror_edge.stats import Stats
 from mirror_edge.text import Message, StopStrings, Text
 from mirror_edge.trace import Trace
 from mirror_edge.tuning import Tuning
+from mirror_edge.values import require_whole
 
 __all__ = ["AnswerOptions", "Chunk", "Model", "Prompt", "Result", "load"]
 
@@ -261,6 +262,9 @@ class Model:
         self._refuse_if_closed()
         if unknown := options.keys() - AnswerOptions.__annotations__.keys():
             raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        for name, kind in (("sampling", Sampling), ("speculation", Speculation)):
+            if not isinstance(value := options.get(name), kind | None):
+                raise OptionError(f"{name} is {value!r}; it must be a {kind.__name__}.")
         tokens = self.tokenize(prompt, options.get("template"))
         if not tokens or prompt == "":
             raise ContextError("the prompt is empty; say something.")
@@ -279,6 +283,7 @@ class Model:
             )
         max_new_tokens = options.get("max_new_tokens")
         if max_new_tokens is not None:
+            require_whole("max_new_tokens", max_new_tokens)
             if max_new_tokens < 1:
                 raise OptionError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
             limit = min(limit, len(tokens) + max_new_tokens)

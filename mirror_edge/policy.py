@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from mirror_edge.errors import OptionError
 from mirror_edge.sampling import Sampling
+from mirror_edge.values import require_whole
 
 __all__ = [
     "STRICT_WIDTH",
@@ -78,7 +79,10 @@ class Speculation:
             raise OptionError(f"exit_head is {self.exit_head!r}; it must be target or draft.")
         for name in ("window", "candidates", "branches"):
             value = getattr(self, name)
-            if value is not None and value != "all" and value < 1:
+            if value is None or (name, value) == ("branches", "all"):
+                continue
+            require_whole(name, value)
+            if value < 1:
                 raise OptionError(f"{name} is {value}; it must be 1 or more.")
         if self.strict and (self.window or 0) >= STRICT_WIDTH:
             raise OptionError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mirror_edge.errors import OptionError
+from mirror_edge.values import require_number, require_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,6 +47,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        for name in ("top_k", "seed"):
+            require_whole(name, getattr(self, name))
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            require_number(name, getattr(self, name))
         for name, ok, allowed in (
             (
                 "temperature",

@@ -84,7 +84,8 @@ class ChatTemplate:
             if name in self._sources:
                 return self._sources[name]
         raise TemplateError(
-            "This model has no chat template. Use --raw to send the prompt as it is."
+            "This model has no chat template: it continues a text, and answers no messages. Give a "
+            "prompt of one string, by `generate --raw`, or to /v1/completions."
         )
 
 

@@ -71,8 +71,7 @@ def bench_command(
     from mirror_edge.errors import ContextError, OptionError
     from mirror_edge.text import Text
 
-    for file in (json_file, html):
-        output.check(file)
+    output.check(json_file, html)
     asked = read(questions or SHIPPED)
     if peer and temperature:
         raise OptionError("--peer: peers are compared at temperature 0; leave --temperature out.")

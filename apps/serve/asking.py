@@ -106,7 +106,8 @@ def read(endpoint: Endpoint, body: bytes, defaults: Defaults) -> Asked:
             )
     sampling = dict(defaults.sampling)
     for name in _SAMPLING.keys() & fields.keys():
-        sampling[name] = _typed(fields, name, _SAMPLING[name], "a number")
+        called = "a whole number" if _SAMPLING[name] is int else "a number"
+        sampling[name] = _typed(fields, name, _SAMPLING[name], called)
     # As small as that it is greedy, and clients that mean so send it.
     if 0 < sampling.get("temperature", 1) < LEAST_TEMPERATURE:
         sampling["temperature"] = 0
@@ -135,6 +136,8 @@ def read(endpoint: Endpoint, body: bytes, defaults: Defaults) -> Asked:
 def _typed(fields: dict[str, Any], name: str, kind: type | tuple[type, ...], called: str) -> Any:
     """Take a field out; None if it is not there."""
     value = fields.pop(name, None)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)  # Some clients know no other numbers.
     flag = isinstance(value, bool) and kind is not bool
     if value is not None and (flag or not isinstance(value, kind)):
         raise OptionError(f"{name} is {json.dumps(value)}; it must be {called}.")
@@ -172,7 +175,9 @@ def _flat(message: dict[str, Any]) -> Any:
 
 def _longest(fields: dict[str, Any]) -> int | None:
     """`max_tokens` has a newer name, which may stand beside it."""
-    asked = {_typed(fields, n, int, "a number") for n in ("max_tokens", "max_completion_tokens")}
+    asked = {
+        _typed(fields, n, int, "a whole number") for n in ("max_tokens", "max_completion_tokens")
+    }
     asked.discard(None)
     if len(asked) > 1:
         raise OptionError("max_tokens and max_completion_tokens differ; send one of them.")

@@ -142,6 +142,7 @@ def test_a_damaged_bundle_is_refused(
     [
         (["nowhere", "hello"], "nowhere: there is no such folder"),
         ([str(bundles.demo())], "is a bundle, and there is no prompt"),
+        (["./nowhere"], "./nowhere looks like a bundle's folder, and there is none"),
         ([""], "the prompt is empty"),
         (["word " * 3000], "tokens and the context"),
         (["a", "b", "c"], "there are 3 arguments"),
@@ -154,6 +155,7 @@ def test_a_damaged_bundle_is_refused(
         (["hello", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["hello", "--target-device", "tpu"], "device 'tpu' is not known"),
         (["hello", "--draft-device", "cpu:77"], "cannot use core 77"),
+        (["hello", "--target-threads", "5000"], "target_threads is 5000; cpu has"),
         (["hello", "--strict", "--window", "8"], "with strict it must be below 8"),
         (["hello", "--raw", "--system", "Be kind."], "--system needs the chat template"),
         (["hello", "--system", "Be kind."], "only user and assistant turns"),
@@ -171,6 +173,54 @@ def assert_refused(done: subprocess.CompletedProcess[str], said: str) -> None:
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_ctrl_c_ends_it_in_peace_while_commands_are_still_being_imported() -> None:
+    program = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mirror_edge.apps.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+from mirror_edge.apps.program import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
+def test_two_outputs_are_not_written_to_one_file(tmp_path: Path) -> None:
+    one = str(tmp_path / "one")
+    for words in (
+        ["bench", "--limit", "1", "--json", one, "--html", one],
+        ["trace", "hello", "-o", one, "--html", f"{tmp_path}/./one"],
+        ["simulate", "paper-qwen3-14b", "--trace", one, "--html", one],
+    ):
+        assert_refused(run(*words), "two outputs cannot be written to one file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chat_refuses_at_once_what_no_line_could_be_answered_with(demo_copy: Path) -> None:
+    assert_refused(run("chat", "--system", "Be kind."), "--system: The chat template refused")
+    (demo_copy / "chat_template.jinja").unlink()
+    manifest = demo_copy / "mirror_edge.json"
+    raw = json.loads(manifest.read_text())
+    del raw["files"]["chat_template.jinja"]
+    manifest.write_text(json.dumps(raw))
+    assert_refused(run("chat", str(demo_copy)), "This model has no chat template")
+
+
+def test_a_line_that_is_no_text_is_refused_and_the_chat_goes_on() -> None:
+    done = subprocess.run(
+        [COMMAND, "chat", "--max-new-tokens", "4"],
+        input=b"caf\xe9\nHello\n",
+        capture_output=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        check=True,
+    )
+    assert b"that line is not utf-8 text" in done.stderr
+    assert len(done.stdout.splitlines()) == 2
 
 
 class Terminal:

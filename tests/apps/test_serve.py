@@ -153,7 +153,7 @@ def test_content_in_parts_and_settings_that_change_nothing_are_understood(
     parts: Any = [{"role": "user", "content": [{"type": "text", "text": STORY[0]["content"]}]}]
     more: Any = {
         "n": 1, "frequency_penalty": 0, "logit_bias": {}, "logprobs": False, "user": "somebody",
-        "response_format": {"type": "text"}, "stop": None, "top_p": 1,
+        "response_format": {"type": "text"}, "stop": None, "top_p": 1, "seed": 1.0,
     }  # fmt: skip
     other = client.chat.completions.create(
         model=model, messages=parts, max_completion_tokens=9, temperature=1e-8, **more
@@ -184,6 +184,8 @@ def test_content_in_parts_and_settings_that_change_nothing_are_understood(
         ("chat/completions", {"messages": STORY, "temperature": True}, 400, "temperature is true"),
         ("chat/completions", {"messages": STORY, "top_k": 1.5}, 400, "top_k is 1.5"),
         ("chat/completions", {"messages": STORY, "max_tokens": 0}, 400, "max_tokens is 0"),
+        ("chat/completions", {"messages": STORY, "max_tokens": 2.5}, 400, "must be a whole number"),
+        ("chat/completions", {"messages": STORY, "temperature": 10**400}, 400, "temperature is 1"),
         ("chat/completions", {"messages": STORY, "stop": [""]}, 400, "A stop string must"),
         ("chat/completions", {"messages": STORY, "stop": [1]}, 400, "stop is [1]"),
         ("chat/completions", {"messages": STORY, "stream": "yes"}, 400, "stream is \"yes\""),
@@ -363,7 +365,7 @@ def test_what_no_request_could_be_answered_with_is_refused_at_once(
 def test_without_its_packages_the_server_names_what_to_install() -> None:
     bare = (
         "import sys; sys.modules['uvicorn'] = None; sys.argv = ['mirror-edge', 'serve']; "
-        "from mirror_edge.apps.cli import main; main()"
+        "from mirror_edge.apps.program import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", bare], capture_output=True, text=True, check=False

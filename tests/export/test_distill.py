@@ -270,7 +270,7 @@ def test_unusable_data_is_refused_by_file_and_line_before_anything_is_written(
     [
         ({"length": 200}, SHAPE, "--length 200: must be at most 128"),
         ({"lossless": True}, SHAPE, "--lossless keeps a draft's own predictions"),
-        ({"stream_layers": 2}, SHAPE, "layers is 2; it must be 1 to 1"),
+        ({"stream_layers": 2}, SHAPE, "--stream-layers 2: must be 1 to 1"),
         ({"device": "mps"}, SHAPE, "--device mps: torch finds none here"),
         ({}, "/nowhere/at/all", "--draft /nowhere/at/all: there is no such folder"),
     ],

@@ -161,6 +161,9 @@ def test_auto_plans_every_step_and_says_the_same(demo: Model) -> None:
         ("", {}, ContextError, "prompt is empty"),
         ("word " * 3000, {}, ContextError, "the context 1,024"),
         ("hello", {"max_new_tokens": 0}, OptionError, "max_new_tokens is 0"),
+        ("hello", {"max_new_tokens": 2.5}, OptionError, "must be a whole number"),
+        ("hello", {"sampling": {"temperature": 1}}, OptionError, "it must be a Sampling"),
+        ("hello", {"speculation": "sd"}, OptionError, "it must be a Speculation"),
         ("hello", {"stop": [""]}, OptionError, "stop"),
     ],
 )

@@ -50,6 +50,8 @@ def test_strict_fixes_the_width() -> None:
         ({"drafter": "oracle"}, "^drafter is 'oracle'; it must be model or ngram"),
         ({"exit_head": "moon"}, "^exit_head is 'moon'; it must be target or draft"),
         ({"window": 0}, "^window is 0; it must be 1 or more"),
+        ({"window": 2.0}, "^window is 2.0; it must be a whole number"),
+        ({"window": "all"}, "^window is 'all'; it must be a whole number"),
         ({"candidates": -2}, "^candidates is -2; it must be 1 or more"),
         ({"branches": 0}, "^branches is 0; it must be 1 or more"),
         ({"strict": True, "window": STRICT_WIDTH}, "^window is 8; with strict it must be below 8"),

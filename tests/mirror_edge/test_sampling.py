@@ -292,14 +292,16 @@ def test_candidates_compete_as_they_would_among_all_tokens(
     ("name", "value"),
     [
         *(("temperature", v) for v in (-0.1, 1e39, 10**400, math.inf, math.nan)),
-        ("top_k", -1),
+        *(("top_k", v) for v in (-1, 1.5, True)),
+        *(("seed", v) for v in (None, 0.5, "1")),
+        ("temperature", "warm"),
         *(("top_p", v) for v in (0.0, -0.5, 1.01, math.nan)),
         *(("min_p", v) for v in (-0.1, 1.0, math.nan)),
         *(("repetition_penalty", v) for v in (0.0, -1.0, 10**400, math.inf, math.nan)),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(OptionError, match=re.escape(f"{name} is {value}; it must be")):
+    with pytest.raises(OptionError, match=re.escape(f"{name} is {value!r}; it must be")):
         Sampling(**{name: value})
 
 
