@@ -19,7 +19,7 @@ from mirror_edge.apps.groups import spread
 from mirror_edge.errors import ContextError, MirrorEdgeError, TemplateError
 
 if TYPE_CHECKING:
-    from mirror_edge import AnswerOptions, Model
+    from mirror_edge import AnswerOptions, Message, Model
     from mirror_edge.stats import Stats
 
 HELP = "/stats shows figures of the last answer, /reset forgets the conversation, /quit ends."
@@ -99,7 +99,8 @@ class Chat:
         Raises:
             TemplateError: naming what the chat template refuses.
         """
-        variables, hello = self._answering["template"], {"role": "user", "content": "Hello"}
+        hello: Message = {"role": "user", "content": "Hello"}
+        variables = self._answering["template"]
         self._model.tokenize([hello], variables)
         try:
             self._model.tokenize([*self._first, hello], variables)

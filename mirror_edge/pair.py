@@ -56,9 +56,9 @@ class Pair:
                 raise OptionError(f"{name} is {count}; it must be 1 or more.")
             if count is not None and device.kind != "cpu":
                 raise OptionError(f"{name} is for the device cpu; {device} has threads of its own.")
-            cores = len(device.cores or usable_cores())
-            if count is not None and count > cores:
-                raise OptionError(f"{name} is {count}; {device} has {cores} cores here.")
+            there = len(device.cores or usable_cores())
+            if count is not None and count > there:
+                raise OptionError(f"{name} is {count}; {device} has {there} cores here.")
         spec = bundle.manifest
         if draft_process and spec.draft is None:
             raise OptionError(f"draft_process: {bundle.folder} has no draft. Leave it out.")
