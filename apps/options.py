@@ -73,12 +73,13 @@ DraftProcess = Annotated[
         "its device calls for that.",
     ),
 ]
-TargetThreads = Annotated[
+Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="By default its cores, of all of them one less beside a draft."),
-]
-DraftThreads = Annotated[
-    int | None, typer.Option(min=1, help="By default its cores, of all of them one.")
+    typer.Option(
+        min=1,
+        help="On the CPU; by default its cores, but for one beside another kind of device, and for "
+        "a draft no more than its size is worth.",
+    ),
 ]
 
 
@@ -174,8 +175,8 @@ class DeviceOptions:
 
     target_device: Device = "auto"
     draft_device: Device = "auto"
-    target_threads: TargetThreads = None
-    draft_threads: DraftThreads = None
+    target_threads: Threads = None
+    draft_threads: Threads = None
     draft_process: DraftProcess = None
 
     def load(

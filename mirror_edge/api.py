@@ -89,9 +89,10 @@ def load(
     A device is `cpu`, or `cpu:0`, `cpu:0-3` to confine it to cores, or one of those that
     `mirror-edge devices` lists; `auto` takes the fastest, by what is measured once. A bundle for
     Core ML runs on `coreml:gpu`, `coreml:ane`, `coreml:cpu` or `coreml:all`; there `auto` is the
-    GPU for the target and the Neural Engine for the draft. By default the draft has one thread of
-    the CPU and the target the other cores, one at least. With `draft_process` the
-    draft lives in a child process, so that answers survive it; None leaves this to its device.
+    GPU for the target and the Neural Engine for the draft. On the CPU each model has all the cores
+    of its device by default, but for one beside another kind of device, and a draft no more threads
+    than its size is worth. With `draft_process` the draft lives in a child process, so that answers
+    survive it; None leaves this to its device.
     With `verify` the SHA-256 of every file is checked. `on_progress` hears, a line each, what
     takes long and what was chosen.
 

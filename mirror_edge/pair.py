@@ -18,6 +18,7 @@ from mirror_edge.policy import ExitPlace
 from mirror_edge.process import ProcessDrafter
 from mirror_edge.protocols import Drafter
 from mirror_edge.rollout import ModelDrafter
+from mirror_edge.threads import share
 from mirror_edge.trace import Trace
 
 __all__ = ["Pair"]
@@ -48,35 +49,25 @@ class Pair:
         """
         self.bundle = bundle
         _refuse_without_memory(bundle)
-        for name, count, device in (
-            ("target_threads", target_threads, target_device),
-            ("draft_threads", draft_threads, draft_device),
-        ):
-            if count is not None and count < 1:
-                raise OptionError(f"{name} is {count}; it must be 1 or more.")
-            if count is not None and device.kind != "cpu":
-                raise OptionError(f"{name} is for the device cpu; {device} has threads of its own.")
-            there = len(device.cores or usable_cores())
-            if count is not None and count > there:
-                raise OptionError(f"{name} is {count}; {device} has {there} cores here.")
         spec = bundle.manifest
+        threads = share(spec, target_device, draft_device, target_threads, draft_threads)
         if draft_process and spec.draft is None:
             raise OptionError(f"draft_process: {bundle.folder} has no draft. Leave it out.")
         self.trace = trace = Trace()
         runtimes = [runtime_for(device, spec.format) for device in (target_device, draft_device)]
         self._devices = list(zip(runtimes, (target_device, draft_device), strict=True))
-        others = max(1, len(usable_cores()) - (spec.draft is not None))
-        threads = target_threads or len(target_device.cores) or others
-        target = runtimes[0].open_target(bundle, target_device, threads, trace)
+        target = runtimes[0].open_target(bundle, target_device, threads.target, trace)
         self.drafters: dict[str, Drafter] = {"ngram": NgramDrafter()}
-        self._draft_threads = threads = draft_threads or len(draft_device.cores) or 1
+        self._draft_threads = threads.draft
         if spec.draft is not None:
             if draft_process is None:
                 draft_process = runtimes[1].draft_process(draft_device)
             if draft_process:
-                self.drafters["model"] = ProcessDrafter(bundle.folder, draft_device, threads, trace)
+                self.drafters["model"] = ProcessDrafter(
+                    bundle.folder, draft_device, threads.draft, trace
+                )
             else:
-                graph = runtimes[1].open_draft(bundle, draft_device, threads, trace)
+                graph = runtimes[1].open_draft(bundle, draft_device, threads.draft, trace)
                 self.drafters["model"] = ModelDrafter(graph, clock=time.perf_counter)
         # A draft on the target's own processor, in this process.
         cores = target_device.cores or draft_device.cores
@@ -88,7 +79,7 @@ class Pair:
             trace=trace,
         )
         self._setup = {
-            "threads": f"{target_threads} {draft_threads}",
+            "threads": f"{threads.target} {threads.draft}",
             "process": str(draft_process),
             "cores": str(sorted(usable_cores())),
         }
