@@ -38,7 +38,7 @@ def test_two_on_one_processor_have_all_its_cores_each(small: Manifest) -> None:
 
 def test_a_small_draft_has_fewer_threads(small: Manifest) -> None:
     assert share(small, Device("cpu"), Device("cpu"), None, None) == (CORES, 1)
-    middling = with_draft_of(40 << 20, small)
+    middling = with_draft_of(20 << 20, small)
     assert share(middling, Device("cpu"), Device("cpu"), None, None) == (CORES, 3)
 
 
