@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mirror_edge import bundle as bundles
-from mirror_edge.devices import Device, Role, runtime_for, usable_cores
+from mirror_edge.devices import Device, Role, runtime_for
 from mirror_edge.errors import MirrorEdgeError
 from mirror_edge.interpreter import command, environment
+from mirror_edge.threads import share
 from mirror_edge.trace import Trace
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def _try(device: Device, role: Role, bundle: Bundle) -> Probe:
 def _opened(device: Device, role: Role, bundle: Bundle, trace: Trace) -> Forward:
     """The step of a target or a draft on `device`, behind a prompt it has read."""
     runtime = runtime_for(device, bundle.manifest.format)
-    threads = len(device.cores) or _threads(role)
+    shares = share(bundle.manifest, device, device, None, None)
+    threads = shares.target if role == "target" else shares.draft
     if role == "target":
         target = runtime.open_target(bundle, device, threads, trace)
         tokens = _text(target.vocabulary)
@@ -144,10 +146,6 @@ def _opened(device: Device, role: Role, bundle: Bundle, trace: Trace) -> Forward
         return draft.forward(ids[_FED:], places, _FED, siblings, np.arange(_WINDOW))
 
     return tree
-
-
-def _threads(role: Role) -> int:
-    return len(usable_cores()) if role == "target" else 1
 
 
 def _text(vocabulary: int) -> list[int]:
