@@ -14,6 +14,7 @@ from mirror_edge.apps import options
 from mirror_edge.apps.chat import ChatSampling
 from mirror_edge.apps.generate import summary
 from mirror_edge.apps.groups import spread
+from mirror_edge.apps.serve.telling import Teller
 
 if TYPE_CHECKING:
     from mirror_edge.apps.serve.saying import Said
@@ -78,10 +79,10 @@ def serve_command(
     defaults = Defaults(vars(sampling), plan, variables, max_new_tokens)
     names = allow_host or []
 
+    teller = Teller()
+
     def told(said: Said) -> None:
-        # Whoever reads this may have gone; the answers go on.
-        with suppress(OSError):
-            typer.echo(summary(mode, said.stats), err=True)
+        teller.tell(summary(mode, said.stats))
 
     with _listen(host, port) as listening, devices.load(bundle) as model:
         # What no request could be answered with is refused now.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import signal
@@ -306,6 +307,16 @@ def test_answers_that_are_asked_for_at_once_wait_their_turn(
     alone = [answer(seed) for seed in range(4)]
     with ThreadPoolExecutor(4) as at_once:
         assert list(at_once.map(answer, range(4))) == alone
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="pipes have their own size here")
+def test_whoever_does_not_read_what_the_server_says_holds_up_no_answer() -> None:
+    with serving() as (server, client):
+        assert server.stderr is not None
+        fcntl.fcntl(server.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        (model,) = client.models.list().data
+        for _ in range(80):
+            client.completions.create(model=model.id, prompt="A fox", max_tokens=2, timeout=20)
 
 
 def test_no_web_page_can_ask_unless_it_was_let_in(client: openai.OpenAI) -> None:
