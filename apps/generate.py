@@ -33,7 +33,7 @@ Raw = Annotated[
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
 
 
-_PATHS = ("./", "../", "/", "~/")
+_PATHS = ("./", "../", "/", "~/", ".\\", "..\\")
 
 
 class Question(NamedTuple):
