@@ -128,6 +128,7 @@ class ThreadLane:
             os.sched_setaffinity(0, self._cores)
         while (work := self._queue.get()) is not None:
             self._do(work)
+            del work  # It holds on to its answer, and the next one may be long in coming.
 
     def _do(self, work: _Work) -> None:
         if not work.future.set_running_or_notify_cancel():

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -265,7 +266,10 @@ def test_answers_leave_no_noise_behind(demo: Model, monkeypatch: pytest.MonkeyPa
             sampling = Sampling(temperature=1.0, seed=seed)
             demo.generate(STORY, max_new_tokens=16, sampling=sampling, speculation=speculation)
         demo.generate(STORY, max_new_tokens=4)
-        assert sum(ref() is not None for ref in made) <= 1
+        until = time.monotonic() + 10.0  # A lane may still be at work on what nobody wants.
+        while any(ref() is not None for ref in made[:-1]) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not any(ref() is not None for ref in made[:-1])
     finally:
         gc.enable()
 
