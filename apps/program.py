@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,10 +21,10 @@ def run(program: Callable[[], object]) -> None:
 
     One that is told to end, or whose terminal is closed, cleans up first, as after Ctrl-C.
     """
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _end)
+    told = _Told()
+    for number, usual in _told_by():
+        if signal.getsignal(number) is usual:
+            signal.signal(number, told)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character shows another one, and the answer goes on.
         if isinstance(stream, TextIOWrapper):
@@ -33,9 +33,13 @@ def run(program: Callable[[], object]) -> None:
         program()
     except MirrorEdgeError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+        sys.exit(told.code or error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if told.code:
+            sys.exit(told.code)
+        if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
             raise
         try:
             sys.stdout.flush()
@@ -44,8 +48,29 @@ def run(program: Callable[[], object]) -> None:
         what = error.filename or "the output"
         print(f"error: {what} cannot be written ({error.strerror}).", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+
+
+class _Told:
+    """Ends the program at a signal, and remembers that it has.
+
+    Imports catch whatever is raised in them, and tell of a missing package instead.
+    """
+
+    code = 0
+
+    def __call__(self, number: int, _frame: object) -> NoReturn:
+        self.code = 128 + number
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(self.code)
+
+
+def _told_by() -> Iterator[tuple[int, object]]:
+    """The signals that end a program, and what handles them unless somebody else does."""
+    yield signal.SIGINT, signal.default_int_handler
+    yield signal.SIGTERM, signal.SIG_DFL
+    if sys.platform != "win32":
+        yield signal.SIGHUP, signal.SIG_DFL
 
 
 def main() -> None:
@@ -57,10 +82,6 @@ def main() -> None:
         app()
 
     run(command)
-
-
-def _end(number: int, _frame: object) -> NoReturn:
-    sys.exit(128 + number)
 
 
 def single(command: Callable[..., None]) -> typer.Typer:

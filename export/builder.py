@@ -48,7 +48,7 @@ def build(
     try:
         with quiet(lines):
             create_model(*settled, **parse_extra_options(*settled, extra))
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         _refuse_damage(source.folder)
         raise ExportError(
             f"{source.folder}: the model builder of onnxruntime-genai cannot build a graph of "

@@ -190,6 +190,29 @@ main()
     assert (done.returncode, done.stderr) == (130, b"")
 
 
+@pytest.mark.parametrize("error", ["ImportError", "OptionError"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_told_to_end_it_says_so_though_an_import_made_another_error_of_it(
+    name: str, error: str
+) -> None:
+    program = f"""
+import signal
+from mirror_edge.apps.program import run
+from mirror_edge.errors import OptionError
+def importing():
+    try:
+        signal.raise_signal(signal.{name})
+    except BaseException:
+        raise {error}("a package is missing") from None
+run(importing)
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 128 + getattr(signal, name)
+    assert "Traceback" not in done.stderr
+
+
 def test_two_outputs_are_not_written_to_one_file(tmp_path: Path) -> None:
     one = str(tmp_path / "one")
     for words in (
