@@ -21,10 +21,9 @@ def run(program: Callable[[], object]) -> None:
 
     One that is told to end, or whose terminal is closed, cleans up first, as after Ctrl-C.
     """
-    told = _Told()
     for number, usual in _told_by():
         if signal.getsignal(number) is usual:
-            signal.signal(number, told)
+            signal.signal(number, _told)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character shows another one, and the answer goes on.
         if isinstance(stream, TextIOWrapper):
@@ -33,12 +32,12 @@ def run(program: Callable[[], object]) -> None:
         program()
     except MirrorEdgeError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(told.code or error.exit_code)
+        sys.exit(_told.code or error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if told.code:
-            sys.exit(told.code)
+        if _told.code:
+            sys.exit(_told.code)
         if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
             raise
         try:
@@ -53,16 +52,28 @@ def run(program: Callable[[], object]) -> None:
 class _Told:
     """Ends the program at a signal, and remembers that it has.
 
-    Imports catch whatever is raised in them, and tell of a missing package instead.
+    Imports catch whatever is raised in them: they go on, or tell of a missing package instead.
     """
 
     code = 0
 
     def __call__(self, number: int, _frame: object) -> NoReturn:
         self.code = 128 + number
-        if number == signal.SIGINT:
+        self.end()
+
+    def end(self) -> NoReturn:
+        if self.code == 128 + signal.SIGINT:
             raise KeyboardInterrupt
         sys.exit(self.code)
+
+
+_told = _Told()
+
+
+def end_if_told() -> None:
+    """End a program that goes on all the same, at its next sign of life."""
+    if _told.code:
+        _told.end()
 
 
 def _told_by() -> Iterator[tuple[int, object]]:

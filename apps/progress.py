@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from mirror_edge.apps.program import end_if_told
+
 __all__ = ["stages"]
 
 
@@ -34,6 +36,7 @@ def stages() -> Iterator[Callable[[str, float], None]]:
         tasks: dict[str, TaskID] = {}
 
         def show(stage: str, share: float) -> None:
+            end_if_told()
             for name, task in tasks.items():
                 if name != stage:
                     progress.update(task, completed=1.0)

@@ -213,6 +213,30 @@ run(importing)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_told_to_end_it_does_so_at_the_next_stage_though_an_import_swallowed_the_signal(
+    name: str,
+) -> None:
+    program = f"""
+import contextlib, signal
+from mirror_edge.apps.program import run
+from mirror_edge.apps.progress import stages
+def working():
+    with stages() as show:
+        show("one", 0.0)
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.{name})
+        show("two", 0.0)
+        print("went on")
+run(working)
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (128 + getattr(signal, name), "")
+    assert "Traceback" not in done.stderr
+
+
 def test_two_outputs_are_not_written_to_one_file(tmp_path: Path) -> None:
     one = str(tmp_path / "one")
     for words in (
