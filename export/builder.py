@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mirror_edge.bundle import Precision
 from mirror_edge.errors import ExportError
@@ -47,7 +48,9 @@ def build(
     lines = _Lines(lambda layer: on_share((layer + 1) / (count + 1)))
     try:
         with quiet(lines):
-            create_model(*settled, **parse_extra_options(*settled, extra))
+            options = parse_extra_options(*settled, extra)
+            _settle_rope(options["hf_details"]["hf_config"])
+            create_model(*settled, **options)
     except Exception as error:
         _refuse_damage(source.folder)
         raise ExportError(
@@ -57,6 +60,19 @@ def build(
         ) from error
     gc.collect()  # the builder's model refers to itself, and is as large as the checkpoint
     return folder / "model.onnx"
+
+
+def _settle_rope(config: Any) -> None:
+    """Say of the rotary positions what the builder reads, where transformers says it otherwise."""
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, dict):
+        return
+    if "full_attention" in rope:  # Gemma 3: by kind of layer
+        config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
+        rope = config.rope_parameters = dict(rope["full_attention"])
+        config.rope_theta = rope["rope_theta"]
+    if rope.get("rope_type") == "longrope":
+        rope.setdefault("type", "longrope")
 
 
 def _refuse_damage(folder: Path) -> None:

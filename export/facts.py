@@ -11,7 +11,7 @@ from mirror_edge.errors import ExportError
 from mirror_edge.export.graph import attribute
 from mirror_edge.export.source import Source
 
-__all__ = ["graph_precision", "model_spec", "probe_layers", "sliding_window"]
+__all__ = ["graph_precision", "model_spec", "probe_layers"]
 
 _BITS: dict[object, Precision] = {4: "int4", 8: "int8"}
 
@@ -26,6 +26,13 @@ def model_spec(source: Source, model: ModelProto, genai: dict[str, object]) -> M
             f"{source.folder}: its graph is not a decoder with a cache: it wants the inputs "
             "input_ids and past_key_values.*.key and the output logits. "
             "With optimum, export with `--task text-generation-with-past`."
+        )
+    own = {f"past_key_values.{i}.{kind}" for i in range(layers) for kind in ("key", "value")}
+    if strange := {name for name in inputs if name.startswith("past")} ^ own:
+        raise ExportError(
+            f"{source.folder}: not all of its layers remember keys and values (its graph has or "
+            f"lacks {min(strange)}), and what other layers remember cannot be taken back when a "
+            "guess was wrong. This architecture is not supported."
         )
     section = genai.get("model") or source.genai.get("model") or {}
     assert isinstance(section, dict)
@@ -60,15 +67,6 @@ def model_spec(source: Source, model: ModelProto, genai: dict[str, object]) -> M
         cache="in_place" if "GroupQueryAttention" in kinds else "concat",
         dtype=dtype,
     )
-
-
-def sliding_window(source: Source) -> int | None:
-    """How far back attention of a checkpoint looks, where that is limited."""
-    config = source.text_config
-    if source.kind != "checkpoint" or not config.get("use_sliding_window", True):
-        return None
-    window = config.get("sliding_window")
-    return window if isinstance(window, int) and window > 0 else None
 
 
 def probe_layers(source: Source) -> int:

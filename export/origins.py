@@ -10,10 +10,11 @@ from mirror_edge import bundle as bundles
 from mirror_edge.devices import Device
 from mirror_edge.errors import ExportError
 from mirror_edge.export import reference
+from mirror_edge.export.attention import sliding_window
 from mirror_edge.export.checkpoint import decoder_spec, read_checkpoint
 from mirror_edge.export.decoder import Decoder
 from mirror_edge.export.exit_head import Exit
-from mirror_edge.export.facts import model_spec, sliding_window
+from mirror_edge.export.facts import model_spec
 from mirror_edge.export.from_graphs import graph_exit, graph_files, graph_streams, read_graphs
 from mirror_edge.export.source import Source
 from mirror_edge.export.streams import Streams

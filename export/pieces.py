@@ -10,7 +10,9 @@ import onnx
 from onnx import ModelProto
 
 from mirror_edge.bundle import DraftSpec, TargetSpec
+from mirror_edge.errors import ExportError
 from mirror_edge.export import check, reference
+from mirror_edge.export.attention import looks_back
 from mirror_edge.export.early_exit import early_exit, shared_bytes
 from mirror_edge.export.exit_head import Exit, exit_graph, exit_logits, norm_and_head
 from mirror_edge.export.fixed_draft import write_fixed
@@ -46,23 +48,42 @@ def cut_target(model: Whole, leave: Exit) -> tuple[TargetSpec, ModelProto, dict[
 
 def cut_draft(model: Whole, streams: Streams | None) -> tuple[DraftSpec, dict[str, float]]:
     """Write and check the draft's graph."""
-    spec, folder, tree = model.spec, model.folder, check.tree_after(model.ids)
+    spec, folder = model.spec, model.folder
+    ids = model.ids[: _unbounded(model)]
+    tree = check.tree_after(ids)
     if streams is not None:
         streams.refuse_unless_for(model.source.folder, spec.layers, spec.hidden)
     count, layers = (0, 0) if streams is None else (streams.count, streams.layers)
     rows = room_for_branches(model.model, folder, count)
     graph = draft_graph(model.model, spec, folder, streams, model.named)
     onnx.save(graph, folder / "draft.onnx")
-    texts = [model.ids, *tree.texts(model.ids)]
+    texts = [ids, *tree.texts(ids)]
     expected = reference.graph_logits(folder / "full.onnx", spec, texts)
     ahead = None
     if streams is not None:
-        ahead = stream_logits(model.model, spec, folder, streams, check.streamed(model.ids, tree))
-    deviation = check.check_draft(folder, spec, model.ids, tree, expected, ahead)
+        ahead = stream_logits(model.model, spec, folder, streams, check.streamed(ids, tree))
+    deviation = check.check_draft(folder, spec, ids, tree, expected, ahead)
     (folder / "full.onnx").unlink()
     name = "draft, with trees" + (" and streams" if count else "")
     named = 0 if model.named == spec.vocabulary else model.named
     return DraftSpec(spec, count, layers, rows, head_vocabulary=named), {name: deviation}
+
+
+def _unbounded(model: Whole) -> int:
+    """Tokens that every layer of a draft sees, and a tree of guesses behind them.
+
+    Further back a window is counted in rows of the cache: beside branches it is shorter by theirs.
+    That moves guesses a little, and never the text.
+    """
+    window = looks_back(model.model)
+    if window is None:
+        return len(model.ids)
+    if window < check.SHORTEST + check.TREE_NODES:
+        raise ExportError(
+            f"--draft {model.source.folder}: looks back through a window of {window} tokens, which "
+            "is too short for branches. Choose another draft."
+        )
+    return window - check.TREE_NODES
 
 
 def cut_own_draft(

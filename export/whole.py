@@ -13,8 +13,15 @@ from onnx import ModelProto
 from mirror_edge.bundle import ModelSpec, Precision
 from mirror_edge.errors import ExportError
 from mirror_edge.export import check, reference, weights
+from mirror_edge.export.attention import (
+    keep_short_tables,
+    keep_whole_caches,
+    looks_back,
+    sliding_window,
+    steady_context,
+)
 from mirror_edge.export.builder import build
-from mirror_edge.export.facts import model_spec, probe_layers, sliding_window
+from mirror_edge.export.facts import model_spec, probe_layers
 from mirror_edge.export.source import OnProgress, Source, read_json
 from mirror_edge.export.tokenizer import sample_ids
 
@@ -65,6 +72,8 @@ def whole(
         width = precision or DEFAULT_PRECISION
         graph = build(source, width, built, lambda share: on_progress(stage, share))
     model = load(graph)
+    keep_whole_caches(model)
+    steady = keep_short_tables(model) or steady_context(source)
     weights.gather(model, graph.parent, folder / "weights.bin", move=source.graph is None)
     spec = model_spec(source, model, read_json(built / "genai_config.json"))
     shutil.rmtree(built, ignore_errors=True)
@@ -72,13 +81,18 @@ def whole(
     on_progress(stage, 1.0)
 
     notes: tuple[str, ...] = ()
-    length, window = _SAMPLE_TOKENS, sliding_window(source)
+    ends = f"the {role}'s context ends at"
+    if steady and steady < spec.context:
+        spec = replace(spec, context=steady)
+        note = f"{ends} {steady:,} tokens, before it would turn all positions otherwise (LongRoPE)."
+        notes = (note,)
+    length, window, kept = _SAMPLE_TOKENS, sliding_window(source), looks_back(model)
     if window and window < _LONGEST_WINDOW:
         length = max(length, window + _SAMPLE_TOKENS // 2)
-    elif window and window < spec.context:
+    elif window and window != kept and window < spec.context:
         spec = replace(spec, context=window)
-        note = f"the {role}'s context ends at {window:,} tokens, its sliding window: behind it"
-        notes = (f"{note} the graph could not be checked.",)
+        note = f"{ends} {window:,} tokens, its sliding window: behind it the graph knows no window."
+        notes = (*notes, note)
     length = min(length, spec.context - check.TREE_NODES)
     if length < check.SHORTEST:
         raise ExportError(f"{source.folder}: its context of {spec.context} tokens is too short.")
@@ -100,7 +114,10 @@ def against_checkpoint(model: Whole) -> dict[str, float]:
         layers = probe_layers(source)
         folder = model.folder / "probe"
         graph = build(source, "fp32", folder, lambda _: None, layers=layers)
-        probe = model_spec(source, load(graph), read_json(folder / "genai_config.json"))
+        first = load(graph)
+        keep_whole_caches(first)
+        onnx.save(first, graph)
+        probe = model_spec(source, first, read_json(folder / "genai_config.json"))
         name = f"the first {layers} layers of the {role} in fp32"
         deviations[name] = check.compare(
             name,

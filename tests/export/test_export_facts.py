@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mirror_edge.export.facts import probe_layers, sliding_window
+from mirror_edge.export.attention import sliding_window
+from mirror_edge.export.facts import probe_layers
 from mirror_edge.export.source import Kind, Source
 
 

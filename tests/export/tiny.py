@@ -37,6 +37,16 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [4.0] * 8,
+    "original_max_position_embeddings": 128,
+}
+WINDOWS = {"sliding_window": 80, "head_dim": 16}
+"""Shorter than the texts of the tests, longer than those behind which guesses branch."""
+GEMMA = {**WINDOWS, "query_pre_attn_scalar": 16}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama tied": ("Llama", {"tie_word_embeddings": True}),
     "llama untied": ("Llama", {"tie_word_embeddings": False}),
@@ -44,7 +54,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"tie_word_embeddings": False, "sliding_window": None}),
     "qwen2 tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2 untied": ("Qwen2", {"tie_word_embeddings": False}),
+    "qwen2 with windows": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 80, "max_window_layers": 1},
+    ),
     "qwen3": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 16}),
+    "gemma": ("Gemma", {"head_dim": 16}),
+    "gemma2": ("Gemma2", GEMMA),
+    "gemma3": (
+        "Gemma3Text",
+        {**GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "phi3 with longrope": (
+        "Phi3",
+        {"sliding_window": None, "max_position_embeddings": 256, "rope_parameters": LONGROPE}
+        | {"original_max_position_embeddings": 128},
+    ),
+    "gpt-oss": ("GptOss", {**WINDOWS, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "granite": (
+        "Granite",
+        {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0},
+    ),
+    "ernie 4.5": ("Ernie4_5", {}),
+    "hunyuan": ("HunYuanDenseV1", {"head_dim": 16}),
 }
 
 Checkpoint = Callable[..., Path]
@@ -83,7 +115,7 @@ def save_checkpoint(folder: Path, architecture: str, config: dict[str, Any]) -> 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(len(config))
     settings = getattr(transformers, f"{architecture}Config")(**{**SHAPE, **config})
-    model = getattr(transformers, f"{architecture}ForCausalLM")(settings)
+    model = transformers.AutoModelForCausalLM.from_config(settings)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # transformers starts them at zero, where they test nothing
             torch.nn.init.normal_(parameter, std=0.1)

@@ -1,0 +1,109 @@
+"""Windows and rotary tables of a source model, in graphs that must take tokens back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import FAMILIES, TEXT, Checkpoint
+
+import mirror_edge
+from mirror_edge import Sampling, Speculation
+from mirror_edge.bundle import Precision
+from mirror_edge.errors import ExportError
+from mirror_edge.export import export
+from mirror_edge.export.builder import build
+from mirror_edge.export.pipeline import Exported
+from mirror_edge.export.source import locate
+from mirror_edge.policy import Mode
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt-oss"])
+def test_beyond_their_windows_all_modes_say_what_transformers_says(
+    family: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    architecture, config = FAMILIES[family]
+    source = checkpoint(architecture, **{**config, "sliding_window": 32})
+    made = export(source, source, tmp_path / "bundle", precision="fp32")
+    said = {mode: _answer(made, mode) for mode in ("ar", "sd", "mirror")}
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    prompt = _prompt(made)
+    assert len(prompt) > 32
+    with torch.no_grad():
+        text = model.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)
+    expected = text[0, len(prompt) :].tolist()
+    assert said == dict.fromkeys(said, expected[: len(said["ar"])])
+    assert len(said["ar"]) > 40
+
+
+def test_layers_that_keep_no_more_than_their_window_are_given_whole_caches(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    architecture, config = FAMILIES["gemma2"]
+    source = checkpoint(architecture, **{**config, "sliding_window": 32})
+    built = tmp_path / "genai"
+    graph = build(locate(source, "TARGET", lambda *_: None), "fp32", built, lambda _: None)
+    assert b"sliding_window_cache" in graph.read_bytes()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (built / file).write_bytes((source / file).read_bytes())
+    taken = export(built, built, tmp_path / "bundle")
+    made = export(source, source, tmp_path / "other", precision="fp32")
+    assert _answer(taken, "mirror") == _answer(made, "ar")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_a_context_ends_before_all_positions_would_turn(
+    precision: Precision, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    architecture, config = FAMILIES["phi3 with longrope"]
+    source = checkpoint(architecture, **config)
+    made = export(source, source, tmp_path / "bundle", precision=precision)
+    assert made.manifest.target.model.context == 128
+    assert made.manifest.draft is not None
+    assert made.manifest.draft.model.context == 128
+    assert [note.split(" at ")[0] for note in made.notes] == [
+        "the target's context ends",
+        "the draft's context ends",
+    ]
+    answers = [_answer(made, mode, 1000) for mode in ("ar", "sd", "mirror")]
+    assert len(_prompt(made)) + len(answers[0]) == 128
+    assert answers == answers[:1] * 3
+
+
+def test_a_draft_whose_window_is_too_short_for_branches_is_refused(
+    checkpoint: Checkpoint, target: Path, tmp_path: Path
+) -> None:
+    architecture, config = FAMILIES["gemma2"]
+    source = checkpoint(architecture, **{**config, "sliding_window": 16})
+    with pytest.raises(ExportError, match="looks back through a window of 16 tokens"):
+        export(target, source, tmp_path / "bundle", precision="fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_that_remember_something_else_than_keys_and_values_are_refused(
+    checkpoint: Checkpoint, draft: Path, tmp_path: Path
+) -> None:
+    source = checkpoint("Lfm2", layer_types=["conv", "full_attention", "conv"])
+    with pytest.raises(ExportError, match="not all of its layers remember keys and values"):
+        export(source, draft, tmp_path / "bundle", precision="fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _answer(made: Exported, mode: Mode, most: int = 64) -> list[int]:
+    """The tokens of one greedy answer."""
+    with mirror_edge.load(made.folder, target_threads=1, draft_threads=1) as model:
+        result = model.generate(
+            TEXT,
+            max_new_tokens=most,
+            sampling=Sampling(temperature=0.0),
+            speculation=Speculation(mode=mode, drafter="model"),
+        )
+    return list(result.tokens)
+
+
+def _prompt(made: Exported) -> list[int]:
+    with mirror_edge.load(made.folder, target_threads=1, draft_threads=1) as model:
+        return model.tokenize(TEXT)
