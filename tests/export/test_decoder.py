@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import FAMILIES, VOCABULARY, Checkpoint
+from tiny import PLAIN, VOCABULARY, Checkpoint
 
 from mirror_edge.errors import ExportError
 from mirror_edge.export.source import locate
@@ -32,9 +32,9 @@ def read(folder: Path) -> Any:
     return checkpoints.read_checkpoint(locate(folder, "TARGET", lambda *_: None), 256)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *MORE])
+@pytest.mark.parametrize("family", [*PLAIN, *MORE])
 def test_logits_are_those_of_transformers(family: str, checkpoint: Checkpoint) -> None:
-    architecture, config = {**FAMILIES, **MORE}[family]
+    architecture, config = {**PLAIN, **MORE}[family]
     source = checkpoint(architecture, **config)
     ids = torch.from_numpy(np.random.default_rng(0).integers(2, VOCABULARY, (1, 100)))
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()

@@ -37,6 +37,17 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama untied": ("Llama", {"tie_word_embeddings": False}),
+    "llama with llama3 rope": ("Llama", {"tie_word_embeddings": False, "rope_parameters": LLAMA3}),
+    "mistral": ("Mistral", {"tie_word_embeddings": False, "sliding_window": None}),
+    "qwen2 tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2 untied": ("Qwen2", {"tie_word_embeddings": False}),
+    "qwen3": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 16}),
+}
+"""Those that Core ML programs are made of too."""
+
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -47,18 +58,11 @@ LONGROPE = {
 WINDOWS = {"sliding_window": 80, "head_dim": 16}
 """Shorter than the texts of the tests, longer than those behind which guesses branch."""
 GEMMA = {**WINDOWS, "query_pre_attn_scalar": 16}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama tied": ("Llama", {"tie_word_embeddings": True}),
-    "llama untied": ("Llama", {"tie_word_embeddings": False}),
-    "llama with llama3 rope": ("Llama", {"tie_word_embeddings": False, "rope_parameters": LLAMA3}),
-    "mistral": ("Mistral", {"tie_word_embeddings": False, "sliding_window": None}),
-    "qwen2 tied": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen2 untied": ("Qwen2", {"tie_word_embeddings": False}),
+FAMILIES = PLAIN | {
     "qwen2 with windows": (
         "Qwen2",
         {"use_sliding_window": True, "sliding_window": 80, "max_window_layers": 1},
     ),
-    "qwen3": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 16}),
     "gemma": ("Gemma", {"head_dim": 16}),
     "gemma2": ("Gemma2", GEMMA),
     "gemma3": (
@@ -67,8 +71,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3 with longrope": (
         "Phi3",
-        {"sliding_window": None, "max_position_embeddings": 256, "rope_parameters": LONGROPE}
-        | {"original_max_position_embeddings": 128},
+        {
+            "sliding_window": None,
+            "original_max_position_embeddings": 128,
+            "rope_parameters": LONGROPE,
+        },
     ),
     "gpt-oss": ("GptOss", {**WINDOWS, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "granite": (
