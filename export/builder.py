@@ -13,6 +13,7 @@ from typing import Any
 from mirror_edge.bundle import Precision
 from mirror_edge.errors import ExportError
 from mirror_edge.export.quiet import quiet
+from mirror_edge.export.rotary import write_tables
 from mirror_edge.export.source import Source, install_line
 
 __all__ = ["build"]
@@ -40,8 +41,9 @@ def build(
     provider = "webgpu" if precision == "fp16" else "cpu"
     # Of these it would fuse the norms of queries and keys too, as only the GPU's kernels know it.
     extra = ["hf_token=false", "fuse_qk_norm_gqa=false"]
-    extra += [f"num_hidden_layers={layers}"] if layers else []
-    count = layers or source.config.get("num_hidden_layers") or 1
+    pictures = "text_config" in source.config  # of which the option below is not the decoder's
+    extra += [f"num_hidden_layers={layers}"] if layers and not pictures else []
+    count = layers or source.text_config.get("num_hidden_layers") or 1
     cache = folder / "cache"
     # Not None: some of the builder's models look the name up.
     settled = (str(source.folder), str(source.folder), str(folder), precision, provider, str(cache))
@@ -49,7 +51,10 @@ def build(
     try:
         with quiet(lines):
             options = parse_extra_options(*settled, extra)
-            _settle_rope(options["hf_details"]["hf_config"])
+            config = options["hf_details"]["hf_config"]
+            if layers and pictures:
+                config.num_hidden_layers = layers
+            stretched = _settle_rope(config)
             create_model(*settled, **options)
     except Exception as error:
         _refuse_damage(source.folder)
@@ -59,20 +64,29 @@ def build(
             "export this model to ONNX, give the folder that it wrote."
         ) from error
     gc.collect()  # the builder's model refers to itself, and is as large as the checkpoint
-    return folder / "model.onnx"
+    graph = folder / "model.onnx"
+    if stretched is not None:
+        write_tables(graph, "cos_cache_local", "sin_cache_local", stretched)
+    return graph
 
 
-def _settle_rope(config: Any) -> None:
-    """Say of the rotary positions what the builder reads, where transformers says it otherwise."""
-    rope = getattr(config, "rope_parameters", None)
+def _settle_rope(config: Any) -> float | None:
+    """Say of the rotary positions what the builder reads, where transformers says it otherwise.
+
+    The base of the tables that it will stretch by mistake, if there are such.
+    """
+    rope = getattr(getattr(config, "text_config", config), "rope_parameters", None)
     if not isinstance(rope, dict):
-        return
+        return None
     if "full_attention" in rope:  # Gemma 3: by kind of layer
-        config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
-        rope = config.rope_parameters = dict(rope["full_attention"])
-        config.rope_theta = rope["rope_theta"]
-    if rope.get("rope_type") == "longrope":
+        local, rope = rope["sliding_attention"], dict(rope["full_attention"])
+        config.rope_local_base_freq, config.rope_theta = local["rope_theta"], rope["rope_theta"]
+        config.rope_parameters = rope
+        if rope["rope_type"] == "linear" and local["rope_type"] == "default":
+            return float(local["rope_theta"])
+    elif rope.get("rope_type") == "longrope":
         rope.setdefault("type", "longrope")
+    return None
 
 
 def _refuse_damage(folder: Path) -> None:

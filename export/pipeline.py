@@ -106,7 +106,7 @@ def run(
     _refuse_bundle(source, f"TARGET {target}")
     tokenizer = read_tokenizer(source)
     _refuse_other_precision(source, precision, "--precision")
-    if known := source.config.get("num_hidden_layers"):
+    if known := source.text_config.get("num_hidden_layers"):
         chosen_layer(exit_layer, known)
     needed = disk_needed(source, precision or DEFAULT_PRECISION)
     early = str(draft) == EARLY_EXIT and not Path(EARLY_EXIT).exists()

@@ -86,19 +86,21 @@ def checkpoint_logits(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's code, run whole
             import torch
-            from transformers import AutoModelForCausalLM
+            from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError as error:
         raise install_line(error.name or "transformers") from error
 
-    options: dict[str, Any] = {} if layers is None else {"num_hidden_layers": layers}
     try:
         with quiet(), torch.no_grad():
+            config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+            if layers is not None:
+                config.get_text_config().num_hidden_layers = layers
             model = AutoModelForCausalLM.from_pretrained(
                 source.folder,
+                config=config,
                 dtype=torch.float32 if exact else "auto",
                 local_files_only=True,
                 attn_implementation="eager",
-                **options,
             ).eval()
             return [
                 model(torch.from_numpy(text)[None], use_cache=False).logits[0].float().numpy()

@@ -1,15 +1,16 @@
-"""Room for branches behind the context, in a draft's rotary tables."""
+"""The rotary tables of a graph: room for branches behind the context, and those made anew."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import ModelProto
 
 from mirror_edge.export import weights
 
-__all__ = ["BRANCH_ROWS", "room_for_branches"]
+__all__ = ["BRANCH_ROWS", "room_for_branches", "write_tables"]
 
 BRANCH_ROWS = 512
 """What κ=8 and γ=7 take at most, 64 roots of 7 tokens, and a few; as much again for each stream,
@@ -40,3 +41,15 @@ def room_for_branches(model: ModelProto, folder: Path, streams: int = 0) -> int:
         spare = np.zeros((rows, values.shape[1]), values.dtype)
         weights.append(table, np.concatenate([values, spare]), folder / "weights.bin")
     return rows
+
+
+def write_tables(graph: Path, cos: str, sin: str, base: float) -> None:
+    """Write the tables `cos` and `sin` of a graph on disk anew, as plain ones of this base."""
+    model = onnx.load(graph, load_external_data=False)
+    tables = {tensor.name: tensor for tensor in model.graph.initializer}
+    rows, half = tables[cos].dims
+    turns = base ** -(np.arange(half, dtype=np.float32) / np.float32(half))
+    angles = np.outer(np.arange(rows, dtype=np.float32), turns)
+    weights.overwrite(tables[cos], np.cos(angles), graph.parent)
+    weights.overwrite(tables[sin], np.sin(angles), graph.parent)
+    onnx.save(model, graph)

@@ -14,7 +14,7 @@ from mirror_edge.errors import ExportError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["append", "compact", "gather", "load", "size", "store"]
+__all__ = ["append", "compact", "gather", "load", "overwrite", "size", "store"]
 
 _INLINE = 1024
 """Tensors up to this many bytes stay inside the graph."""
@@ -40,6 +40,17 @@ def load(tensor: TensorProto, folder: Path) -> NDArray[Any]:
         offset=int(where.get("offset", 0)),
         shape=tuple(tensor.dims),
     )
+
+
+def overwrite(tensor: TensorProto, values: NDArray[Any], folder: Path) -> None:
+    """Put `values`, as many as before, in the place of a tensor's own."""
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    if tensor.data_location != TensorProto.EXTERNAL:
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(dtype), tensor.name))
+        return
+    where = _location(tensor)
+    file, offset = folder / where["location"], int(where.get("offset", 0))
+    np.memmap(file, dtype, "r+", offset=offset, shape=tuple(tensor.dims))[...] = values
 
 
 def append(tensor: TensorProto, values: NDArray[Any], file: Path) -> None:

@@ -81,11 +81,13 @@ def whole(
     on_progress(stage, 1.0)
 
     notes: tuple[str, ...] = ()
+    if "vision_config" in source.config:
+        notes = (f"of the {role} there is the text part only: it will not read pictures.",)
     ends = f"the {role}'s context ends at"
     if steady and steady < spec.context:
         spec = replace(spec, context=steady)
         note = f"{ends} {steady:,} tokens, before it would turn all positions otherwise (LongRoPE)."
-        notes = (note,)
+        notes = (*notes, note)
     length, window, kept = _SAMPLE_TOKENS, sliding_window(source), looks_back(model)
     if window and window < _LONGEST_WINDOW:
         length = max(length, window + _SAMPLE_TOKENS // 2)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny import FAMILIES, TEXT, Checkpoint
+from tiny import FAMILIES, SHAPE, TEXT, Checkpoint, write_tokenizer
 
 import mirror_edge
 from mirror_edge import Sampling, Speculation
@@ -32,11 +33,34 @@ def test_beyond_their_windows_all_modes_say_what_transformers_says(
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     prompt = _prompt(made)
     assert len(prompt) > 32
-    with torch.no_grad():
-        text = model.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)
-    expected = text[0, len(prompt) :].tolist()
-    assert said == dict.fromkeys(said, expected[: len(said["ar"])])
+    assert said == dict.fromkeys(said, _expected(model, prompt)[: len(said["ar"])])
     assert len(said["ar"]) > 40
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_of_a_model_that_reads_pictures_the_text_part_is_exported(
+    precision: Precision, tmp_path: Path
+) -> None:
+    architecture, text = FAMILIES["gemma3 with stretched positions"]
+    assert architecture == "Gemma3Text"
+    sees = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "image_size": 28}
+    sees |= {"num_attention_heads": 2, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config={**SHAPE, **text, "sliding_window": 32},
+        vision_config=sees,
+        mm_tokens_per_image=4,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    write_tokenizer(tmp_path / "model")
+    made = export(tmp_path / "model", "early-exit", tmp_path / "bundle", precision=precision)
+    assert "it will not read pictures" in made.notes[0]
+    said = {mode: _answer(made, mode) for mode in ("ar", "sd", "mirror")}
+    assert said == dict.fromkeys(said, said["ar"])
+    if precision == "fp32":
+        assert said["ar"] == _expected(model, _prompt(made))[: len(said["ar"])]
 
 
 def test_layers_that_keep_no_more_than_their_window_are_given_whole_caches(
@@ -102,6 +126,13 @@ def _answer(made: Exported, mode: Mode, most: int = 64) -> list[int]:
             speculation=Speculation(mode=mode, drafter="model"),
         )
     return list(result.tokens)
+
+
+def _expected(model: Any, prompt: list[int]) -> list[int]:
+    """What transformers says behind `prompt`."""
+    with torch.no_grad():
+        text = model.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)
+    return list(text[0, len(prompt) :].tolist())
 
 
 def _prompt(made: Exported) -> list[int]:

@@ -69,6 +69,17 @@ FAMILIES = PLAIN | {
         "Gemma3Text",
         {**GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     ),
+    "gemma3 with stretched positions": (
+        "Gemma3Text",
+        {
+            **GEMMA,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "phi3 with longrope": (
         "Phi3",
         {
