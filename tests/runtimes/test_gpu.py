@@ -39,16 +39,24 @@ def exact_int4(bundle: Bundle) -> Bundle:
     return bundle
 
 
-@pytest.fixture(scope="module", params=["fp32", "int4"])
+@pytest.fixture(
+    scope="module",
+    params=[("Llama", "fp32"), ("Llama", "int4"), ("Gemma3Text", "fp32")],
+    ids="-".join,
+)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from mirror_edge.export import export
 
-    precision: Precision = request.param
+    precision: Precision
+    architecture, precision = request.param
     folder = tmp_path_factory.mktemp(precision)
+    windows = {"sliding_window": 64, "head_dim": 16, "query_pre_attn_scalar": 16}
+    windows |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch and the like about themselves
         longer = {"max_position_embeddings": 2 * CONTEXT, "tie_word_embeddings": True}
-        checkpoint = save_checkpoint(folder / "model", "Llama", longer)
+        more = windows if architecture == "Gemma3Text" else {}
+        checkpoint = save_checkpoint(folder / "model", architecture, longer | more)
         made = export(checkpoint, None, folder / "bundle", precision=precision)
     return exact_int4(bundles.read(made.folder))
 
