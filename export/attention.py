@@ -49,8 +49,9 @@ def keep_short_tables(model: ModelProto) -> int | None:
     )
     if choice is None:
         return None
-    either = [_tables(choice, branch) for branch in ("then_branch", "else_branch")]
-    short = min(either, key=lambda tables: int(tables[0].dims[0]))
+    short = min(_tables(choice), key=lambda tables: int(tables[0].dims[0]), default=[])
+    if not short:
+        return None
     for name, table in zip(choice.output, short, strict=True):
         kept = graph.initializer.add()
         kept.CopyFrom(table)
@@ -85,8 +86,12 @@ def _attention(model: ModelProto) -> list[NodeProto]:
     return [node for node in model.graph.node if node.op_type == _ATTENTION]
 
 
-def _tables(choice: NodeProto, branch: str) -> list[TensorProto]:
-    """The constants that one branch of an `If` gives, in the order of its outputs."""
-    (graph,) = (item.g for item in choice.attribute if item.name == branch)
-    made = {node.output[0]: node for node in graph.node}
-    return [made[entry.name].attribute[0].t for entry in graph.output]
+def _tables(choice: NodeProto) -> list[list[TensorProto]]:
+    """The constants that each branch of an `If` gives, in the order of its outputs."""
+    found = []
+    for branch in (item.g for item in choice.attribute):
+        made = {node.output[0]: node for node in branch.node if node.op_type == "Constant"}
+        if not made.keys() >= {entry.name for entry in branch.output}:
+            return []
+        found.append([made[entry.name].attribute[0].t for entry in branch.output])
+    return found

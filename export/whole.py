@@ -80,26 +80,34 @@ def whole(
     onnx.save(model, folder / "full.onnx")
     on_progress(stage, 1.0)
 
-    notes: tuple[str, ...] = ()
-    if "vision_config" in source.config:
-        notes = (f"of the {role} there is the text part only: it will not read pictures.",)
-    ends = f"the {role}'s context ends at"
-    if steady and steady < spec.context:
-        spec = replace(spec, context=steady)
-        note = f"{ends} {steady:,} tokens, before it would turn all positions otherwise (LongRoPE)."
-        notes = (*notes, note)
-    length, window, kept = _SAMPLE_TOKENS, sliding_window(source), looks_back(model)
-    if window and window < _LONGEST_WINDOW:
+    spec, notes = _within_reach(spec, source, model, role, steady)
+    window = sliding_window(source) or 0
+    length = _SAMPLE_TOKENS
+    if window < _LONGEST_WINDOW:
         length = max(length, window + _SAMPLE_TOKENS // 2)
-    elif window and window != kept and window < spec.context:
-        spec = replace(spec, context=window)
-        note = f"{ends} {window:,} tokens, its sliding window: behind it the graph knows no window."
-        notes = (*notes, note)
     length = min(length, spec.context - check.TREE_NODES)
     if length < check.SHORTEST:
         raise ExportError(f"{source.folder}: its context of {spec.context} tokens is too short.")
     ids = sample_ids(tokenizer, length, spec.vocabulary)
     return Whole(role, source, folder, model, spec, ids, notes, spec.vocabulary)
+
+
+def _within_reach(
+    spec: ModelSpec, source: Source, model: ModelProto, role: str, steady: int | None
+) -> tuple[ModelSpec, tuple[str, ...]]:
+    """`spec` with a context in which the graph is right, and what the user should know of it."""
+    notes, ends = [], f"the {role}'s context ends at"
+    if "vision_config" in source.config:
+        notes.append(f"of the {role} there is the text part only: it will not read pictures.")
+    if steady and steady < spec.context:
+        spec = replace(spec, context=steady)
+        turn = "before it would turn all positions otherwise (LongRoPE)"
+        notes.append(f"{ends} {steady:,} tokens, {turn}.")
+    window = sliding_window(source) or 0
+    if _LONGEST_WINDOW <= window < spec.context and window != looks_back(model):
+        spec = replace(spec, context=window)
+        notes.append(f"{ends} {window:,} tokens, its sliding window: the graph knows none.")
+    return spec, tuple(notes)
 
 
 def against_checkpoint(model: Whole) -> dict[str, float]:
