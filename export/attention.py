@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from mirror_edge.export.graph import attribute
 from mirror_edge.export.source import Source
 
 __all__ = [
     "keep_short_tables",
-    "keep_whole_caches",
+    "layer_types",
     "looks_back",
+    "settle",
     "sliding_window",
     "steady_context",
 ]
 
-_ATTENTION, _COS = "GroupQueryAttention", 7
-_RING = "sliding_window_cache"
+_ATTENTION, _PAST, _COS = "GroupQueryAttention", 3, 7
+"""And two of its inputs."""
+_RING, _WINDOW = "sliding_window_cache", "local_window_size"
 
 
-def keep_whole_caches(model: ModelProto) -> None:
-    """Give layers that look back through a window caches as long as the others', in place.
+def settle(model: ModelProto, source: Source) -> None:
+    """Give all layers whole caches, and those their windows that the builder left out, in place.
 
-    A ring of the window's size forgets what stood before a row, which cannot be taken back then.
+    A ring of a window's size forgets what stood before a row, which cannot be taken back then.
     """
+    left_out = sliding_window(source) if looks_back(model) is None else None
+    kinds = layer_types(source) if left_out else []
     for node in _attention(model):
         kept = [item for item in node.attribute if item.name != _RING]
+        layer = int(node.input[_PAST].split(".")[1]) if left_out else 0
+        if left_out and (not kinds or kinds[layer] == "sliding_attention"):
+            kept = [item for item in kept if item.name != _WINDOW]
+            kept.append(helper.make_attribute(_WINDOW, left_out))
         del node.attribute[:]
         node.attribute.extend(kept)
 
 
 def looks_back(model: ModelProto) -> int | None:
     """The shortest window that a layer of the graph looks back through, if any does."""
-    found = [attribute(node, "local_window_size") for node in _attention(model)]
+    found = [attribute(node, _WINDOW) for node in _attention(model)]
     windows = [window for window in found if isinstance(window, int) and window > 0]
     return min(windows, default=None)
 
@@ -43,7 +51,7 @@ def keep_short_tables(model: ModelProto) -> int | None:
     In place. How many positions these have; None where there is no such choice.
     """
     graph = model.graph
-    names = {node.input[_COS] for node in _attention(model)}
+    names = {node.input[_COS] for node in _attention(model) if len(node.input) > _COS}
     choice = next(
         (node for node in graph.node if node.op_type == "If" and names & set(node.output)), None
     )
@@ -67,6 +75,17 @@ def sliding_window(source: Source) -> int | None:
         return None
     window = config.get("sliding_window")
     return window if isinstance(window, int) and window > 0 else None
+
+
+def layer_types(source: Source) -> list[str]:
+    """The kind of each layer of a checkpoint, as transformers tells them apart; empty: all alike.
+
+    Published configurations often do not spell them out.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    return list(getattr(config.get_text_config(), "layer_types", None) or [])
 
 
 def steady_context(source: Source) -> int | None:

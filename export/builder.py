@@ -8,16 +8,18 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from mirror_edge.bundle import Precision
 from mirror_edge.errors import ExportError
 from mirror_edge.export.quiet import quiet
-from mirror_edge.export.rotary import write_tables
-from mirror_edge.export.source import Source, install_line
+from mirror_edge.export.rotary import Table, write_tables
+from mirror_edge.export.source import Source, install_line, read_json
 
 __all__ = ["build"]
 
+_STRETCHED = {"linear", "yarn"}
 _LAYER = re.compile(r"Reading layer (\d+)")
 
 
@@ -54,45 +56,59 @@ def build(
             config = options["hf_details"]["hf_config"]
             if layers and pictures:
                 config.num_hidden_layers = layers
-            stretched = _settle_rope(config)
+            tables = _settle_rope(config)
             create_model(*settled, **options)
+            write_tables(folder / "model.onnx", tables)
     except Exception as error:
         _refuse_damage(source.folder)
+        said = shorten(str(error), 300, placeholder=" …").rstrip(".")
+        if isinstance(error, ImportError):
+            raise ExportError(f"{source.folder}: cannot be read as it is: {said}.") from error
         raise ExportError(
             f"{source.folder}: the model builder of onnxruntime-genai cannot build a graph of "
-            f"{_architecture(source)} ({type(error).__name__}: {error}). If another tool can "
+            f"{_architecture(source)} ({type(error).__name__}: {said}). If another tool can "
             "export this model to ONNX, give the folder that it wrote."
         ) from error
     gc.collect()  # the builder's model refers to itself, and is as large as the checkpoint
-    graph = folder / "model.onnx"
-    if stretched is not None:
-        write_tables(graph, "cos_cache_local", "sin_cache_local", stretched)
-    return graph
+    return folder / "model.onnx"
 
 
-def _settle_rope(config: Any) -> float | None:
-    """Say of the rotary positions what the builder reads, where transformers says it otherwise.
+def _settle_rope(config: Any) -> list[Table]:
+    """Say of the rotary positions what the builder reads; the tables that it would get wrong.
 
-    The base of the tables that it will stretch by mistake, if there are such.
+    Those are transformers' own, and the builder makes plain ones meanwhile, of the same size.
     """
-    rope = getattr(getattr(config, "text_config", config), "rope_parameters", None)
+    text = getattr(config, "text_config", config)
+    rope = getattr(text, "rope_parameters", None)
     if not isinstance(rope, dict):
-        return None
-    if "full_attention" in rope:  # Gemma 3: by kind of layer
-        local, rope = rope["sliding_attention"], dict(rope["full_attention"])
-        config.rope_local_base_freq, config.rope_theta = local["rope_theta"], rope["rope_theta"]
-        config.rope_parameters = rope
-        if rope["rope_type"] == "linear" and local["rope_type"] == "default":
-            return float(local["rope_theta"])
-    elif rope.get("rope_type") == "longrope":
-        rope.setdefault("type", "longrope")
-    return None
+        return []
+    tables: list[tuple[str, dict[str, Any], str | None]] = [("", rope, None)]
+    if "full_attention" not in rope:
+        plain = dict(rope)
+    else:  # Gemma 3: by kind of layer
+        local, full = rope["sliding_attention"], rope["full_attention"]
+        config.rope_local_base_freq, plain = local["rope_theta"], dict(full)
+        tables = [("_global", full, "full_attention"), ("_local", local, "sliding_attention")]
+    if plain.get("rope_type") == "longrope":
+        plain.setdefault("type", "longrope")
+    stretched = plain.get("rope_type") in _STRETCHED and config.model_type != "gpt_oss"
+    if stretched:
+        plain = {"rope_type": "default", "rope_theta": plain["rope_theta"]}
+    found = []
+    if stretched:
+        found = [Table.of(f"cos_cache{n}", f"sin_cache{n}", text, r, kind) for n, r, kind in tables]
+    config.rope_parameters, config.rope_theta = plain, plain.get("rope_theta")
+    return found
 
 
 def _refuse_damage(folder: Path) -> None:
     """Refuse weights that cannot be read, as of a download that broke off."""
     from safetensors import SafetensorError, safe_open
 
+    for index in folder.glob("*.index.json"):
+        files = set(read_json(index).get("weight_map", {}).values())
+        if lost := sorted(name for name in files if not (folder / name).is_file()):
+            raise ExportError(f"{folder / lost[0]}: is missing. Download the model again.")
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "np"):

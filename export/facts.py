@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from onnx import ModelProto, TensorProto, ValueInfoProto
@@ -69,12 +70,10 @@ def model_spec(source: Source, model: ModelProto, genai: dict[str, object]) -> M
     )
 
 
-def probe_layers(source: Source) -> int:
-    """How many of a checkpoint's first layers show every kind of layer it has; two at least."""
-    config = source.text_config
-    kinds = config.get("layer_types") or []
+def probe_layers(kinds: Sequence[str], layers: int) -> int:
+    """How many of a model's first layers show every kind of layer it has; two at least."""
     first = [kinds.index(kind) + 1 for kind in set(kinds)]
-    return min(max([2, *first]), int(config.get("num_hidden_layers", 2)))
+    return min(max([2, *first]), layers)
 
 
 def graph_precision(model: ModelProto) -> Precision:

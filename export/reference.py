@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,7 +87,12 @@ def checkpoint_logits(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's code, run whole
             import torch
-            from transformers import AutoConfig, AutoModelForCausalLM
+            from transformers import (
+                MODEL_FOR_CAUSAL_LM_MAPPING,
+                AutoConfig,
+                AutoModelForCausalLM,
+                AutoModelForImageTextToText,
+            )
     except ImportError as error:
         raise install_line(error.name or "transformers") from error
 
@@ -95,20 +101,32 @@ def checkpoint_logits(
             config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
             if layers is not None:
                 config.get_text_config().num_hidden_layers = layers
-            model = AutoModelForCausalLM.from_pretrained(
+            known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+            kind: Any = AutoModelForCausalLM if known else AutoModelForImageTextToText
+            model, loading = kind.from_pretrained(
                 source.folder,
                 config=config,
+                output_loading_info=True,
                 dtype=torch.float32 if exact else "auto",
                 local_files_only=True,
                 attn_implementation="eager",
-            ).eval()
+            )
+            if missing := sorted(loading["missing_keys"]):
+                raise ExportError(
+                    f"{source.folder}: {len(missing):,} of its weights are missing, {missing[0]} "
+                    "for one. Download the model again."
+                )
+            model.eval()
             return [
                 model(torch.from_numpy(text)[None], use_cache=False).logits[0].float().numpy()
                 for text in texts
             ]
+    except ExportError:
+        raise
     except Exception as error:
+        said = shorten(str(error), 300, placeholder=" …").rstrip(".")
         raise ExportError(
             f"{source.folder}: transformers cannot run this model, so its graph cannot be checked "
-            f"({type(error).__name__}: {error}). Copy the model folder again, or try another "
+            f"({type(error).__name__}: {said}). Copy the model folder again, or try another "
             "version of transformers."
         ) from error

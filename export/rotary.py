@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -10,7 +12,10 @@ from onnx import ModelProto
 
 from mirror_edge.export import weights
 
-__all__ = ["BRANCH_ROWS", "room_for_branches", "write_tables"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["BRANCH_ROWS", "Table", "room_for_branches", "write_tables"]
 
 BRANCH_ROWS = 512
 """What κ=8 and γ=7 take at most, 64 roots of 7 tokens, and a few; as much again for each stream,
@@ -29,7 +34,7 @@ def room_for_branches(model: ModelProto, folder: Path, streams: int = 0) -> int:
     names = {
         node.input[place]
         for node in model.graph.node
-        if node.op_type == "GroupQueryAttention"
+        if node.op_type == "GroupQueryAttention" and len(node.input) > _SIN
         for place in (_COS, _SIN)
     }
     tables = [tensor for tensor in model.graph.initializer if tensor.name in names]
@@ -43,13 +48,39 @@ def room_for_branches(model: ModelProto, folder: Path, streams: int = 0) -> int:
     return rows
 
 
-def write_tables(graph: Path, cos: str, sin: str, base: float) -> None:
-    """Write the tables `cos` and `sin` of a graph on disk anew, as plain ones of this base."""
+class Table(NamedTuple):
+    """Cosines and sines of positions, as a graph's initializers of these names."""
+
+    cos: str
+    sin: str
+    turns: NDArray[np.float32]
+    """[half]: radians a position."""
+    scale: float
+    """Of all of them."""
+
+    @classmethod
+    def of(cls, cos: str, sin: str, config: Any, rope: dict[str, Any], kind: str | None) -> Table:
+        """As transformers turns positions under `rope`, in layers of this kind."""
+        if rope["rope_type"] == "default":
+            half = config.head_dim // 2
+            turns = rope["rope_theta"] ** -(np.arange(half, dtype=np.float32) / np.float32(half))
+            return cls(cos, sin, turns, 1.0)
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        more = {} if kind is None else {"layer_type": kind}
+        found, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu", **more)
+        return cls(cos, sin, found.numpy(), scale)
+
+
+def write_tables(graph: Path, tables: Sequence[Table]) -> None:
+    """Write rotary tables of a graph on disk anew, for as many positions as they had."""
+    if not tables:
+        return
     model = onnx.load(graph, load_external_data=False)
-    tables = {tensor.name: tensor for tensor in model.graph.initializer}
-    rows, half = tables[cos].dims
-    turns = base ** -(np.arange(half, dtype=np.float32) / np.float32(half))
-    angles = np.outer(np.arange(rows, dtype=np.float32), turns)
-    weights.overwrite(tables[cos], np.cos(angles), graph.parent)
-    weights.overwrite(tables[sin], np.sin(angles), graph.parent)
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    for table in tables:
+        rows = known[table.cos].dims[0]
+        angles = np.outer(np.arange(rows, dtype=np.float32), table.turns)
+        weights.overwrite(known[table.cos], np.cos(angles) * table.scale, graph.parent)
+        weights.overwrite(known[table.sin], np.sin(angles) * table.scale, graph.parent)
     onnx.save(model, graph)

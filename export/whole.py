@@ -15,8 +15,8 @@ from mirror_edge.errors import ExportError
 from mirror_edge.export import check, reference, weights
 from mirror_edge.export.attention import (
     keep_short_tables,
-    keep_whole_caches,
-    looks_back,
+    layer_types,
+    settle,
     sliding_window,
     steady_context,
 )
@@ -72,7 +72,7 @@ def whole(
         width = precision or DEFAULT_PRECISION
         graph = build(source, width, built, lambda share: on_progress(stage, share))
     model = load(graph)
-    keep_whole_caches(model)
+    settle(model, source)
     steady = keep_short_tables(model) or steady_context(source)
     weights.gather(model, graph.parent, folder / "weights.bin", move=source.graph is None)
     spec = model_spec(source, model, read_json(built / "genai_config.json"))
@@ -80,7 +80,7 @@ def whole(
     onnx.save(model, folder / "full.onnx")
     on_progress(stage, 1.0)
 
-    spec, notes = _within_reach(spec, source, model, role, steady)
+    spec, notes = _within_reach(spec, source, role, steady)
     window = sliding_window(source) or 0
     length = _SAMPLE_TOKENS
     if window < _LONGEST_WINDOW:
@@ -93,20 +93,16 @@ def whole(
 
 
 def _within_reach(
-    spec: ModelSpec, source: Source, model: ModelProto, role: str, steady: int | None
+    spec: ModelSpec, source: Source, role: str, steady: int | None
 ) -> tuple[ModelSpec, tuple[str, ...]]:
     """`spec` with a context in which the graph is right, and what the user should know of it."""
-    notes, ends = [], f"the {role}'s context ends at"
+    notes = []
     if "vision_config" in source.config:
         notes.append(f"of the {role} there is the text part only: it will not read pictures.")
     if steady and steady < spec.context:
         spec = replace(spec, context=steady)
-        turn = "before it would turn all positions otherwise (LongRoPE)"
-        notes.append(f"{ends} {steady:,} tokens, {turn}.")
-    window = sliding_window(source) or 0
-    if _LONGEST_WINDOW <= window < spec.context and window != looks_back(model):
-        spec = replace(spec, context=window)
-        notes.append(f"{ends} {window:,} tokens, its sliding window: the graph knows none.")
+        ends = f"the {role}'s context ends at {steady:,} tokens"
+        notes.append(f"{ends}, before it would turn all positions otherwise (LongRoPE).")
     return spec, tuple(notes)
 
 
@@ -121,11 +117,11 @@ def against_checkpoint(model: Whole) -> dict[str, float]:
         return {}
     deviations = {}
     if spec.precision != "fp32":
-        layers = probe_layers(source)
+        layers = probe_layers(layer_types(source), spec.layers)
         folder = model.folder / "probe"
         graph = build(source, "fp32", folder, lambda _: None, layers=layers)
         first = load(graph)
-        keep_whole_caches(first)
+        settle(first, source)
         onnx.save(first, graph)
         probe = model_spec(source, first, read_json(folder / "genai_config.json"))
         name = f"the first {layers} layers of the {role} in fp32"
@@ -166,5 +162,6 @@ def disk_needed(source: Source, precision: Precision) -> int:
     if precision == "fp32":
         return int(parameters * _BYTES[precision])
     embedding = 4 * config.get("vocab_size", 0) * config.get("hidden_size", 0)
-    probe = 4 * parameters * probe_layers(source) / max(config.get("num_hidden_layers", 1), 1)
+    layers = max(config.get("num_hidden_layers", 1), 1)
+    probe = 4 * parameters * probe_layers(config.get("layer_types") or [], layers) / layers
     return int(parameters * _BYTES[precision] + 2 * embedding + probe)

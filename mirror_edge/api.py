@@ -271,6 +271,11 @@ class Model:
             raise ContextError("the prompt is empty; say something.")
         asked = options.get("speculation") or Speculation()
         pair, target = self._pair, self._pair.decoder.target
+        if (highest := max(tokens)) >= target.vocabulary:
+            raise ContextError(
+                f"the prompt holds token {highest}, {self._text.decode([highest])!r}, and the "
+                f"model knows the first {target.vocabulary:,} only; leave it out."
+            )
         drafter = pair.drafters.get(asked.drafter or "model")
         apart, can_draft = pair.apart and asked.drafter != "ngram", drafter is not None
         strategy = resolve(asked, can_draft=can_draft, apart=apart)

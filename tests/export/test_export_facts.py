@@ -34,13 +34,11 @@ def test_a_window_counts_when_it_is_in_use(config: dict[str, Any], window: int |
 @pytest.mark.parametrize(
     ("kinds", "layers", "wanted"),
     [
-        (None, 30, 2),
-        (None, 1, 1),
+        ([], 30, 2),
+        ([], 1, 1),
         (["full"] * 30, 30, 2),
         ([*["sliding"] * 5, "full"] * 5, 30, 6),
     ],
 )
-def test_the_probe_has_a_layer_of_every_kind(
-    kinds: list[str] | None, layers: int, wanted: int
-) -> None:
-    assert probe_layers(source({"layer_types": kinds, "num_hidden_layers": layers})) == wanted
+def test_the_probe_has_a_layer_of_every_kind(kinds: list[str], layers: int, wanted: int) -> None:
+    assert probe_layers(kinds, layers) == wanted

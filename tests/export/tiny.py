@@ -59,9 +59,34 @@ WINDOWS = {"sliding_window": 80, "head_dim": 16}
 """Shorter than the texts of the tests, longer than those behind which guesses branch."""
 GEMMA = {**WINDOWS, "query_pre_attn_scalar": 16}
 FAMILIES = PLAIN | {
+    "mistral with a window": ("Mistral", {"sliding_window": 80}),
+    "phi3 with a window": (
+        "Phi3",
+        {
+            "sliding_window": 80,
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 256,
+        },
+    ),
     "qwen2 with windows": (
         "Qwen2",
         {"use_sliding_window": True, "sliding_window": 80, "max_window_layers": 1},
+    ),
+    "qwen3 with yarn": (
+        "Qwen3",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "llama with linear positions": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
     ),
     "gemma": ("Gemma", {"head_dim": 16}),
     "gemma2": ("Gemma2", GEMMA),

@@ -291,3 +291,12 @@ def test_closing_ends_the_lanes() -> None:
         assert threading.active_count() == before + 2
         model.generate("Hello", max_new_tokens=2)
     assert threading.active_count() == before
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(
+    demo: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beyond = demo.bundle.manifest.target.model.vocabulary
+    monkeypatch.setattr(demo, "tokenize", lambda *_: [5, beyond])
+    with pytest.raises(ContextError, match=f"holds token {beyond}, .* knows the first 4,096 only"):
+        demo.generate("Hello")
