@@ -9,17 +9,15 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 from mirror_edge.bundle import Precision
 from mirror_edge.errors import ExportError
 from mirror_edge.export.quiet import quiet
-from mirror_edge.export.rotary import Table, write_tables
+from mirror_edge.export.rotary import settle_positions, write_tables
 from mirror_edge.export.source import Source, install_line, read_json
 
 __all__ = ["build"]
 
-_STRETCHED = {"linear", "yarn"}
 _LAYER = re.compile(r"Reading layer (\d+)")
 
 
@@ -56,7 +54,7 @@ def build(
             config = options["hf_details"]["hf_config"]
             if layers and pictures:
                 config.num_hidden_layers = layers
-            tables = _settle_rope(config)
+            tables = settle_positions(config)
             create_model(*settled, **options)
             write_tables(folder / "model.onnx", tables)
     except Exception as error:
@@ -71,34 +69,6 @@ def build(
         ) from error
     gc.collect()  # the builder's model refers to itself, and is as large as the checkpoint
     return folder / "model.onnx"
-
-
-def _settle_rope(config: Any) -> list[Table]:
-    """Say of the rotary positions what the builder reads; the tables that it would get wrong.
-
-    Those are transformers' own, and the builder makes plain ones meanwhile, of the same size.
-    """
-    text = getattr(config, "text_config", config)
-    rope = getattr(text, "rope_parameters", None)
-    if not isinstance(rope, dict):
-        return []
-    tables: list[tuple[str, dict[str, Any], str | None]] = [("", rope, None)]
-    if "full_attention" not in rope:
-        plain = dict(rope)
-    else:  # Gemma 3: by kind of layer
-        local, full = rope["sliding_attention"], rope["full_attention"]
-        config.rope_local_base_freq, plain = local["rope_theta"], dict(full)
-        tables = [("_global", full, "full_attention"), ("_local", local, "sliding_attention")]
-    if plain.get("rope_type") == "longrope":
-        plain.setdefault("type", "longrope")
-    stretched = plain.get("rope_type") in _STRETCHED and config.model_type != "gpt_oss"
-    if stretched:
-        plain = {"rope_type": "default", "rope_theta": plain["rope_theta"]}
-    found = []
-    if stretched:
-        found = [Table.of(f"cos_cache{n}", f"sin_cache{n}", text, r, kind) for n, r, kind in tables]
-    config.rope_parameters, config.rope_theta = plain, plain.get("rope_theta")
-    return found
 
 
 def _refuse_damage(folder: Path) -> None:

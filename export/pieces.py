@@ -80,8 +80,8 @@ def _unbounded(model: Whole) -> int:
         return len(model.ids)
     if window < check.SHORTEST + check.TREE_NODES:
         raise ExportError(
-            f"--draft {model.source.folder}: looks back through a window of {window} tokens, which "
-            "is too short for branches. Choose another draft."
+            f"{model.source.folder}: looks back through a window of {window} tokens, which is too "
+            "short for the branches of a draft. Choose another draft."
         )
     return window - check.TREE_NODES
 

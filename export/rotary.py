@@ -1,4 +1,4 @@
-"""The rotary tables of a graph: room for branches behind the context, and those made anew."""
+"""Rotary positions: what the builder is told of them, and the tables of a graph."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from mirror_edge.export import weights
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BRANCH_ROWS", "Table", "room_for_branches", "write_tables"]
+__all__ = ["BRANCH_ROWS", "Table", "room_for_branches", "settle_positions", "write_tables"]
 
 BRANCH_ROWS = 512
 """What κ=8 and γ=7 take at most, 64 roots of 7 tokens, and a few; as much again for each stream,
 whose guesses may be wrong and which has rows of its own."""
+_STRETCHED = {"linear", "yarn"}
+"""Ways of turning positions that the builder gets wrong, but for gpt-oss."""
 _COS, _SIN = 7, 8
 """GroupQueryAttention's inputs."""
 
@@ -70,6 +72,33 @@ class Table(NamedTuple):
         more = {} if kind is None else {"layer_type": kind}
         found, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu", **more)
         return cls(cos, sin, found.numpy(), scale)
+
+
+def settle_positions(config: Any) -> list[Table]:
+    """Say of positions in `config` what the builder reads, where transformers says it otherwise.
+
+    The tables that it would get wrong are returned; it makes plain ones of their size meanwhile.
+    """
+    text = getattr(config, "text_config", config)
+    rope = getattr(text, "rope_parameters", None)
+    if not isinstance(rope, dict):
+        return []
+    kinds: list[tuple[str, dict[str, Any], str | None]] = [("", rope, None)]
+    if "full_attention" in rope:  # Gemma 3
+        local, rope = rope["sliding_attention"], rope["full_attention"]
+        config.rope_local_base_freq, config.rope_theta = local["rope_theta"], rope["rope_theta"]
+        kinds = [("_global", rope, "full_attention"), ("_local", local, "sliding_attention")]
+    tables, told = [], dict(rope)
+    if rope.get("rope_type") == "longrope":
+        told.setdefault("type", "longrope")
+    elif rope.get("rope_type") in _STRETCHED and config.model_type != "gpt_oss":
+        tables = [
+            Table.of(f"cos_cache{name}", f"sin_cache{name}", text, own, kind)
+            for name, own, kind in kinds
+        ]
+        told = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    config.rope_parameters = told
+    return tables
 
 
 def write_tables(graph: Path, tables: Sequence[Table]) -> None:
