@@ -96,7 +96,7 @@ def _spell(model: ModelProto, spec: ModelSpec, main: Rows, top: Rows) -> None:
             nodes.append(node)
             continue
         if reason := unspelled(node):
-            raise ExportError(f"The draft cannot have fixed shapes: its graph has {reason}.")
+            raise _unfit(reason)
         if spelling is None:
             rotary = tables.get(node.input[_COS], 0) if len(node.input) > _COS else 0
             spelling = Spelling(spec.kv_heads, spec.head_size, rotary)
@@ -113,10 +113,14 @@ def _refuse_own_operators(model: ModelProto) -> None:
     """Refuse what is left of ONNX Runtime's own operators."""
     own = {node.op_type for node in model.graph.node if node.domain} - _PLAIN
     if own:
-        raise ExportError(
-            f"The draft cannot have fixed shapes: its graph has {', '.join(sorted(own))}, "
-            "which NPU providers do not know."
-        )
+        raise _unfit(f"{', '.join(sorted(own))}, which NPU providers do not know")
+
+
+def _unfit(reason: str) -> ExportError:
+    return ExportError(
+        f"--draft-for: the draft's graph has {reason}, so it cannot have the fixed shapes of an "
+        "NPU. Leave the option out, or choose another draft."
+    )
 
 
 def _ints(name: str, dims: list[int]) -> ValueInfoProto:
