@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from mirror_edge.export.graph import attribute
 from mirror_edge.export.source import Source
 
 __all__ = [
+    "LayerKind",
     "keep_short_tables",
-    "layer_types",
+    "layer_kinds",
     "looks_back",
     "settle",
     "sliding_window",
     "steady_context",
 ]
 
-_ATTENTION, _PAST, _COS = "GroupQueryAttention", 3, 7
-"""And two of its inputs."""
-_RING, _WINDOW = "sliding_window_cache", "local_window_size"
+_ATTENTION, _PAST, _COS, _SIN = "GroupQueryAttention", 3, 7, 8
+"""And three of its inputs."""
+_RING, _WINDOW, _TURN = "sliding_window_cache", "local_window_size", "do_rotary"
+
+
+class LayerKind(NamedTuple):
+    """What attention does in one layer of a checkpoint."""
+
+    windowed: bool
+    """It looks back through the model's window only, where the model has one."""
+    turned: bool
+    """It turns queries and keys by their positions."""
 
 
 def settle(model: ModelProto, source: Source) -> None:
-    """Give all layers whole caches, and those their windows that the builder left out, in place.
+    """Give all layers whole caches, and what the builder left out or put in, in place.
 
     A ring of a window's size forgets what stood before a row, which cannot be taken back then.
     """
     left_out = sliding_window(source) if looks_back(model) is None else None
-    kinds = layer_types(source) if left_out else []
+    kinds = layer_kinds(source)
     for node in _attention(model):
-        kept = [item for item in node.attribute if item.name != _RING]
-        layer = int(node.input[_PAST].split(".")[1]) if left_out else 0
-        if left_out and (not kinds or kinds[layer] == "sliding_attention"):
-            kept = [item for item in kept if item.name != _WINDOW]
-            kept.append(helper.make_attribute(_WINDOW, left_out))
+        kind = kinds[int(node.input[_PAST].split(".")[1])] if kinds else LayerKind(True, True)
+        changed = {} if kind.turned else {_TURN: 0}
+        if left_out and kind.windowed:
+            changed[_WINDOW] = left_out
+        if not kind.turned:
+            node.input[_COS] = node.input[_SIN] = ""
+        kept = [item for item in node.attribute if item.name not in {_RING, *changed}]
         del node.attribute[:]
         node.attribute.extend(kept)
+        node.attribute.extend(helper.make_attribute(*item) for item in changed.items())
 
 
 def looks_back(model: ModelProto) -> int | None:
@@ -77,15 +92,23 @@ def sliding_window(source: Source) -> int | None:
     return window if isinstance(window, int) and window > 0 else None
 
 
-def layer_types(source: Source) -> list[str]:
+def layer_kinds(source: Source) -> list[LayerKind]:
     """The kind of each layer of a checkpoint, as transformers tells them apart; empty: all alike.
 
     Published configurations often do not spell them out.
     """
+    if source.kind != "checkpoint":
+        return []
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
-    return list(getattr(config.get_text_config(), "layer_types", None) or [])
+    config = AutoConfig.from_pretrained(source.folder, local_files_only=True).get_text_config()
+    types = getattr(config, "layer_types", None) or []
+    turned = getattr(config, "no_rope_layers", None) or [1] * len(types)
+    types = types or ["sliding_attention"] * len(turned)
+    return [
+        LayerKind(kind == "sliding_attention", bool(turns))
+        for kind, turns in zip(types, turned, strict=True)
+    ]
 
 
 def steady_context(source: Source) -> int | None:

@@ -18,7 +18,7 @@ from mirror_edge.export.exit_head import head_of, keep_rows
 from mirror_edge.export.graph import copy
 from mirror_edge.export.whole import Whole
 
-__all__ = ["narrowed"]
+__all__ = ["narrowed", "refuse_size"]
 
 _SAME = 1e-3
 """How far the rows that are kept may be from what they were: they are the same numbers."""
@@ -35,10 +35,7 @@ def narrowed(draft: Whole, size: int | None) -> tuple[Whole, dict[str, float]]:
     spec, folder = draft.spec, draft.folder
     if size is None or size == spec.vocabulary:
         return draft, {}
-    if not 1 <= size <= spec.vocabulary:
-        raise OptionError(
-            f"--draft-vocabulary {size}: must be from 1 to {spec.vocabulary}, the draft's tokens."
-        )
+    refuse_size(size, spec.vocabulary)
     before = reference.graph_logits(folder / "full.onnx", spec, [draft.ids])[0]
     graph = copy(draft.model)
     _set_apart(graph)
@@ -50,6 +47,14 @@ def narrowed(draft: Whole, size: int | None) -> tuple[Whole, dict[str, float]]:
     name = f"the draft's head of {size:,} tokens"
     off = check.compare(name, after, before[:, :size], _SAME)
     return replace(draft, model=graph, named=size), {name: off}
+
+
+def refuse_size(size: int | None, vocabulary: int) -> None:
+    """Refuse a head of more tokens than the `vocabulary` of its draft has."""
+    if size is not None and not 1 <= size <= vocabulary:
+        raise OptionError(
+            f"--draft-vocabulary {size}: must be from 1 to {vocabulary}, the draft's tokens."
+        )
 
 
 def _declare(graph: ModelProto, size: int) -> None:

@@ -70,7 +70,7 @@ def model_spec(source: Source, model: ModelProto, genai: dict[str, object]) -> M
     )
 
 
-def probe_layers(kinds: Sequence[str], layers: int) -> int:
+def probe_layers(kinds: Sequence[object], layers: int) -> int:
     """How many of a model's first layers show every kind of layer it has; two at least."""
     first = [kinds.index(kind) + 1 for kind in set(kinds)]
     return min(max([2, *first]), layers)

@@ -16,7 +16,7 @@ from mirror_edge.export.graph import part, value
 from mirror_edge.export.plain_attention import Rows, Spelling, unspelled
 from mirror_edge.export.residuals import opened
 
-__all__ = ["FIXED_KINDS", "fixed_graph", "fixed_spec"]
+__all__ = ["FIXED_KINDS", "fixed_graph", "fixed_spec", "unfit"]
 
 FIXED_KINDS = ("qnn", "openvino")
 """Kinds of devices that run such graphs, the same for all."""
@@ -89,21 +89,19 @@ def _read_instead(model: ModelProto, names: Mapping[str, str]) -> None:
 def _spell(model: ModelProto, spec: ModelSpec, main: Rows, top: Rows) -> None:
     """Attention in plain operators, in place."""
     tables = {tensor.name: tensor.dims[1] for tensor in model.graph.initializer if tensor.dims[1:]}
+    attention = [node for node in model.graph.node if node.op_type == _ATTENTION]
+    turned = [tables.get(node.input[_COS], 0) for node in attention if len(node.input) > _COS]
+    spelling = Spelling(spec.kv_heads, spec.head_size, max(turned, default=0))
     nodes: list[NodeProto] = []
-    spelling: Spelling | None = None
     for node in model.graph.node:
         if node.op_type != _ATTENTION:
             nodes.append(node)
             continue
         if reason := unspelled(node):
-            raise _unfit(reason)
-        if spelling is None:
-            rotary = tables.get(node.input[_COS], 0) if len(node.input) > _COS else 0
-            spelling = Spelling(spec.kv_heads, spec.head_size, rotary)
+            raise unfit(reason)
         written = len(spelling.nodes)
         spelling.attention(node, main if node.input[_POSITIONS] == "position_ids" else top)
         nodes += spelling.nodes[written:]
-    assert spelling is not None
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(spelling.constants.values())
@@ -113,10 +111,11 @@ def _refuse_own_operators(model: ModelProto) -> None:
     """Refuse what is left of ONNX Runtime's own operators."""
     own = {node.op_type for node in model.graph.node if node.domain} - _PLAIN
     if own:
-        raise _unfit(f"{', '.join(sorted(own))}, which NPU providers do not know")
+        raise unfit(f"{', '.join(sorted(own))}, which NPU providers do not know")
 
 
-def _unfit(reason: str) -> ExportError:
+def unfit(reason: str) -> ExportError:
+    """The error for a draft whose graph has what cannot be spelled here."""
     return ExportError(
         f"--draft-for: the draft's graph has {reason}, so it cannot have the fixed shapes of an "
         "NPU. Leave the option out, or choose another draft."

@@ -16,7 +16,8 @@ from mirror_edge.bundle import (
 )
 from mirror_edge.errors import ExportError, MissingExtraError, OptionError
 from mirror_edge.export import sample
-from mirror_edge.export.draft_head import narrowed
+from mirror_edge.export.attention import sliding_window
+from mirror_edge.export.draft_head import narrowed, refuse_size
 from mirror_edge.export.early_exit import EARLY_EXIT
 from mirror_edge.export.exit_head import (
     DEFAULT_RANK,
@@ -27,7 +28,7 @@ from mirror_edge.export.exit_head import (
 from mirror_edge.export.exit_layer import rollout_bytes
 from mirror_edge.export.exit_tokens import exit_tokens as named_tokens
 from mirror_edge.export.facts import graph_precision
-from mirror_edge.export.fixed import FIXED_KINDS
+from mirror_edge.export.fixed import FIXED_KINDS, unfit
 from mirror_edge.export.output import refuse_taken, refuse_without_space, whole_folder
 from mirror_edge.export.pieces import cut_draft, cut_own_draft, cut_target, fix_draft
 from mirror_edge.export.source import OnProgress, Source, locate
@@ -115,6 +116,8 @@ def run(
     guide = None if draft is None or early else _located_draft(draft, tokenizer, on_progress)
     if guide is not None:
         _refuse_other_precision(guide, draft_precision, "--draft-precision")
+        if known := guide.text_config.get("vocab_size"):
+            refuse_size(draft_vocabulary, known)
         draft_precision = draft_precision or precision
         once = disk_needed(guide, draft_precision or DEFAULT_PRECISION)
         needed += once if draft_vocabulary is None else 2 * once
@@ -224,6 +227,8 @@ def _refuse_fixed(draft_for: str | None, draft: Source | None, *, early: bool) -
             f"{option}: {draft.folder} is an ONNX graph with quantised weights, and NPU graphs are "
             "made from those in float32. Give the checkpoint."
         )
+    if window := sliding_window(draft):
+        raise unfit(f"attention that looks back through a window of {window} tokens")
 
 
 def _rollout(draft: Whole | None) -> float:
@@ -236,7 +241,9 @@ def _rollout(draft: Whole | None) -> float:
 def chosen_layer(exit_layer: int | None, layers: int) -> int:
     """Where a target of so many layers is cut."""
     if layers < 2:
-        raise ExportError("TARGET: has a single layer, and a target is cut between two.")
+        raise ExportError(
+            "TARGET: has a single layer, and a target is cut between two. Choose a larger model."
+        )
     if exit_layer is None:
         return layers // 2
     if not 1 <= exit_layer < layers:

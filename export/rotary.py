@@ -38,6 +38,7 @@ def room_for_branches(model: ModelProto, folder: Path, streams: int = 0) -> int:
         for node in model.graph.node
         if node.op_type == "GroupQueryAttention" and len(node.input) > _SIN
         for place in (_COS, _SIN)
+        if node.input[place]
     }
     tables = [tensor for tensor in model.graph.initializer if tensor.name in names]
     if len(tables) != len(names):
@@ -80,6 +81,8 @@ def settle_positions(config: Any) -> list[Table]:
     The tables that it would get wrong are returned; it makes plain ones of their size meanwhile.
     """
     text = getattr(config, "text_config", config)
+    if turned := getattr(config, "no_rope_layers", None):
+        config.no_rope_layers = [1] * len(turned)  # of which it would make no attention at all
     rope = getattr(text, "rope_parameters", None)
     if not isinstance(rope, dict):
         return []

@@ -15,7 +15,7 @@ from mirror_edge.errors import ExportError
 from mirror_edge.export import check, reference, weights
 from mirror_edge.export.attention import (
     keep_short_tables,
-    layer_types,
+    layer_kinds,
     settle,
     sliding_window,
     steady_context,
@@ -87,7 +87,10 @@ def whole(
         length = max(length, window + _SAMPLE_TOKENS // 2)
     length = min(length, spec.context - check.TREE_NODES)
     if length < check.SHORTEST:
-        raise ExportError(f"{source.folder}: its context of {spec.context} tokens is too short.")
+        raise ExportError(
+            f"{source.folder}: its context of {spec.context} tokens is too short. "
+            "Choose a model with a longer one."
+        )
     ids = sample_ids(tokenizer, length, spec.vocabulary)
     return Whole(role, source, folder, model, spec, ids, notes, spec.vocabulary)
 
@@ -117,7 +120,7 @@ def against_checkpoint(model: Whole) -> dict[str, float]:
         return {}
     deviations = {}
     if spec.precision != "fp32":
-        layers = probe_layers(layer_types(source), spec.layers)
+        layers = probe_layers(layer_kinds(source), spec.layers)
         folder = model.folder / "probe"
         graph = build(source, "fp32", folder, lambda _: None, layers=layers)
         first = load(graph)

@@ -106,14 +106,22 @@ def test_every_mode_says_the_same(target: Path, draft: Path, tmp_path: Path) -> 
 
 
 def test_what_cannot_be_honoured_is_refused(target: Path, draft: Path, tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
+    bundle, stages = tmp_path / "bundle", list[str]()
     for given, size, message in (
         (draft, VOCABULARY + 1, "--draft-vocabulary 321: must be from 1 to 320"),
         (None, NAMED, "--draft-vocabulary 200: there is no --draft to apply to"),
         ("early-exit", NAMED, "--draft-vocabulary 200: the draft is the target's own"),
     ):
         with pytest.raises(OptionError, match=message):
-            export(target, given, bundle, precision="fp32", draft_vocabulary=size)
+            export(
+                target,
+                given,
+                bundle,
+                precision="fp32",
+                draft_vocabulary=size,
+                on_progress=lambda stage, _: stages.append(stage),
+            )
+    assert stages == []
     with pytest.raises(OptionError, match="--draft-vocabulary 200: is for --format onnx"):
         export(target, draft, bundle, format="coreml", draft_vocabulary=NAMED)
     assert not bundle.exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tiny import random_streams
+from tiny import Checkpoint, random_streams
 
 from mirror_edge import bundle as bundles
 from mirror_edge.bundle import Bundle, Precision
@@ -172,6 +172,30 @@ def test_a_quantised_draft_comes_with_halves(
     fixed = FixedDraft(read, on_the_cpu())
     logits = fixed.forward(np.arange(4, 9), np.arange(5), 0, None, np.array([4]))
     assert np.isfinite(logits).all()
+
+
+def test_a_draft_whose_first_layer_turns_no_positions_has_fixed_shapes(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    source = checkpoint("SmolLM3", no_rope_layers=[0, 1, 1])
+    made = export(source, source, tmp_path / "bundle", precision="fp32", draft_for="qnn")
+    assert made.deviations["draft, at fixed shapes"] < 1e-3
+
+
+def test_a_draft_with_windows_is_refused_for_npus_before_anything_is_built(
+    checkpoint: Checkpoint, target: Path, tmp_path: Path
+) -> None:
+    source = checkpoint("Mistral", sliding_window=80)
+    stages: list[str] = []
+    with pytest.raises(ExportError, match=r"--draft-for: .* through a window of 80 tokens"):
+        export(
+            target,
+            source,
+            tmp_path / "bundle",
+            draft_for="qnn",
+            on_progress=lambda stage, _: stages.append(stage),
+        )
+    assert stages == []
 
 
 def test_what_cannot_have_fixed_shapes_is_refused(

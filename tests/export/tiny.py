@@ -119,6 +119,19 @@ FAMILIES = PLAIN | {
         {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0},
     ),
     "ernie 4.5": ("Ernie4_5", {}),
+    "smollm3": (
+        "SmolLM3",
+        {"no_rope_layers": [1, 0, 1], "num_hidden_layers": 3, "pad_token_id": 1},
+    ),
+    "smollm3 with windows": (
+        "SmolLM3",
+        {
+            "no_rope_layers": [1, 1, 0],
+            "use_sliding_window": True,
+            "sliding_window": 80,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        },
+    ),
     "hunyuan": ("HunYuanDenseV1", {"head_dim": 16}),
 }
 
