@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mirror_edge.errors import (
     BundleError,
     BusyError,
+    ClosedError,
     ContextError,
     DataError,
     DeviceError,
@@ -39,6 +40,7 @@ __all__ = [
     "BundleError",
     "BusyError",
     "Chunk",
+    "ClosedError",
     "ContextError",
     "DataError",
     "DeviceError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -135,6 +136,7 @@ class Model:
         self._tuning = Tuning(self._pair.decoder, self._pair.key)
         self._busy = threading.Lock()
         self._closed = False
+        self._process = os.getpid()
 
     @property
     def context(self) -> int:
@@ -149,7 +151,7 @@ class Model:
     @property
     def has_draft(self) -> bool:
         """Whether the bundle came with a draft model."""
-        return "model" in self._pair.drafters
+        return self.bundle.manifest.draft is not None
 
     @property
     def trace(self) -> Trace:
@@ -165,8 +167,7 @@ class Model:
             BusyError: while an answer is under way.
             OptionError: for a draft model that the bundle does not have.
         """
-        if self._closed:
-            raise ClosedError("the model was closed; load it again.")
+        self._refuse_if_closed()
         if drafter not in self._pair.drafters:
             raise OptionError(f"drafter is {drafter!r}, which {self.bundle.folder} does not have.")
 
@@ -187,7 +188,11 @@ class Model:
             if template:
                 raise OptionError("template variables need messages; a text has no template.")
             return self._text.encode(prompt, add_special_tokens=True)
+        if not isinstance(template, Mapping | None):
+            raise OptionError(f"template is {template!r}; it must be a mapping of variables.")
         for name in template or {}:
+            if not isinstance(name, str):
+                raise OptionError(f"template variable {name!r} must have a text for its name.")
             if name in ("self", "messages", "add_generation_prompt"):
                 raise OptionError(f"template variable {name!r} is the program's own.")
         return self._text.encode_chat(prompt, **(template or {}))
@@ -236,7 +241,7 @@ class Model:
 
     def close(self) -> None:
         """End the lanes and free the devices; an answer under way ends with a `ClosedError`."""
-        if self._closed:
+        if self._closed or os.getpid() != self._process:
             return
         self._closed = True
         self._pair.end_lanes()
@@ -277,6 +282,10 @@ class Model:
                 f"model knows the first {target.vocabulary:,} only; leave it out."
             )
         drafter = pair.drafters.get(asked.drafter or "model")
+        if (asked.window or 0) >= self.context:
+            raise OptionError(
+                f"window is {asked.window}; it must be below {self.context}, the context."
+            )
         apart, can_draft = pair.apart and asked.drafter != "ngram", drafter is not None
         strategy = resolve(asked, can_draft=can_draft, apart=apart)
         auto = asked.mode == "auto"
@@ -313,6 +322,8 @@ class Model:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise ClosedError("the model was closed; load it again.")
+        if os.getpid() != self._process:
+            raise ClosedError("the model's threads stayed in the process that loaded it; load it.")
 
     def _chunks(self, answer: Answer, drafter: str, stops: StopStrings) -> Parts[Chunk]:
         pair = self._pair

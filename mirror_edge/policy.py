@@ -77,6 +77,10 @@ class Speculation:
             raise OptionError(f"drafter is {self.drafter!r}; it must be model or ngram.")
         if self.exit_head not in (None, *get_args(ExitPlace)):
             raise OptionError(f"exit_head is {self.exit_head!r}; it must be target or draft.")
+        if self.head_start not in (None, True, False):
+            raise OptionError(f"head_start is {self.head_start!r}; it must be True or False.")
+        if self.strict not in (True, False):
+            raise OptionError(f"strict is {self.strict!r}; it must be True or False.")
         for name in ("window", "candidates", "branches"):
             value = getattr(self, name)
             if value is None or (name, value) == ("branches", "all"):

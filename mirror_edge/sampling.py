@@ -120,7 +120,7 @@ class Sampler:
         self._ids = np.arange(vocabulary, dtype=np.uint32)
         # Target and draft lane ask for the same positions, from two threads. What is kept knows
         # nothing of the sampler, so that it goes when the sampler does.
-        self._noise = lru_cache(maxsize=16)(partial(_noise_of, sampling.seed, self._ids))
+        self._noise = lru_cache(maxsize=16)(partial(_noise_of, int(sampling.seed), self._ids))
 
     @property
     def vocabulary(self) -> int:

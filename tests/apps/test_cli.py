@@ -64,7 +64,10 @@ def test_inspect_shows_models_files_and_memory() -> None:
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    assert run("--version").stdout == f"mirror-edge {metadata.version('mirror-edge')}\n"
+    said = f"mirror-edge {metadata.version('mirror-edge')}\n"
+    assert run("--version").stdout == said
+    module = [sys.executable, "-P", "-m", "mirror_edge", "--version"]
+    assert subprocess.run(module, capture_output=True, text=True, check=True).stdout == said
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:

@@ -12,6 +12,7 @@ import time
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mirror_edge
@@ -166,6 +167,8 @@ def test_auto_plans_every_step_and_says_the_same(demo: Model) -> None:
         ("hello", {"sampling": {"temperature": 1}}, OptionError, "it must be a Sampling"),
         ("hello", {"speculation": "sd"}, OptionError, "it must be a Speculation"),
         ("hello", {"stop": [""]}, OptionError, "stop"),
+        ("hello", {"stop": 5}, OptionError, "stop is 5"),
+        ("hello", {"speculation": Speculation(window=1024)}, OptionError, "must be below 1024"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(
@@ -218,6 +221,10 @@ def test_unknown_options_are_refused_by_name(demo: Model) -> None:
         demo.generate(STORY, max_tokens=3)  # type: ignore[call-arg]
     with pytest.raises(OptionError, match="template variables need messages"):
         demo.generate("text", template={"thinking": True})
+    with pytest.raises(OptionError, match="it must be a mapping"):
+        demo.generate(STORY, template="thinking")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="template variable 1 must have a text for its name"):
+        demo.generate(STORY, template={1: 2})  # type: ignore[dict-item]
     with pytest.raises(OptionError, match="'messages' is the program's own"):
         demo.generate(STORY, template={"messages": []})
     with pytest.raises(OptionError, match="target_threads is 0"):
@@ -248,6 +255,28 @@ def test_an_answer_that_was_asked_for_before_the_model_was_closed_is_refused() -
     model.close()
     with pytest.raises(ClosedError):
         next(waiting)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_that_was_forked_off_is_refused_and_may_close(demo: Model) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            demo.generate(STORY, max_new_tokens=2)
+        except ClosedError as error:
+            demo.close()
+            os._exit(0 if "process that loaded it" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert demo.generate(STORY, max_new_tokens=2).tokens
+
+
+def test_a_seed_of_numpy_says_what_the_plain_one_says(demo: Model) -> None:
+    said = [
+        demo.generate(STORY, max_new_tokens=8, sampling=Sampling(temperature=1.0, seed=seed)).text
+        for seed in (3, np.int64(3))
+    ]
+    assert said[0] == said[1]
 
 
 def test_answers_leave_no_noise_behind(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:

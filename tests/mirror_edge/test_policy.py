@@ -49,6 +49,8 @@ def test_strict_fixes_the_width() -> None:
         ({"mode": "fast"}, "^mode is 'fast'; it must be auto, ar, sd or mirror"),
         ({"drafter": "oracle"}, "^drafter is 'oracle'; it must be model or ngram"),
         ({"exit_head": "moon"}, "^exit_head is 'moon'; it must be target or draft"),
+        ({"head_start": "late"}, "^head_start is 'late'; it must be True or False"),
+        ({"strict": "yes"}, "^strict is 'yes'; it must be True or False"),
         ({"window": 0}, "^window is 0; it must be 1 or more"),
         ({"window": 2.0}, "^window is 2.0; it must be a whole number"),
         ({"window": "all"}, "^window is 'all'; it must be a whole number"),
