@@ -73,6 +73,13 @@ DraftProcess = Annotated[
         "its device calls for that.",
     ),
 ]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens that prompt and answer have together at most; by default as many as the model "
+        "can, or as there is memory for."
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -171,13 +178,14 @@ class SpeculationOptions:
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """Where the models run."""
+    """Where the models run, and how much of a text they hold."""
 
     target_device: Device = "auto"
     draft_device: Device = "auto"
     target_threads: Threads = None
     draft_threads: Threads = None
     draft_process: DraftProcess = None
+    context: Context = None
 
     def load(
         self, bundle: str | Path | None, on_progress: Callable[[str], None] | None = tell

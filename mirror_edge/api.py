@@ -22,6 +22,7 @@ from mirror_edge.devices import Device
 from mirror_edge.driving import Parts, drive, drive_async, waited
 from mirror_edge.errors import BusyError, ClosedError, ContextError, OptionError
 from mirror_edge.experience import LONGEST_MATCH
+from mirror_edge.memory import fitted
 from mirror_edge.ngram import Lookup
 from mirror_edge.pair import Pair
 from mirror_edge.policy import DrafterName, Speculation, choices, resolve
@@ -82,6 +83,7 @@ def load(
     target_threads: int | None = None,
     draft_threads: int | None = None,
     draft_process: bool | None = None,
+    context: int | None = None,
     verify: bool = True,
     on_progress: Callable[[str], None] | None = None,
 ) -> Model:
@@ -94,20 +96,32 @@ def load(
     of its device by default, but for one beside another kind of device, and a draft no more threads
     than its size is worth. With `draft_process` the draft lives in a child process, so that answers
     survive it; None leaves this to its device.
+    `context` is how many tokens prompt and answer have together at most; None is as many as the
+    model can, or as many as there is memory for, which `on_progress` then hears.
     With `verify` the SHA-256 of every file is checked. `on_progress` hears, a line each, what
-    takes long and what was chosen.
+    takes long, here and before the first answer, and what was chosen.
 
     Raises:
         BundleError: for a damaged or unknown bundle.
         DeviceError: for a device that is unknown, absent or cannot run all of a graph, or too
             little memory.
+        OptionError: for an option that cannot be honoured.
     """
     read = bundles.read(bundles.demo() if bundle is None else Path(bundle), verify=verify)
     say = on_progress or (lambda _: None)
+    read = fitted(read, context, say)
     choice = choose(read, target_device, draft_device, say)
     if choice.reason:
         say(choice.reason)
-    model = Model(read, choice.target, choice.draft, target_threads, draft_threads, draft_process)
+    model = Model(
+        read,
+        choice.target,
+        choice.draft,
+        target_threads,
+        draft_threads,
+        draft_process,
+        on_progress=say,
+    )
     model.choice = choice.reason
     return model
 
@@ -126,6 +140,7 @@ class Model:
         target_threads: int | None = None,
         draft_threads: int | None = None,
         draft_process: bool | None = None,
+        on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Open the graphs; `load` is the usual way here."""
         self.bundle = bundle
@@ -133,7 +148,7 @@ class Model:
         self._pair = Pair(
             bundle, target_device, draft_device, target_threads, draft_threads, draft_process
         )
-        self._tuning = Tuning(self._pair.decoder, self._pair.key)
+        self._tuning = Tuning(self._pair.decoder, self._pair.key, on_progress)
         self._busy = threading.Lock()
         self._closed = False
         self._process = os.getpid()

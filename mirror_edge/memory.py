@@ -1,19 +1,27 @@
-"""How much memory a bundle needs, before any of it is taken."""
+"""How much memory a bundle needs, before any of it is taken, and how long its texts can be then."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mirror_edge.bundle import Manifest
+from mirror_edge.devices import available_memory
+from mirror_edge.errors import DeviceError, OptionError
+from mirror_edge.values import require_whole
 
-__all__ = ["MemoryPlan", "plan_memory", "remembered"]
+if TYPE_CHECKING:
+    from mirror_edge.bundle import Bundle
+    from mirror_edge.manifest import Manifest
+
+__all__ = ["MemoryPlan", "fitted", "plan_memory", "remembered"]
 
 _REMEMBERED = 1024
 """Tokens of a text that a draft keeps in its cache at most."""
-# ONNX Runtime keeps repacked copies of the weights beside the mapped file.
-_PACKED = 2.0
+_LEAST, _STEP = 1024, 256
+"""Tokens of a context that was made to fit: no fewer, and a multiple."""
+_OURS = 0.75
+"""Of the memory that is free, when a context is made to fit: other programs grow too."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,13 @@ def remembered(context: int) -> int:
 
 
 def plan_memory(manifest: Manifest) -> MemoryPlan:
-    """The plan of a bundle: weights from its files, caches from its shapes."""
+    """The plan of a bundle: weights from its files, caches from its shapes.
 
-    def weights(folder: str, shared: int = 0) -> int:
-        files = [spec.bytes for name, spec in manifest.files.items() if name.startswith(folder)]
-        return int(_PACKED * (sum(files) + shared))
+    Of every weight there is one copy: the mapped file's, or one that was repacked for the device.
+    """
+
+    def weights(folder: str) -> int:
+        return sum(spec.bytes for name, spec in manifest.files.items() if name.startswith(folder))
 
     target, draft = manifest.target.model, manifest.draft
     draft_cache = 0
@@ -56,6 +66,60 @@ def plan_memory(manifest: Manifest) -> MemoryPlan:
         target_weights=weights("target/"),
         target_cache=target.cache_bytes(target.layers, target.context),
         # What a draft shares on disk it loads for itself.
-        draft_weights=weights("draft/", 0 if draft is None else draft.shared_bytes),
+        draft_weights=weights("draft/") + (0 if draft is None else draft.shared_bytes),
         draft_cache=draft_cache,
     )
+
+
+def fitted(bundle: Bundle, context: int | None, on_progress: Callable[[str], None]) -> Bundle:
+    """`bundle` with a context of so many tokens; None: its own, or as much as memory has room for.
+
+    `on_progress` hears of a context that was made to fit.
+
+    Raises:
+        DeviceError: for too little memory.
+        OptionError: for a context that the bundle cannot have.
+    """
+    manifest, full = bundle.manifest, bundle.manifest.target.model.context
+    if context is not None:
+        _refuse_context(context, full, manifest.format)
+    plan, free = plan_memory(_cut(manifest, context or full)), available_memory()
+    if free is None or plan.total <= free:
+        return replace(bundle, manifest=_cut(manifest, context or full))
+    room = _room(manifest, int(_OURS * free))
+    if context is not None or room < min(_LEAST, full) or manifest.format == "coreml":
+        advice = f", give a --context of {room:,}" if 0 < room < (context or full) else ""
+        raise DeviceError(
+            f"{bundle.folder}: needs about {plan.total / 1e9:.1f} GB of memory at a context of "
+            f"{context or full:,} tokens, and {free / 1e9:.1f} GB are available. "
+            f"Close other programs{advice}, or export at a lower precision."
+        )
+    on_progress(
+        f"context: {room:,} of the model's {full:,} tokens, for which there is memory; "
+        "--context sets another"
+    )
+    return replace(bundle, manifest=_cut(manifest, room))
+
+
+def _refuse_context(context: int, full: int, format: str) -> None:
+    require_whole("context", context)
+    if not 2 <= context <= full:
+        raise OptionError(f"context is {context}; it must be from 2 to {full:,}, the model's own.")
+    if format == "coreml" and context != full:
+        raise OptionError(
+            f"context is {context}; the caches of a Core ML bundle have the {full:,} tokens that "
+            "they were made with. Leave it out, or export with another --context."
+        )
+
+
+def _cut(manifest: Manifest, context: int) -> Manifest:
+    target = manifest.target
+    return replace(manifest, target=replace(target, model=replace(target.model, context=context)))
+
+
+def _room(manifest: Manifest, memory: int) -> int:
+    """The longest context of which everything fits into so many bytes; 0 if none does."""
+    target, plan = manifest.target.model, plan_memory(manifest)
+    left = memory - (plan.total - plan.target_cache)
+    tokens = left // target.cache_bytes(target.layers, 1)
+    return max(0, min(tokens // _STEP * _STEP, target.context))

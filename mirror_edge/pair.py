@@ -9,10 +9,9 @@ from typing import get_args
 
 from mirror_edge import bundle as bundles
 from mirror_edge.answer import Decoder
-from mirror_edge.devices import Device, available_memory, runtime_for, usable_cores
+from mirror_edge.devices import Device, runtime_for, usable_cores
 from mirror_edge.errors import DeviceError, OptionError
 from mirror_edge.lanes import ThreadLane
-from mirror_edge.memory import plan_memory
 from mirror_edge.ngram import NgramDrafter
 from mirror_edge.policy import ExitPlace
 from mirror_edge.process import ProcessDrafter
@@ -44,11 +43,10 @@ class Pair:
         """Open the graphs; the arguments are those of `load`.
 
         Raises:
-            DeviceError: for a device that cannot run all of a graph, or too little memory.
+            DeviceError: for a device that cannot run all of a graph.
             OptionError: for what does not fit the devices or the bundle.
         """
         self.bundle = bundle
-        _refuse_without_memory(bundle)
         spec = bundle.manifest
         threads = share(spec, target_device, draft_device, target_threads, draft_threads)
         if draft_process and spec.draft is None:
@@ -127,13 +125,3 @@ class Pair:
             self.decoder.exit_head.close()
         self.drafters.clear()
         self.decoder.target.close()
-
-
-def _refuse_without_memory(bundle: bundles.Bundle) -> None:
-    plan, free = plan_memory(bundle.manifest), available_memory()
-    if free is not None and plan.total > free:
-        raise DeviceError(
-            f"{bundle.folder}: needs about {plan.total / 1e9:.1f} GB of memory at its full "
-            f"context, and {free / 1e9:.1f} GB are available. "
-            "Close other programs, or export at a lower precision."
-        )

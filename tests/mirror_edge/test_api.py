@@ -279,6 +279,18 @@ def test_a_seed_of_numpy_says_what_the_plain_one_says(demo: Model) -> None:
     assert said[0] == said[1]
 
 
+def test_the_pair_is_measured_once_and_the_user_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIRROR_EDGE_CACHE", str(tmp_path))
+    heard: list[str] = []
+    for _ in range(2):
+        with mirror_edge.load(on_progress=heard.append) as model:
+            model.generate(STORY, max_new_tokens=2)
+            model.generate(STORY, max_new_tokens=2)
+    assert heard == ["Measuring this pair on this machine; this is done once."]
+
+
 def test_answers_leave_no_noise_behind(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Sampler]] = []
 

@@ -267,11 +267,11 @@ def test_a_digest_tells_its_progress(tmp_path: Path) -> None:
 def test_the_memory_plan_counts_weights_and_caches(folder: Path) -> None:
     plan = plan_memory(read(folder).manifest)
     target = sum(len(c) for name, c in CONTENTS.items() if name.startswith("target/"))
-    assert plan.target_weights == 2 * target
+    assert plan.target_weights == target
     assert plan.target_cache == 2 * 6 * 2 * 128 * 16 * 4
-    assert plan.draft_weights == 2 * len(CONTENTS["draft/draft.onnx"])
+    assert plan.draft_weights == len(CONTENTS["draft/draft.onnx"])
     assert plan.draft_cache == 2 * 2 * 1 * (128 + 32) * 16 * 2
-    assert plan.total == target * 2 + 10 + plan.target_cache + plan.draft_cache
+    assert plan.total == target + 5 + plan.target_cache + plan.draft_cache
 
 
 @pytest.mark.parametrize(("streams", "layers"), [(-1, 0), (2, 0), (2, 3), (0, 1), (1, -1)])
