@@ -32,6 +32,7 @@ from mirror_edge.text import Message, StopStrings, Text
 from mirror_edge.trace import Trace
 from mirror_edge.tuning import Tuning
 from mirror_edge.values import require_whole
+from mirror_edge.vouched import open_bundle
 
 __all__ = ["AnswerOptions", "Chunk", "Model", "Prompt", "Result", "load"]
 
@@ -98,7 +99,8 @@ def load(
     survive it; None leaves this to its device.
     `context` is how many tokens prompt and answer have together at most; None is as many as the
     model can, or as many as there is memory for, which `on_progress` then hears.
-    With `verify` the SHA-256 of every file is checked. `on_progress` hears, a line each, what
+    With `verify` the SHA-256 of every file is checked, once for as long as none is changed.
+    `on_progress` hears, a line each, what
     takes long, here and before the first answer, and what was chosen.
 
     Raises:
@@ -107,7 +109,7 @@ def load(
             little memory.
         OptionError: for an option that cannot be honoured.
     """
-    read = bundles.read(bundles.demo() if bundle is None else Path(bundle), verify=verify)
+    read = open_bundle(bundles.demo() if bundle is None else Path(bundle), verify=verify)
     say = on_progress or (lambda _: None)
     read = fitted(read, context, say)
     choice = choose(read, target_device, draft_device, say)

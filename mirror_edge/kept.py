@@ -21,7 +21,7 @@ from mirror_edge.bundle import digest
 
 __all__ = ["KINDS", "Key", "clear", "entry", "find", "folder", "renew"]
 
-KINDS = ("compiled", "costs", "experience", "probes", "shaders")
+KINDS = ("compiled", "costs", "experience", "probes", "shaders", "verified")
 """The folders in the cache folder."""
 
 _log = logging.getLogger("mirror_edge")

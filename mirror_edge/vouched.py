@@ -1,0 +1,50 @@
+"""A bundle whose files are hashed when it is first used, and again when one of them was changed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mirror_edge import bundle as bundles
+from mirror_edge import kept
+
+if TYPE_CHECKING:
+    from mirror_edge.bundle import Bundle
+
+__all__ = ["open_bundle"]
+
+_SEEN = "seen.txt"
+
+
+def open_bundle(folder: Path, *, verify: bool = True) -> Bundle:
+    """Read a bundle; with `verify` its files have the hashes of its manifest.
+
+    To hash gigabytes takes seconds. It is done once for a bundle whose files stay as they are, by
+    their sizes and the times of their last change.
+
+    Raises:
+        BundleError: as `bundle.read`.
+    """
+    found = bundles.read(folder, verify=False)
+    if not verify:
+        return found
+
+    def check(place: Path) -> None:
+        bundles.read(folder)
+        (place / _SEEN).write_text(f"{folder.resolve()}\n", encoding="utf-8")
+
+    try:
+        kept.entry("verified", {"files": _state(found)}, check)
+    except OSError:  # Nothing can be kept.
+        bundles.read(folder)
+    return found
+
+
+def _state(bundle: Bundle) -> str:
+    """Where the files are, and what tells that one was changed."""
+    state = hashlib.sha256(str(bundle.folder.resolve()).encode())
+    for name in (bundles.MANIFEST, *bundle.manifest.files):
+        seen = bundle.file(name).stat()
+        state.update(f"\n{name} {seen.st_size} {seen.st_mtime_ns} {seen.st_ino}".encode())
+    return state.hexdigest()
