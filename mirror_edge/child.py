@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from mirror_edge.errors import DeviceError
 from mirror_edge.interpreter import command, environment
+from mirror_edge.lanes import Dropped
 from mirror_edge.wire import Kind, Message, Wire, WireError
 
 if TYPE_CHECKING:
     from mirror_edge.devices import Device
-    from mirror_edge.lanes import Dropped
 
 __all__ = ["Child", "ChildError"]
 
@@ -84,9 +84,9 @@ class Child:
                 raise ChildError(f"it read nothing for {seconds:.1f} s") from None
             except OSError:
                 raise ChildError(self.how_it_ended()) from None
-            if dropped is not None:
-                dropped.then(partial(self._drop, message.call, dropped))
-            reply = self._receive(seconds)
+            dropped = dropped or Dropped()
+            with dropped.heard_by(partial(self._drop, message.call, dropped)):
+                reply = self._receive(seconds)
         if (reply.kind, reply.call) != (Kind.DONE, message.call) or len(reply.floats) % 2:
             raise ChildError("it answered nonsense: a message that is no reply")
         self.pace.append((time.perf_counter() - began) / max(rows, 1))

@@ -111,13 +111,15 @@ def _tried(bundle: Bundle, role: Role, found: Found, on_try: Callable[[str], Non
     def make(folder: Path) -> None:
         (folder / _PROBE).write_text(json.dumps(dataclasses.asdict(now())), encoding="utf-8")
 
+    def read(folder: Path) -> Probe:
+        return Probe(**json.loads((folder / _PROBE).read_text(encoding="utf-8")))
+
     try:
-        place = kept.entry("probes", key, make)
+        return kept.content("probes", key, make, read)
     except OSError:
         return now()
     except DeviceError as error:
         return Probe(found.name, role, str(error))
-    return Probe(**json.loads((place / _PROBE).read_text(encoding="utf-8")))
 
 
 def _why(role: Role, chosen: str, tried: Iterable[Probe]) -> str:

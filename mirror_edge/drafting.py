@@ -7,6 +7,7 @@ None of this is ever seen in the text, and the target never stands still for lon
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -98,11 +99,12 @@ class Drafting:
         Raises:
             OptionError: for what its device cannot do.
         """
+        until = time.monotonic() + patience
         try:
             if self._reading is not None:
                 self._reading.result(patience)
                 self._reading = None
-            return made.result(patience)
+            return made.result(max(0.0, until - time.monotonic()))
         except OptionError:
             raise
         except Exception as error:

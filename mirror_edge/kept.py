@@ -16,13 +16,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from mirror_edge.bundle import digest
 
-__all__ = ["KINDS", "Key", "clear", "entry", "find", "folder", "renew"]
+__all__ = ["KINDS", "Key", "clear", "content", "entry", "find", "folder", "renew"]
 
 KINDS = ("compiled", "costs", "experience", "probes", "shaders", "verified")
 """The folders in the cache folder."""
+
+T = TypeVar("T")
 
 _log = logging.getLogger("mirror_edge")
 
@@ -76,6 +79,20 @@ def entry(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
     if place.exists():
         shutil.rmtree(place)
     return _made(place, key, make, anew=False)
+
+
+def content(kind: str, key: Key, make: Callable[[Path], None], read: Callable[[Path], T]) -> T:
+    """What `read` finds in the entry for `key`; one that it cannot read is made again.
+
+    Raises:
+        OSError: if nothing can be kept.
+    """
+    place = entry(kind, key, make)
+    try:
+        return read(place)
+    except (ValueError, KeyError, TypeError) as error:
+        _log.warning("%s: is of another version (%r), so it is made again.", place, error)
+    return read(renew(kind, key, make))
 
 
 def find(kind: str, key: Key) -> Path | None:

@@ -44,13 +44,15 @@ def recall(key: kept.Key, measured: Callable[[], Costs]) -> Costs:
 
     def make(folder: Path) -> None:
         found.append(measured())
-        (folder / _COSTS).write_text(json.dumps(asdict(found[0])), encoding="utf-8")
+        (folder / _COSTS).write_text(json.dumps(asdict(found[-1])), encoding="utf-8")
+
+    def read(folder: Path) -> Costs:
+        return Costs.of(json.loads((folder / _COSTS).read_text(encoding="utf-8")))
 
     try:
-        place = kept.entry("costs", key, make)
+        return kept.content("costs", key, make, read)
     except OSError:
-        return found[0] if found else measured()
-    return Costs.of(json.loads((place / _COSTS).read_text(encoding="utf-8")))
+        return found[-1] if found else measured()
 
 
 class _Part(NamedTuple):

@@ -17,13 +17,13 @@ from mirror_edge.chain import Chain
 from mirror_edge.foresight import Foresight
 from mirror_edge.growth import Growing, Growth, Guesses, behind, embedded, known
 from mirror_edge.hypotheses import Branch, Root
+from mirror_edge.lanes import Dropped
 from mirror_edge.protocols import StoppedError
 from mirror_edge.trunk import FIRST, Trunk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mirror_edge.lanes import Dropped
     from mirror_edge.protocols import Clock, DraftGraph
     from mirror_edge.sampling import Sampler
 
@@ -183,13 +183,13 @@ class ModelDrafter:
         else:
             growth = Growth(self._graph, sampler, trunk, branches, depth, ahead, min(fed, base))
         self._grown = [branch for branch in branches if branch.slots]
-        if dropped is not None:
-            dropped.then(lambda: self._graph.stop() if dropped.is_set() else None)
-        while growth.goes_on(dropped):
-            with suppress(StoppedError):  # If not all was dropped, it was meant for another.
-                growth.forward(missing=len(trunk) - len(self._rows))
-                self._rows += trunk.rows[len(self._rows) :]
-                self._grown = branches
+        dropped = dropped or Dropped()
+        with dropped.heard_by(lambda: self._graph.stop() if dropped.is_set() else None):
+            while growth.goes_on(dropped):
+                with suppress(StoppedError):  # If not all was dropped, it was meant for another.
+                    growth.forward(missing=len(trunk) - len(self._rows))
+                    self._rows += trunk.rows[len(self._rows) :]
+                    self._grown = branches
         now = [len(branch.tokens) for branch in branches]
         return max(a - b for a, b in zip(now, had, strict=True)) if max(now) > depth else 0
 

@@ -9,6 +9,7 @@ import contextlib
 import select
 import socket
 import struct
+import threading
 import time
 from array import array
 from collections.abc import Sequence
@@ -164,19 +165,22 @@ class Wire:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
         self._unread = bytearray()
+        self._sending = threading.Lock()
 
     def send(self, message: Message, seconds: float | None = None) -> None:
-        """Send it whole; with `seconds`, wait no longer for the other end to take it.
+        """Send it whole, from any thread; with `seconds`, the other end has so long to take it.
 
         Raises:
             TimeoutError: if it does not take it.
             ConnectionError: if it is gone.
         """
-        if seconds is not None:
-            self._socket.settimeout(seconds)
         kind, call, ints, floats = message
         header = _HEADER.pack(_MAGIC, kind, call, len(ints), len(floats))
-        self._socket.sendall(header + array("q", ints).tobytes() + array("d", floats).tobytes())
+        content = header + array("q", ints).tobytes() + array("d", floats).tobytes()
+        with self._sending:
+            if seconds is not None:
+                self._socket.settimeout(seconds)
+            self._socket.sendall(content)
 
     def receive(self, seconds: float | None = None) -> Message:
         """The next message; with `seconds`, wait no longer for the whole of it.

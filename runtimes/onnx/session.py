@@ -173,9 +173,12 @@ class Session:
             self._trace.runs.append(Span(self._name, self._name, begin, end, sent, read))
 
     def call(self, inputs: Mapping[str, NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
-        """Run without bindings: for graphs whose outputs grow."""
+        """Run without bindings: for graphs whose outputs grow. Raises DeviceError as `run`."""
         begin = time.perf_counter()
-        results = self._session.run(outputs, dict(inputs))
+        try:
+            results = self._session.run(outputs, dict(inputs))
+        except Exception as error:
+            raise DeviceError(f"{self._name}: ONNX Runtime failed: {error}") from error
         self._trace.runs.append(Span(self._name, self._name, begin, time.perf_counter()))
         return [np.asarray(result) for result in results]
 

@@ -181,6 +181,15 @@ def test_a_late_draft_is_waited_for_no_longer_than_patience_and_asked_again_once
     assert draft.record == ((), 0, 1)
 
 
+def test_what_a_draft_reads_first_is_a_part_of_the_patience_with_it() -> None:
+    draft, lane = drafting(Mortal([], 0))
+    draft.read(PROMPT)
+    threading.Timer(0.4, lambda: lane.calls[0].set_result(None)).start()
+    began = time.monotonic()
+    assert draft.take(Future(), 0.5) == []
+    assert time.monotonic() - began < 0.8
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_draft_that_has_missed_much_reads_while_the_target_goes_on(begun: bool) -> None:
     draft, lane = drafting(Mortal([], 0))
@@ -266,18 +275,18 @@ def test_the_target_goes_on_beside_a_draft_that_hangs() -> None:
 
 def test_who_drops_is_heard_before_and_after() -> None:
     dropped, heard = Dropped(), []
-    dropped.then(lambda: heard.append("first"))
-    assert not heard
-    dropped.set()
+    with dropped.heard_by(lambda: heard.append("first")):
+        assert not heard
+        dropped.set()
     assert dropped.is_set()
-    dropped.then(lambda: heard.append("second"))
-    assert heard == ["first", "second"]
+    with dropped.heard_by(lambda: heard.append("second")):
+        assert heard == ["first", "second"]
 
 
 def test_who_wants_only_a_part_is_heard_before_and_after() -> None:
     dropped, heard = Dropped(), []
-    dropped.then(lambda: heard.append(dropped.all_but))
-    dropped.drop_all_but(Root(1, 7))
+    with dropped.heard_by(lambda: heard.append(dropped.all_but)):
+        dropped.drop_all_but(Root(1, 7))
     assert not dropped.is_set()
-    dropped.then(lambda: heard.append(dropped.all_but))
-    assert heard == [Root(1, 7), Root(1, 7)]
+    with dropped.heard_by(lambda: heard.append(dropped.all_but)):
+        assert heard == [Root(1, 7), Root(1, 7)]

@@ -52,6 +52,15 @@ def test_damaged_costs_are_measured_anew(measured: Measuring, damage: str) -> No
     assert recall(KEY, measured) == again
 
 
+def test_costs_that_another_version_has_kept_are_measured_anew(measured: Measuring) -> None:
+    def other(folder: Path) -> None:
+        (folder / "costs.json").write_text('{"prefix": 1, "suffix": {}}')
+
+    kept.entry("costs", KEY, other)
+    assert recall(KEY, measured) == recall(KEY, measured)
+    assert measured.asked == 1
+
+
 def test_cleared_costs_are_measured_anew(measured: Measuring) -> None:
     recall(KEY, measured)
     assert kept.clear() > 0

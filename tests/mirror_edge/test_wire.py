@@ -95,6 +95,21 @@ def test_who_does_not_read_is_not_waited_for(wires: tuple[Wire, socket.socket]) 
         wire.send(Message(Kind.PREFILL, 1, [7] * 1_000_000), 0.1)
 
 
+def test_messages_of_two_threads_arrive_whole(wires: tuple[Wire, socket.socket]) -> None:
+    wire, other = wires
+    wire._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    large = Message(Kind.DONE, 1, [7] * 5000, [])
+    threads = [
+        threading.Thread(target=lambda: [wire.send(large) for _ in range(20)]) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    reader = Wire(other)
+    assert all(reader.receive(10.0) == large for _ in range(40))
+    for thread in threads:
+        thread.join()
+
+
 def test_the_end_is_heard_by_whoever_waits(wires: tuple[Wire, socket.socket]) -> None:
     wire, _ = wires
     threading.Timer(0.05, wire.end).start()
