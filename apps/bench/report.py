@@ -10,7 +10,8 @@ from typing import Any
 from mirror_edge.apps.bench.plots import PALETTE, Bar, Line, bars, lines
 from mirror_edge.apps.bench.roofline import Width
 from mirror_edge.apps.bench.table import COLUMNS, GROUPS, TITLES, cell, heading
-from mirror_edge.apps.picture import COLOURS, STYLE, svg
+from mirror_edge.apps.page import document
+from mirror_edge.apps.picture import legend, svg
 from mirror_edge.apps.timeline import Timeline
 
 __all__ = ["page"]
@@ -41,12 +42,7 @@ def page(
         parts.append(_section("Hit rate by R", rates))
     if timeline is not None and timeline.steps:
         parts.append(_section(f"Timeline of a step, mode {drawn}", _timeline(timeline)))
-    return (
-        '<!DOCTYPE html>\n<html xmlns="http://www.w3.org/1999/xhtml" lang="en">\n<head>'
-        '<meta charset="utf-8"/><meta name="viewport" content="width=device-width"/>'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}{_STYLE}</style></head>\n"
-        f"<body>\n<h1>{escape(title)}</h1>\n{''.join(parts)}</body>\n</html>\n"
-    )
+    return document(title, "".join(parts), _STYLE)
 
 
 def _section(title: str, content: str) -> str:
@@ -129,13 +125,7 @@ def _timeline(timeline: Timeline) -> str:
     middle = max(0, len(timeline.steps) // 2 - _STEPS // 2)
     steps = timeline.steps[middle : middle + _STEPS]
     start, length = steps[0].start, statistics.median(s.end - s.start for s in steps)
-    shown = {one.name for one in timeline.slices}
-    key = "".join(
-        f'<span class="key" style="background:{colour}"></span>{escape(name)}'
-        for name, colour in COLOURS.items()
-        if name in shown
-    )
-    return f"<p>{key}</p>{svg(timeline, start, start + length * len(steps))}"
+    return legend(timeline) + svg(timeline, start, start + length * len(steps))
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

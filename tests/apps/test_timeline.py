@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from xml.etree import ElementTree
@@ -12,7 +13,7 @@ import pytest
 import mirror_edge
 from mirror_edge.apps.picture import figures, page
 from mirror_edge.apps.timeline import THREADS, Slice, Timeline, chrome_trace
-from mirror_edge.policy import Mode, Strategy
+from mirror_edge.policy import ExitPlace, Mode, Strategy
 from mirror_edge.runtimes.profile import read
 from mirror_edge.runtimes.scripts import StatedScript
 from mirror_edge.runtimes.simulated import simulate
@@ -23,11 +24,14 @@ TICK = 1e-9
 
 
 @cache
-def simulated(mode: Mode) -> tuple[Timeline, Stats]:
+def simulated(
+    mode: Mode, head_start: bool = False, exit_head: ExitPlace = "target"
+) -> tuple[Timeline, Stats]:
     profile = read("macbook-pro-m4-pro")
+    profile = replace(profile, costs=replace(profile.costs, exit_beside=profile.costs.exit))
     script = StatedScript(0.7, (0.5, 0.6, 0.7))
     kept = (trace := Trace()).keep()
-    strategy = Strategy(mode, 4, 3, None, 0)
+    strategy = Strategy(mode, 4, 3, None, 0, exit_head, head_start)
     stats = simulate(profile, script, strategy, new_tokens=80, trace=trace)
     trace.take()
     return Timeline.of(kept, stats.steps), stats
@@ -147,13 +151,42 @@ def test_the_picture_is_one_valid_file_that_needs_nothing_else(
 ) -> None:
     timeline, stats = timed
     html = page(timeline, "a <title> & more", figures(stats.as_dict()))
-    doctype, _, markup = html.partition("\n")
-    assert doctype == "<!DOCTYPE html>"
-    root = ElementTree.fromstring(markup)
+    assert html.startswith("<!DOCTYPE html>\n")
     assert "http" not in html.replace("http://www.w3.org/", "")
     assert not [tag for tag in ("<script", "<link", "<img", "src=", "url(") if tag in html]
-    space = {"s": "http://www.w3.org/2000/svg"}
-    drawn = [title.text or "" for title in root.findall(".//s:rect/s:title", space)]
     for name in ("prefix", "suffix"):
-        assert sum(text.startswith(f"{name},") for text in drawn) >= len(stats.steps)
+        assert sum(text.startswith(f"{name},") for text in drawn(html)) >= len(stats.steps)
+    root = ElementTree.fromstring(html.partition("\n")[2])
     assert root.findtext(".//{http://www.w3.org/1999/xhtml}h1") == "a <title> & more"
+
+
+def drawn(html: str) -> list[str]:
+    """The rectangles of a picture, by name and time."""
+    root = ElementTree.fromstring(html.partition("\n")[2])
+    titles = root.findall(".//s:rect/s:title", {"s": "http://www.w3.org/2000/svg"})
+    return [title.text or "" for title in titles]
+
+
+@pytest.mark.parametrize("exit_head", ["target", "draft"])
+@pytest.mark.parametrize("head_start", [False, True])
+def test_every_slice_of_the_trace_is_in_the_picture(head_start: bool, exit_head: ExitPlace) -> None:
+    timeline, stats = simulated("mirror", head_start, exit_head)
+    names = {one.name for one in timeline.slices}
+    assert ("head start" in names) == head_start
+    assert ({"hidden rows", "exit head"} <= names) == (exit_head == "draft")
+    html = page(timeline, "a title", figures(stats.as_dict()))
+    steps, shown = {one.name for one in timeline.steps}, drawn(html)
+    for one in timeline.slices:
+        if one.name not in steps:
+            assert f"{one.name}, {(one.end - one.start) * 1e3:.3f} ms" in shown
+    for name in names - steps:
+        assert f"</span>{name}" in html  # in the key
+
+
+def test_a_slice_of_an_unknown_name_is_drawn_too() -> None:
+    timeline, stats = simulated("mirror")
+    other = Slice("draft", "polishing", 0.0, timeline.steps[0].end, {})
+    told = Timeline(timeline.steps, [*timeline.slices, other], timeline.marks)
+    html = page(told, "a title", figures(stats.as_dict()))
+    assert any(text.startswith("polishing,") for text in drawn(html))
+    assert "</span>polishing" in html
