@@ -7,6 +7,7 @@ of, and a run that was ended goes on where it stopped.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -92,7 +93,7 @@ class Log:
 
     @classmethod
     def open(cls, file: Path | None, about: dict[str, Any]) -> Log:
-        """Go on with `file`, or begin it.
+        """Continue `file`, or begin it; a last line that was cut short by a kill is dropped.
 
         Raises:
             OptionError: for heats of another bundle, other devices or another grid.
@@ -102,7 +103,9 @@ class Log:
         if file is None or not file.exists():
             return log
         try:
-            first, *lines = file.read_text(encoding="utf-8").splitlines()
+            content = file.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            first, *lines = whole.decode("utf-8").splitlines()
             other = json.loads(first)["about"]
             log.heats = [_heat(json.loads(line)) for line in lines]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -113,6 +116,8 @@ class Log:
                 f"{file}: its heats are of another run ({', '.join(differing)} differ). Name "
                 "another file, or run as before."
             )
+        if len(whole) < len(content):
+            os.truncate(file, len(whole))
         return log
 
     def of(self, part: Part) -> list[Heat]:

@@ -76,6 +76,29 @@ def test_a_run_goes_on_from_its_file(tmp_path: Path) -> None:
     assert len(file.read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize("kept", [1, 30, -1])
+def test_a_last_line_that_was_cut_by_a_kill_is_measured_again(kept: int, tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    log = Log.open(file, ABOUT)
+    for number in range(2):
+        log.add(heat(number, ar=10.0))
+    *whole, last = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(whole) + last[:kept])
+    cut = Log.open(file, ABOUT)
+    assert [one.number for one in cut.heats] == [0]
+    cut.add(heat(2, ar=10.0))
+    assert Log.open(file, ABOUT).heats == cut.heats
+
+
+def test_a_broken_line_before_the_last_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    Log.open(file, ABOUT).add(heat(0, ar=10.0))
+    about, whole = file.read_text().splitlines()
+    file.write_text(f"{about}\n{whole[:30]}\n{whole}\n")
+    with pytest.raises(DataError, match=r"log\.jsonl: holds no heats"):
+        Log.open(file, ABOUT)
+
+
 def test_the_heats_of_another_run_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "log.jsonl"
     Log.open(file, ABOUT).add(heat(0, ar=10.0))
@@ -83,7 +106,7 @@ def test_the_heats_of_another_run_are_refused(tmp_path: Path) -> None:
         Log.open(file, ABOUT | {"threads": [2, None]})
 
 
-@pytest.mark.parametrize("text", ["", "words\n", json.dumps({"about": ABOUT}) + "\n{}\n"])
+@pytest.mark.parametrize("text", ["", "words", "words\n", json.dumps({"about": ABOUT}) + "\n{}\n"])
 def test_a_file_that_holds_no_heats_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "log.jsonl"
     file.write_text(text)
