@@ -18,7 +18,6 @@ The first token of an answer comes from the prompt alone and counts nowhere.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,14 +143,10 @@ def lines(file: Path) -> list[str]:
 
 @contextmanager
 def opened(read: Bundle, threads: int) -> Iterator[tuple[Decoder, DraftGraph]]:
-    """Target and draft of a bundle, one working at a time.
-
-    On the CPU; for Core ML on Apple's devices, and on other systems in the evaluator.
-    """
+    """Target and draft of a bundle on the plain device, one working at a time."""
     from mirror_edge.apps import plain_pair
 
-    here = {"onnx": "cpu", "coreml": "coreml" if sys.platform == "darwin" else "coreml:evaluator"}
-    place = here[read.manifest.format], threads
+    place = plain_pair.plain_device(read.manifest.format), threads
     with plain_pair.opened(read, place, place) as found:
         yield found.on, found.graph
 

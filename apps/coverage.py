@@ -29,6 +29,7 @@ def coverage_command(
     from rich.console import Console
 
     from mirror_edge import bundle as bundles
+    from mirror_edge.apps.plain_pair import plain_device
     from mirror_edge.apps.progress import stages
     from mirror_edge.devices import Device, runtime_for, usable_cores
     from mirror_edge.export import sample
@@ -38,7 +39,7 @@ def coverage_command(
 
     drawn = sample.draw(files)
     read = bundles.read(bundles.demo() if bundle is None else bundle)
-    spec, device = read.manifest.target, Device("cpu")
+    spec, device = read.manifest.target, Device.parse(plain_device(read.manifest.format))
     sampled = sample.texts_of(drawn, Text.of(read), spec.model.context, rows)
     texts = [text for document in sampled for text in document]
     threads = len(usable_cores())

@@ -60,7 +60,7 @@ def inspect_command(
 def _placed(read: Bundle, target_device: str, draft_device: str) -> Mapping[str, Mapping[str, int]]:
     """How many nodes of each graph run where."""
     if read.manifest.packages:
-        return _planned(read)
+        return _planned(read, target_device, draft_device)
     from mirror_edge import load
 
     with load(
@@ -72,17 +72,32 @@ def _placed(read: Bundle, target_device: str, draft_device: str) -> Mapping[str,
         return model.placement
 
 
-def _planned(read: Bundle) -> dict[str, dict[str, int]]:
-    """Core ML's own plan: the target on the GPU, the draft on the Neural Engine."""
+def _planned(read: Bundle, target_device: str, draft_device: str) -> dict[str, dict[str, int]]:
+    """Core ML's own plan: by default with the target on the GPU, the draft on the Neural Engine."""
     from mirror_edge.runtimes.coreml.placement import placement
 
+    units = {"target": _unit(target_device, "gpu"), "draft": _unit(draft_device, "ane")}
     return {
         f"{name} {function}": counts
         for name in read.manifest.packages
-        for function, counts in placement(
-            read.file(name), "ane" if name.startswith("draft/") else "gpu"
-        ).items()
+        for function, counts in placement(read.file(name), units[name.split("/")[0]]).items()
     }
+
+
+def _unit(name: str, default: str) -> str:
+    """The Core ML unit that a device option names."""
+    from mirror_edge.devices import Device, runtime_for
+    from mirror_edge.errors import DeviceError
+    from mirror_edge.runtimes.coreml.program import EVALUATOR, UNITS
+
+    if name == "auto":
+        return default
+    device = Device.parse(name)
+    runtime_for(device, "coreml")
+    if device.unit == EVALUATOR:
+        units = ", ".join(f"coreml:{unit}" for unit in UNITS)
+        raise DeviceError(f"device {name!r}: Core ML has no plan for it. Choose one of {units}.")
+    return device.unit or default
 
 
 def _show_placement(placed: Mapping[str, Mapping[str, int]]) -> None:

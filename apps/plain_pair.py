@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +14,14 @@ from mirror_edge.errors import OptionError
 if TYPE_CHECKING:
     from mirror_edge.answer import Decoder
     from mirror_edge.apps.record import Record
-    from mirror_edge.bundle import Bundle
+    from mirror_edge.bundle import Bundle, Format
     from mirror_edge.costs import Costs
     from mirror_edge.policy import Strategy
     from mirror_edge.protocols import DraftGraph
     from mirror_edge.rollout import ModelDrafter
     from mirror_edge.stats import Stats
 
-__all__ = ["Measured", "PlainPair", "opened"]
+__all__ = ["Measured", "PlainPair", "opened", "plain_device"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,15 @@ class PlainPair:
         for _ in drive(decode(answer)):
             pass
         return answer.stats
+
+
+def plain_device(format: Format) -> str:
+    """The device that runs bundles of this format on any system: the CPU.
+
+    For Core ML it is Apple's devices, or on other systems the evaluator.
+    """
+    here = {"onnx": "cpu", "coreml": "coreml" if sys.platform == "darwin" else "coreml:evaluator"}
+    return here[format]
 
 
 @contextmanager
