@@ -138,7 +138,7 @@ def test_ctrl_c_leaves_the_rounds_that_were_complete(questions: Path, tmp_path: 
         (["--json", "no/where.json"], "no/where.json: cannot be written"),
         (["--html", "/"], "/: cannot be written (it is a folder)"),
         (["--peer", "vllm=x"], "--peer is 'vllm'; it must be one of"),
-        (["--peer", "transformers", "--temperature", "1"], "leave --temperature out"),
+        (["--peer", "transformers", "--temperature", "1"], "drop --temperature"),
         (["--branches", "some"], "--branches is 'some'"),
         (["--repeat", "0"], "Invalid value for '--repeat'"),
     ],
