@@ -73,7 +73,7 @@ def test_a_recording_takes_the_place_of_a_stated_agreement(tmp_path: Path) -> No
         (["lunar-lake", "--agreement", "2"], "Invalid value for '--agreement'"),
         (["lunar-lake", "--branches", "some"], "--branches is 'some'"),
         (["lunar-lake", "--recording", "nowhere.json"], "nowhere.json: cannot be read"),
-        (["lunar-lake", "--recording", "a.json", "--agreement", "1"], "leave out what states it"),
+        (["lunar-lake", "--recording", "a.json", "--agreement", "1"], "drop --agreement"),
         (
             ["lunar-lake", "--new-tokens", "8", "--trace", "no/where.json"],
             "no/where.json: cannot be written",
