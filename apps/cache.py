@@ -5,14 +5,14 @@ from __future__ import annotations
 import typer
 
 app = typer.Typer(
-    help="Compiled graphs, shaders, probes, and what was measured and learnt, kept between runs.",
+    help="Manage cached files: compiled graphs, shaders, probes, measurements.",
     no_args_is_help=True,
 )
 
 
 @app.command("clear")
 def clear_command() -> None:
-    """Delete all of it; it is made again when it is needed."""
+    """Delete the cache; it is rebuilt when needed."""
     from mirror_edge import kept
     from mirror_edge.errors import OptionError
 

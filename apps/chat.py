@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from mirror_edge import AnswerOptions, Message, Model
     from mirror_edge.stats import Stats
 
-HELP = "/stats shows figures of the last answer, /reset forgets the conversation, /quit ends."
+HELP = "/stats shows figures of the last answer, /reset starts over, /quit exits."
 
 
 @dataclass(frozen=True)
 class ChatSampling(options.SamplingOptions):
-    """A chat is livelier, unless told otherwise."""
+    """A chat is livelier by default."""
 
     temperature: options.Temperature = 0.7
     min_p: options.MinP = 0.05
@@ -39,14 +39,14 @@ def chat_command(
     *,
     mode: options.Mode = "auto",
     sampling: ChatSampling,
-    max_new_tokens: Annotated[int, typer.Option(help="End an answer after so many tokens.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.")] = 512,
     stop: options.Stop = None,
     speculation: options.SpeculationOptions,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
     template: options.Template = None,
     devices: options.DeviceOptions,
 ) -> None:
-    """Talk to a model. Ctrl-C stops an answer; /quit or Ctrl-D ends."""
+    """Talk to a model. Ctrl-C stops an answer; /quit or Ctrl-D exits."""
     how, plan = sampling.checked(), speculation.checked(mode)
     variables = options.template_variables(template)
     with suppress(ImportError):  # With it `input` edits lines and recalls earlier ones.
@@ -94,18 +94,17 @@ class Chat:
         self.messages = list(self._first)
 
     def check(self) -> None:
-        """Refuse now what no line could be answered with.
+        """Refuse now what would be refused for every line.
 
         Raises:
-            TemplateError: naming what the chat template refuses.
+            MirrorEdgeError: naming the option that cannot be honoured.
         """
         hello: Message = {"role": "user", "content": "Hello"}
-        variables = self._answering["template"]
-        self._model.tokenize([hello], variables)
+        self._model.stream([hello], **self._answering).close()
         try:
-            self._model.tokenize([*self._first, hello], variables)
-        except TemplateError as error:
-            raise TemplateError(f"--system: {error}") from error
+            self._model.stream([*self._first, hello], **self._answering).close()
+        except (ContextError, TemplateError) as error:
+            raise type(error)(f"--system: {error}") from error
 
     def answer(self, line: str) -> None:
         """Answer `line` on the terminal; a refused one leaves the conversation as it was."""
@@ -123,7 +122,7 @@ class Chat:
                         break
         except MirrorEdgeError as error:
             shorter = isinstance(error, ContextError) and self.messages != self._first
-            hint = " (/reset forgets the conversation)" if shorter else ""
+            hint = " (/reset starts over)" if shorter else ""
             typer.echo(f"error: {error}{hint}", err=True)
             return
         typer.echo()
@@ -154,13 +153,13 @@ def _ask() -> str | None:
     """A line from the user; None at the end of input."""
     while True:
         try:
-            line = input("> ")
-            line.encode()  # Bytes that are no text may have come as halves of characters.
+            line = input("> ").removesuffix("\r")
+            line.encode()  # Bytes that are not text may have come as halves of characters.
             return line
         except EOFError:
             typer.echo()
             return None
         except KeyboardInterrupt:
-            typer.echo("\n(/quit ends)", err=True)
+            typer.echo("\n(/quit exits)", err=True)
         except UnicodeError:
             typer.echo(f"error: that line is not {sys.stdin.encoding} text", err=True)

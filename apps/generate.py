@@ -22,13 +22,13 @@ Words = Annotated[
     list[str],
     typer.Argument(
         metavar="[BUNDLE] PROMPT",
-        help="A bundle's folder (left out: the demo pair) and the prompt; - reads it from "
+        help="Bundle folder (default: the demo pair) and the prompt; - reads the prompt from "
         "standard input.",
     ),
 ]
-MaxNewTokens = Annotated[int, typer.Option(help="End the answer after so many tokens.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Maximum tokens of the answer.")]
 Raw = Annotated[
-    bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")
+    bool, typer.Option("--raw", help="Continue the prompt verbatim, without the chat template.")
 ]
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
 
@@ -37,7 +37,7 @@ _PATHS = ("./", "../", "/", "~/", ".\\", "..\\")
 
 
 class Question(NamedTuple):
-    """What the words and the options about them ask."""
+    """What the arguments ask."""
 
     bundle: str | None
     prompt: Prompt
@@ -100,16 +100,16 @@ def question(
         )
     # Not a method of Path: a long prompt is no name of a file.
     if len(words) == 1 and os.path.isfile(os.path.join(words[0], MANIFEST)):  # noqa: PTH113, PTH118
-        raise OptionError(f"{words[0]} is a bundle, and there is no prompt; give one behind it.")
+        raise OptionError(f"{words[0]} is a bundle, and there is no prompt; give one after it.")
     if len(words) == 1 and words[0].startswith(_PATHS) and not words[0].split()[1:]:
         raise OptionError(
-            f"{words[0]} looks like a bundle's folder, and there is none; give a bundle and the "
-            "prompt, or the prompt through standard input (-)."
+            f"no bundle at {words[0]}. Give a bundle folder and a prompt, or pass the prompt on "
+            "standard input (-)."
         )
     prompt = _standard_input() if words[-1] == "-" else words[-1]
     if raw and (system is not None or template):
         option = "--template" if system is None else "--system"
-        raise OptionError(f"{option} needs the chat template, which --raw leaves out.")
+        raise OptionError(f"{option} needs the chat template, which --raw skips.")
     messages: list[Message] = [{"role": "user", "content": prompt}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
@@ -152,13 +152,13 @@ def summary(mode: str, answered: Stats) -> str:
     if stats["tokens_per_second"] is not None:
         parts.append(f"{stats['tokens_per_second']:.0f} tokens/s")
     if stats["tokens_per_step"] is not None:
-        parts.append(f"{stats['tokens_per_step']:.2f} tokens a step")
+        parts.append(f"{stats['tokens_per_step']:.2f} tokens per step")
     if stats["acceptance_rate"] is not None:
         parts.append(f"{stats['acceptance_rate']:.0%} of the draft accepted")
     if stats["hit_rate"] is not None:
-        parts.append(f"{stats['hit_rate']:.0%} of outcomes prepared for")
+        parts.append(f"{stats['hit_rate']:.0%} hits")
     if stats["overlap_ratio"] is not None:
-        parts.append(f"{stats['overlap_ratio']:.0%} of the rollout hidden")
+        parts.append(f"{stats['overlap_ratio']:.0%} of the rollout overlapped")
     if stats["draft_losses"]:
         parts.append(f"draft lost {len(stats['draft_losses'])}×")
     if stats["draft_lapses"]:

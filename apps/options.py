@@ -14,15 +14,22 @@ if TYPE_CHECKING:
     from mirror_edge import Model, Sampling
     from mirror_edge.policy import Speculation
 
-Bundle = Annotated[Path | None, typer.Argument(help="A bundle's folder; left out: the demo pair.")]
+Bundle = Annotated[Path | None, typer.Argument(help="Bundle folder (default: the demo pair).")]
 Mode = Annotated[
-    str, typer.Option(help="auto, ar (target only), sd (draft, then verify) or mirror (at once).")
+    str,
+    typer.Option(help="auto, ar (target only), sd (draft, then verify) or mirror (both at once)."),
 ]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")]
-TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that make up this share.")]
-MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1, said tokens become less likely.")]
+TopK = Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")]
+TopP = Annotated[
+    float, typer.Option(help="Keep the most likely tokens that add up to this probability.")
+]
+MinP = Annotated[
+    float, typer.Option(help="Drop tokens below this share of the most likely one's probability.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Above 1, tokens already used become less likely.")
+]
 Seed = Annotated[int, typer.Option(help="One seed, one text, in every mode.")]
 Template = Annotated[
     list[str] | None,
@@ -31,37 +38,43 @@ Template = Annotated[
 Stop = Annotated[
     list[str] | None, typer.Option(help="End the answer before this text; repeatable.")
 ]
-Window = Annotated[int | None, typer.Option(help="γ: draft tokens a step; auto chooses it.")]
-Candidates = Annotated[int | None, typer.Option(help="κ: outcomes prepared for at each place.")]
+Window = Annotated[int | None, typer.Option(help="γ: draft tokens per step (auto chooses).")]
+Candidates = Annotated[
+    int | None, typer.Option(help="κ: outcomes considered per window position (auto: 8).")
+]
 Branches = Annotated[
-    str | None, typer.Option(help="R: outcomes prepared for in all, or 'all'; auto chooses it.")
+    str | None,
+    typer.Option(help="R: total outcomes prepared for, or 'all' (auto chooses)."),
 ]
 Drafter = Annotated[
     str | None,
-    typer.Option(help="model (the bundle's draft) or ngram (look-up); auto takes what pays."),
+    typer.Option(
+        help="model (the bundle's draft) or ngram (look-up); auto uses whichever is faster."
+    ),
 ]
 ExitHead = Annotated[
     str | None,
-    typer.Option(help="target or draft: on whose device the exit head runs; auto chooses it."),
+    typer.Option(help="target or draft: the device that runs the exit head (auto chooses)."),
 ]
 HeadStart = Annotated[
     bool | None,
     typer.Option(
         "--head-start/--no-head-start",
-        help="Have the draft begin while the target's prefix runs. By default where it has a "
-        "device of its own.",
+        help="Start drafting while the target's prefix runs (default: on if the draft has its own "
+        "device).",
     ),
 ]
 Strict = Annotated[
     bool,
     typer.Option(
-        "--strict", help="Run the target at one width, so that rounding is equal in every mode."
+        "--strict",
+        help="Run the target at one width, so that rounding is identical in every mode.",
     ),
 ]
 Device = Annotated[
     str,
     typer.Option(
-        help="auto (the fastest, by trying), cpu, cpu:0-3 for these cores only, or one of those "
+        help="auto (the fastest, by measurement), cpu, cpu:0-3 for these cores only, or a device "
         "that `mirror-edge devices` lists."
     ),
 ]
@@ -69,24 +82,28 @@ DraftProcess = Annotated[
     bool | None,
     typer.Option(
         "--draft-process/--no-draft-process",
-        help="Keep the draft in a child process, so that an answer survives it. By default where "
-        "its device calls for that.",
+        help="Run the draft in a child process, so that a driver crash cannot end the answer "
+        "(default: depends on the device).",
     ),
 ]
 Context = Annotated[
     int | None,
     typer.Option(
-        help="Tokens that prompt and answer have together at most; by default as many as the model "
-        "can, or as there is memory for."
+        help="Maximum tokens of prompt and answer together (default: the model's limit, or what "
+        "fits in memory)."
     ),
 ]
-Threads = Annotated[
+TargetThreads = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="On the CPU; by default its cores, but for one beside another kind of device, and for "
-        "a draft no more than its size is worth.",
+        help="CPU threads for the target (default: all its cores, minus one if the draft uses "
+        "another kind of device).",
     ),
+]
+DraftThreads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads for the draft (default: as many as its size justifies)."),
 ]
 
 
@@ -111,13 +128,13 @@ def template_variables(asked: list[str] | None) -> dict[str, Any]:
 
 
 def tell(line: str) -> None:
-    """What is on, beside the answer."""
+    """A note for the user, on standard error."""
     typer.echo(line, err=True)
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How tokens are chosen."""
+    """How tokens are sampled."""
 
     temperature: Temperature = 0.0
     top_k: TopK = 0
@@ -139,7 +156,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class SpeculationOptions:
-    """How much is guessed, and by whom."""
+    """How much to speculate, and with which drafter."""
 
     window: Window = None
     candidates: Candidates = None
@@ -178,12 +195,12 @@ class SpeculationOptions:
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """Where the models run, and how much of a text they hold."""
+    """Where the models run, and how much context they have."""
 
     target_device: Device = "auto"
     draft_device: Device = "auto"
-    target_threads: Threads = None
-    draft_threads: Threads = None
+    target_threads: TargetThreads = None
+    draft_threads: DraftThreads = None
     draft_process: DraftProcess = None
     context: Context = None
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn
 
-from mirror_edge.errors import MirrorEdgeError
+from mirror_edge.errors import MirrorEdgeError, OptionError
 
 if TYPE_CHECKING:
     import typer
+
+
+_PARAMETER = re.compile(
+    "^(mode|window|candidates|branches|drafter|exit_head|head_start|strict|temperature|top_k|top_p"
+    "|min_p|repetition_penalty|seed|max_new_tokens|stop|target_threads|draft_threads|draft_process"
+    "|context)(?=[ :])"
+)
+"""Of the library, by the names that its messages begin with."""
 
 
 def run(program: Callable[[], object]) -> None:
@@ -21,6 +30,7 @@ def run(program: Callable[[], object]) -> None:
 
     One that is told to end, or whose terminal is closed, cleans up first, as after Ctrl-C.
     """
+    _open_closed_streams()
     for number, usual in _told_by():
         if signal.getsignal(number) is usual:
             signal.signal(number, _told)
@@ -31,7 +41,8 @@ def run(program: Callable[[], object]) -> None:
     try:
         program()
     except MirrorEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        said = str(error) if not isinstance(error, OptionError) else as_option(str(error))
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(_told.code or error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -47,6 +58,18 @@ def run(program: Callable[[], object]) -> None:
         what = error.filename or "the output"
         print(f"error: {what} cannot be written ({error.strerror}).", file=sys.stderr)
         sys.exit(2)
+
+
+def as_option(message: str) -> str:
+    """A message of the library about a parameter, about the option that it came from."""
+    return _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", message)
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that were closed read nothing, and take whatever is written."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 class _Told:

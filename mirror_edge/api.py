@@ -192,7 +192,9 @@ class Model:
             yield (yield from self._tuning.controller(drafter, self._pair.drafters[drafter]))
 
         if not self._busy.acquire(blocking=False):
-            raise BusyError("this model is giving an answer; wait for it or load it twice.")
+            raise BusyError(
+                "this model is generating an answer; wait for it, or load the model again."
+            )
         try:
             (controller,) = drive(measured())
         finally:
@@ -203,15 +205,17 @@ class Model:
         """The tokens that a prompt becomes; see `generate`."""
         if isinstance(prompt, str):
             if template:
-                raise OptionError("template variables need messages; a text has no template.")
+                raise OptionError(
+                    "template variables need messages; a plain text prompt has no template."
+                )
             return self._text.encode(prompt, add_special_tokens=True)
         if not isinstance(template, Mapping | None):
             raise OptionError(f"template is {template!r}; it must be a mapping of variables.")
         for name in template or {}:
             if not isinstance(name, str):
-                raise OptionError(f"template variable {name!r} must have a text for its name.")
+                raise OptionError(f"template variable {name!r} must have a string as its name.")
             if name in ("self", "messages", "add_generation_prompt"):
-                raise OptionError(f"template variable {name!r} is the program's own.")
+                raise OptionError(f"template variable {name!r} is reserved.")
         return self._text.encode_chat(prompt, **(template or {}))
 
     def generate(
@@ -290,13 +294,13 @@ class Model:
                 raise OptionError(f"{name} is {value!r}; it must be a {kind.__name__}.")
         tokens = self.tokenize(prompt, options.get("template"))
         if not tokens or prompt == "":
-            raise ContextError("the prompt is empty; say something.")
+            raise ContextError("the prompt is empty; give it some text.")
         asked = options.get("speculation") or Speculation()
         pair, target = self._pair, self._pair.decoder.target
         if (highest := max(tokens)) >= target.vocabulary:
             raise ContextError(
-                f"the prompt holds token {highest}, {self._text.decode([highest])!r}, and the "
-                f"model knows the first {target.vocabulary:,} only; leave it out."
+                f"the prompt contains token {highest}, {self._text.decode([highest])!r}, but the "
+                f"model's vocabulary has {target.vocabulary:,} tokens; remove it."
             )
         drafter = pair.drafters.get(asked.drafter or "model")
         if (asked.window or 0) >= self.context:
@@ -340,12 +344,17 @@ class Model:
         if self._closed:
             raise ClosedError("the model was closed; load it again.")
         if os.getpid() != self._process:
-            raise ClosedError("the model's threads stayed in the process that loaded it; load it.")
+            raise ClosedError(
+                "this model was loaded in another process (before a fork); "
+                "load it again in this one."
+            )
 
     def _chunks(self, answer: Answer, drafter: str, stops: StopStrings) -> Parts[Chunk]:
         pair = self._pair
         if not self._busy.acquire(blocking=False):
-            raise BusyError("this model is giving another answer; wait for it or load it twice.")
+            raise BusyError(
+                "this model is already generating an answer; wait for it, or load the model again."
+            )
         try:
             self._refuse_if_closed()  # It may have been, since the answer was asked for.
             plans = [plan for plan in (answer.plan, *answer.choices) if plan.mode == "mirror"]

@@ -63,12 +63,14 @@ class Child:
         except ChildError as error:
             raise DeviceError(f"{self._device}: the draft did not open: {error}.") from error
         if said.kind is not Kind.READY or len(said.floats) != 1:
-            raise DeviceError(f"{self._device}: the draft did not open: it answered nonsense.")
+            raise DeviceError(f"{self._device}: the draft did not open: invalid reply.")
         self.pace.append(said.floats[0])
         try:
             self.placed = json.loads(said.as_text())
         except ValueError:
-            raise DeviceError(f"{self._device}: the draft told nonsense of its nodes.") from None
+            raise DeviceError(
+                f"{self._device}: the draft reported an invalid node placement."
+            ) from None
 
     def ask(self, message: Message, rows: int, dropped: Dropped | None = None) -> Message:
         """The reply to a call that feeds so many rows and may take `message.floats[0]` seconds.
@@ -81,14 +83,14 @@ class Child:
             try:
                 self._wire.send(message, seconds)
             except TimeoutError:
-                raise ChildError(f"it read nothing for {seconds:.1f} s") from None
+                raise ChildError(f"it accepted no data for {seconds:.1f} s") from None
             except OSError:
                 raise ChildError(self.how_it_ended()) from None
             dropped = dropped or Dropped()
             with dropped.heard_by(partial(self._drop, message.call, dropped)):
                 reply = self._receive(seconds)
         if (reply.kind, reply.call) != (Kind.DONE, message.call) or len(reply.floats) % 2:
-            raise ChildError("it answered nonsense: a message that is no reply")
+            raise ChildError("invalid reply: a message of another call")
         self.pace.append((time.perf_counter() - began) / max(rows, 1))
         return reply
 
@@ -97,10 +99,10 @@ class Child:
         try:
             code = self.process.wait(_ENDING)
         except subprocess.TimeoutExpired:
-            return "it hung up"
+            return "it closed the connection"
         if code >= 0:
-            return f"it ended with exit code {code}"
-        return f"it was ended by {next((s.name for s in signal.Signals if s == -code), -code)}"
+            return f"it exited with code {code}"
+        return f"it was killed by {next((s.name for s in signal.Signals if s == -code), -code)}"
 
     def end(self) -> None:
         """Let the process release its device and end; kill it if it does not."""
@@ -129,11 +131,11 @@ class Child:
         try:
             message = self._wire.receive(seconds)
         except TimeoutError:
-            raise ChildError(f"it said nothing for {seconds:.1f} s") from None
+            raise ChildError(f"it did not reply within {seconds:.1f} s") from None
         except (EOFError, OSError):
             raise ChildError(self.how_it_ended()) from None
         except WireError as error:
-            raise ChildError(f"it answered nonsense: {error}") from None
+            raise ChildError(f"invalid reply: {error}") from None
         if message.kind is Kind.FAILED:
             raise ChildError(message.as_text())
         return message

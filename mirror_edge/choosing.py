@@ -99,7 +99,7 @@ def _tried(bundle: Bundle, role: Role, found: Found, on_try: Callable[[str], Non
     """A probe of a device, from now or before."""
 
     def now() -> Probe:
-        on_try(f"Trying {found.name} for the {role}; this is done once.")
+        on_try(f"Trying {found.name} for the {role} (once per bundle and driver).")
         return probe(found.name, role, bundle.folder)
 
     key = {

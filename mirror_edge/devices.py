@@ -148,7 +148,7 @@ def runtime_for(device: Device, format: Format) -> Runtime:
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if device.kind not in found:
         raise DeviceError(
-            f"device {device.kind!r} is not known; known are {', '.join(sorted(found))}."
+            f"unknown device {device.kind!r}; choose one of {', '.join(sorted(found))}."
         )
     runtime: Runtime = found[device.kind].load()()
     if format not in runtime.formats:

@@ -112,7 +112,7 @@ class Drafting:
             if isinstance(error, TimeoutError) and error not in [work.exception() for work in done]:
                 self._late = made
                 self.record = self.record.lapsed()
-                _log.info("the draft is late, the target goes on alone meanwhile.")
+                _log.info("the draft is late; the target continues alone for now.")
             else:
                 self._lose(error)
             return []
@@ -126,7 +126,7 @@ class Drafting:
 
     def _lose(self, error: Exception) -> None:
         message = f"{type(error).__name__}: {error}"
-        _log.warning("the draft was lost, the target goes on alone: %s", message)
+        _log.warning("lost the draft; continuing with the target alone: %s", message)
         self.record = self.record.lost(message)
         self._lost = self._drafter if isinstance(self._drafter, Recovering) else None
         self._drafter = self._reading = self._late = None

@@ -18,8 +18,8 @@ def command(module: str, *arguments: str) -> list[str]:
     """
     if getattr(sys, "frozen", False) or not sys.executable:
         raise DeviceError(
-            "this program is no Python interpreter that could start another process of its own; "
-            "load with draft_process=False, or run it by Python."
+            "a frozen program cannot start the draft's process; pass draft_process=False, "
+            "or run under a Python interpreter."
         )
     return [_executable(), "-P", "-m", module, *arguments]
 

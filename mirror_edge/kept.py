@@ -42,7 +42,10 @@ def folder() -> Path:
         OSError: if there is none.
     """
     if named := os.environ.get("MIRROR_EDGE_CACHE"):
-        return Path(named).expanduser()
+        try:
+            return Path(named).expanduser()
+        except RuntimeError as error:
+            raise FileNotFoundError(f"MIRROR_EDGE_CACHE is {named}: {error}") from None
     variable, usual = {
         "win32": ("LOCALAPPDATA", "AppData/Local"),
         "darwin": ("", "Library/Caches"),
@@ -53,7 +56,7 @@ def folder() -> Path:
         return Path.home() / usual / "mirror-edge"
     except RuntimeError:
         raise FileNotFoundError(
-            "there is no home folder to keep anything in; name another in MIRROR_EDGE_CACHE."
+            "there is no home folder for the cache; set MIRROR_EDGE_CACHE to a folder."
         ) from None
 
 
@@ -91,7 +94,7 @@ def content(kind: str, key: Key, make: Callable[[Path], None], read: Callable[[P
     try:
         return read(place)
     except (ValueError, KeyError, TypeError) as error:
-        _log.warning("%s: is of another version (%r), so it is made again.", place, error)
+        _log.warning("%s: written by another version (%r); rebuilding it.", place, error)
     return read(renew(kind, key, make))
 
 
@@ -102,7 +105,7 @@ def find(kind: str, key: Key) -> Path | None:
         return None
     if not (wrong := _damage(place)):
         return place
-    _log.warning("%s: %s, so it is made again.", place, wrong)
+    _log.warning("%s: %s; rebuilding it.", place, wrong)
     return None
 
 

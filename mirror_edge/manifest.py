@@ -187,8 +187,8 @@ def parse(raw: dict[str, Any], path: Path) -> Manifest:
 def _check_format(manifest: Manifest, path: Path) -> None:
     if manifest.format not in get_args(Format):
         raise BundleError(
-            f"{path}: format is {manifest.format!r}; known are {', '.join(get_args(Format))}. "
-            "Upgrade mirror-edge or export again."
+            f"{path}: format is {manifest.format!r}; "
+            f"it must be one of {', '.join(get_args(Format))}. Upgrade mirror-edge or export again."
         )
 
 
@@ -253,7 +253,7 @@ def _model(raw: object, path: Path, where: str) -> ModelSpec:
         if getattr(model, name) not in allowed:
             raise BundleError(
                 f"{path}: {where}.{name} is {getattr(model, name)!r}; "
-                f"known are {', '.join(allowed)}. Upgrade mirror-edge or export again."
+                f"it must be one of {', '.join(allowed)}. Upgrade mirror-edge or export again."
             )
     for name in ("layers", "hidden", "vocabulary", "context", "kv_heads", "head_size"):
         _check_size(path, f"{where}.{name}", getattr(model, name), 1)

@@ -160,7 +160,7 @@ class ProcessDrafter:
         try:
             return read(reply)
         except WireError as error:
-            raise self._lost(child, f"it answered nonsense: {error}") from error
+            raise self._lost(child, f"invalid reply: {error}") from error
 
     def _lost(self, child: Child, why: str) -> DraftLostError:
         """Kill the child, so that the keeper starts another."""

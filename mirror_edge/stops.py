@@ -18,10 +18,10 @@ class StopStrings:
     def __init__(self, stops: str | Iterable[str]) -> None:
         """Raises OptionError for an empty stop string, and for what is none."""
         if not isinstance(stops, Iterable):
-            raise OptionError(f"stop is {stops!r}; it must be a list of texts.")
+            raise OptionError(f"stop is {stops!r}; it must be a list of strings.")
         self._stops = (stops,) if isinstance(stops, str) else tuple(stops)
         if not all(isinstance(stop, str) and stop for stop in self._stops):
-            raise OptionError("A stop string must be a text of at least one character.")
+            raise OptionError("stop: every stop string must be a non-empty string.")
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self._hit = False

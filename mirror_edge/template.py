@@ -73,7 +73,7 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"The chat template is not valid Jinja, line {error.lineno}: {error.message}. "
-                "Mend it, or use --raw to send the prompt as it is."
+                "Fix it, or use --raw to send the prompt as it is."
             ) from error
         except Exception as error:  # the template's program may fail like any other
             reason = str(error) or type(error).__name__
@@ -84,8 +84,8 @@ class ChatTemplate:
             if name in self._sources:
                 return self._sources[name]
         raise TemplateError(
-            "This model has no chat template: it continues a text, and answers no messages. Give a "
-            "prompt of one string, by `generate --raw`, or to /v1/completions."
+            "This model has no chat template, so it cannot answer messages. Give it plain text: "
+            "`generate --raw`, or /v1/completions."
         )
 
 

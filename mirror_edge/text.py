@@ -80,14 +80,14 @@ class Text:
         """The tokens of a text, by default with those the model wants around a raw prompt.
 
         Raises:
-            OptionError: the text holds half a surrogate pair, so it is no Unicode text.
+            OptionError: the text contains an unpaired surrogate, so it is not valid Unicode.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise OptionError(
-                f"The text has half a surrogate pair at character {error.start}, "
-                "which no tokenizer can read."
+                f"the text is not valid Unicode: it has an unpaired surrogate at character "
+                f"{error.start}. Check its encoding."
             ) from None
         if len(text) < _LONG:
             return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)

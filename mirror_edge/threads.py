@@ -56,10 +56,12 @@ def _refuse(name: str, count: int | None, device: Device) -> None:
     if count < 1:
         raise OptionError(f"{name} is {count}; it must be 1 or more.")
     if device.kind != "cpu":
-        raise OptionError(f"{name} is for the device cpu; {device} has threads of its own.")
+        raise OptionError(
+            f"{name} applies to the cpu device only; {device} manages its own threads."
+        )
     there = len(device.cores or usable_cores())
     if count > there:
-        raise OptionError(f"{name} is {count}; {device} has {there} cores here.")
+        raise OptionError(f"{name} is {count}; {device} has {there} cores.")
 
 
 def _left(device: Device, other: Device | None) -> int:

@@ -54,7 +54,7 @@ class Tuning:
         if name not in self._controllers:
 
             def measured() -> Costs:
-                self._on_measure("Measuring this pair on this machine; this is done once.")
+                self._on_measure("Measuring this pair on this machine (once).")
                 return measure(self._decoder, drafter)
 
             def made() -> tuple[kept.Key, Controller]:

@@ -123,7 +123,7 @@ class Asked(NamedTuple):
         ints, at, wanted, branches = message.ints, 0, set(self.roots), []
         while at < len(ints):
             if len(ints) < at + 3:
-                raise WireError("a branch breaks off")
+                raise WireError("a truncated branch")
             root, length = Root(ints[at], ints[at + 1]), ints[at + 2]
             tokens = tuple(ints[at + 3 : at + 3 + max(0, length)])
             if root not in wanted:
@@ -144,7 +144,7 @@ class Asked(NamedTuple):
             WireError: for anything else.
         """
         if len(message.ints) > self.depth or not {0, 1}.issuperset(message.ints):
-            raise WireError("a review of other tokens")
+            raise WireError("a review of the wrong tokens")
         return [bool(right) for right in message.ints]
 
 
@@ -193,7 +193,7 @@ class Wire:
         until = None if seconds is None else time.monotonic() + seconds
         magic, number, call, ints, floats = _HEADER.unpack(self._take(_HEADER.size, until))
         if magic != _MAGIC or ints + floats > _MOST or number not in _KINDS:
-            raise WireError("bytes that are no message")
+            raise WireError("bytes that are not a message")
         body = self._take(8 * (ints + floats), until)
         numbers, times = array("q", body[: 8 * ints]), array("d", body[8 * ints :])
         return Message(Kind(number), call, numbers.tolist(), times.tolist())

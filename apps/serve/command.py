@@ -14,20 +14,23 @@ from mirror_edge.apps import options
 from mirror_edge.apps.chat import ChatSampling
 from mirror_edge.apps.generate import summary
 from mirror_edge.apps.groups import spread
-from mirror_edge.apps.serve.telling import Teller
+from mirror_edge.apps.serve.log import Log
 
 if TYPE_CHECKING:
-    from mirror_edge.apps.serve.saying import Said
+    from mirror_edge.apps.serve.response import Said
 
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
 class ServeSampling(ChatSampling):
-    """What holds where a request says nothing."""
+    """Defaults for what a request does not set."""
 
     seed: Annotated[
-        int | None, typer.Option(help="Of every answer. By default each has its own, and names it.")
+        int | None,
+        typer.Option(
+            help="Seed for every answer (default: a new one each time, reported in the response)."
+        ),
     ] = None  # type: ignore[assignment]
 
 
@@ -36,23 +39,27 @@ def serve_command(
     bundle: options.Bundle = None,
     *,
     host: Annotated[
-        str, typer.Option(help="The address to listen at; 0.0.0.0 lets other machines in.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8080,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="Let web pages from here ask, such as http://localhost:3000; repeatable."
+            help="Accept requests from web pages of this origin, such as http://localhost:3000; "
+            "repeatable."
         ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="Another name that this server is known by, as to a proxy; repeatable."),
+        typer.Option(help="Another host name to accept, such as a proxy's; repeatable."),
     ] = None,
     mode: options.Mode = "auto",
     sampling: ServeSampling,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="By default up to the end of the context.")
+        int | None,
+        typer.Option(
+            min=1, help="Maximum tokens per answer (default: up to the end of the context)."
+        ),
     ] = None,
     speculation: options.SpeculationOptions,
     template: options.Template = None,
@@ -60,15 +67,14 @@ def serve_command(
 ) -> None:
     """Answer over HTTP, by the OpenAI API: /v1/chat/completions, /v1/completions, /v1/models.
 
-    Sampling options hold where a request has none of its own. One answer at a time; the others
-    wait their turn. Ctrl-C ends.
+    Sampling options are defaults for requests that do not set them. One answer at a time; the
+    others wait their turn. Press Ctrl-C to stop.
     """
     from mirror_edge.errors import MissingExtraError
 
     try:
-        import uvicorn
-
-        from mirror_edge.apps.serve.asking import Defaults
+        from mirror_edge.apps.serve.host import Host
+        from mirror_edge.apps.serve.request import Defaults
         from mirror_edge.apps.serve.server import application
     except ModuleNotFoundError as error:
         raise MissingExtraError(
@@ -79,10 +85,10 @@ def serve_command(
     defaults = Defaults(vars(sampling), plan, variables, max_new_tokens)
     names = allow_host or []
 
-    teller = Teller()
+    log = Log()
 
     def told(said: Said) -> None:
-        teller.tell(summary(mode, said.stats))
+        log.write(summary(mode, said.stats))
 
     with _listen(host, port) as listening, devices.load(bundle) as model:
         # What no request could be answered with is refused now.
@@ -98,25 +104,12 @@ def serve_command(
             on_answer=told,
         )
 
-        class Server(uvicorn.Server):
-            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                model.close()  # Answers under way end with an error that says so.
-                await super().shutdown(sockets)
-
         options.tell(
             f"{model.bundle.manifest.name} at http://{at}:{listening.getsockname()[1]}/v1. "
-            "Ctrl-C ends."
+            "Press Ctrl-C to stop."
         )
         with suppress(KeyboardInterrupt):  # The way to end it, and no accident.
-            Server(
-                uvicorn.Config(
-                    served,
-                    ws="none",
-                    access_log=False,
-                    log_level="error",
-                    timeout_graceful_shutdown=1,
-                )
-            ).run(sockets=[listening])
+            Host(served, on_end=model.close).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -128,7 +121,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise OptionError(
-            f"cannot listen at --host {host} --port {port} ({error.strerror}); choose another."
+            f"cannot listen on --host {host} --port {port} ({error.strerror}); choose another."
         ) from error
 
 

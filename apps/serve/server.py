@@ -16,12 +16,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from mirror_edge.apps.serve import asking, saying
+from mirror_edge.apps.serve.request import Asked, read
+from mirror_edge.apps.serve.response import DONE, Said, event, refusal, status
 from mirror_edge.errors import MirrorEdgeError, OptionError
 
 if TYPE_CHECKING:
     from mirror_edge import Chunk, Model
-    from mirror_edge.apps.serve.asking import Defaults, Endpoint
+    from mirror_edge.apps.serve.request import Defaults, Endpoint
 
 __all__ = ["application"]
 
@@ -42,7 +43,7 @@ def application(
     *,
     hosts: Sequence[str] = ("*",),
     origins: Sequence[str] = (),
-    on_answer: Callable[[saying.Said], None] = lambda _: None,
+    on_answer: Callable[[Said], None] = lambda _: None,
 ) -> Starlette:
     """The web application that answers with `model`.
 
@@ -78,9 +79,7 @@ def application(
 class _Serving:
     """What a request finds."""
 
-    def __init__(
-        self, model: Model, defaults: Defaults, on_answer: Callable[[saying.Said], None]
-    ) -> None:
+    def __init__(self, model: Model, defaults: Defaults, on_answer: Callable[[Said], None]) -> None:
         self._model, self._defaults, self._on_answer = model, defaults, on_answer
         self._name = model.bundle.manifest.name
         self._most = _BODY + _BODY_A_TOKEN * model.context
@@ -106,16 +105,16 @@ class _Serving:
             # One at a time, beside the event loop: a long prompt is to hold up nobody's answer.
             async with self._reading:
                 asked, chunks = await asyncio.to_thread(self._read, endpoint, body)
-            said = saying.Said(asked, self._name)
+            said = Said(asked, self._name)
             if asked.stream:
                 return StreamingResponse(self._events(said, chunks), headers=_STREAM)
             return await _unless_gone(request, self._whole(said, chunks))
 
         return answer
 
-    def _read(self, endpoint: Endpoint, body: bytes) -> tuple[asking.Asked, AsyncGenerator[Chunk]]:
+    def _read(self, endpoint: Endpoint, body: bytes) -> tuple[Asked, AsyncGenerator[Chunk]]:
         """Whatever can be refused is refused here, with a status to say so."""
-        asked = asking.read(endpoint, body, self._defaults)
+        asked = read(endpoint, body, self._defaults)
         self._know(asked.model)
         return asked, self._model.astream(asked.prompt, **asked.options)
 
@@ -123,16 +122,14 @@ class _Serving:
         if model not in (None, self._name):
             raise HTTPException(404, f"model is {model!r}; here is {self._name!r}.")
 
-    async def _whole(self, said: saying.Said, chunks: AsyncGenerator[Chunk]) -> Response:
+    async def _whole(self, said: Said, chunks: AsyncGenerator[Chunk]) -> Response:
         async with self._turn, aclosing(chunks):
             async for chunk in chunks:
                 said.hear(chunk)
         self._on_answer(said)
         return JSONResponse(said.whole())
 
-    async def _events(
-        self, said: saying.Said, chunks: AsyncGenerator[Chunk]
-    ) -> AsyncGenerator[str]:
+    async def _events(self, said: Said, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[str]:
         """The answer piece by piece; ends early when its reader has gone.
 
         A reader who is slow, or does not read at all, is waited for with what was said, and not
@@ -144,27 +141,27 @@ class _Serving:
             while (piece := await pieces.get()) is not None:
                 yield piece
             await telling
-            yield saying.DONE
+            yield DONE
         finally:
             telling.cancel()
 
     async def _tell(
-        self, said: saying.Said, chunks: AsyncGenerator[Chunk], tell: Callable[[str | None], None]
+        self, said: Said, chunks: AsyncGenerator[Chunk], tell: Callable[[str | None], None]
     ) -> None:
         """Tell the answer's pieces as they come, and None behind the last one."""
         try:
             async with self._turn, aclosing(chunks):
                 if said.asked.endpoint == "chat":
-                    tell(saying.event(said.opening()))
+                    tell(event(said.opening()))
                 async for chunk in chunks:
                     said.hear(chunk)
                     if chunk.text or chunk.finish_reason:
-                        tell(saying.event(said.piece(chunk)))
+                        tell(event(said.piece(chunk)))
             self._on_answer(said)
             if said.asked.with_usage:
-                tell(saying.event(said.closing()))
+                tell(event(said.closing()))
         except MirrorEdgeError as error:  # The status was sent long ago.
-            tell(saying.event(saying.refusal(error)))
+            tell(event(refusal(error)))
         finally:
             tell(None)
 
@@ -177,9 +174,7 @@ async def _body(request: Request, most: int) -> bytes:
         if size <= most:
             body += part
     if size > most:
-        raise HTTPException(
-            413, f"the body has {size:,} bytes, of which {most:,} are read at most."
-        )
+        raise HTTPException(413, f"the request body is {size:,} bytes; the limit is {most:,}.")
     return bytes(body)
 
 
@@ -202,8 +197,8 @@ async def _unless_gone(request: Request, answer: Coroutine[None, None, Response]
 async def _refuse(_: Request, error: Exception) -> Response:
     """An error in the words of the API."""
     if isinstance(error, HTTPException):
-        return JSONResponse(saying.refusal(error.detail), error.status_code)
-    return JSONResponse(saying.refusal(error), saying.status(error))
+        return JSONResponse(refusal(error.detail), error.status_code, error.headers)
+    return JSONResponse(refusal(error), status(error))
 
 
 async def _leave(_: Request, __: Exception) -> Response:

@@ -48,7 +48,7 @@ def refuse_unit(unit: str) -> None:
         return
     if unit not in UNITS:
         known = ", ".join(f"coreml:{name}" for name in (*UNITS, EVALUATOR))
-        raise DeviceError(f"device 'coreml:{unit}' is not known; known are {known}.")
+        raise DeviceError(f"unknown device 'coreml:{unit}'; choose one of {known}.")
     if sys.platform != "darwin":
         raise DeviceError(
             f"device 'coreml:{unit}' needs macOS, and this is {platform.system()}; "

@@ -30,8 +30,8 @@ def nodes_on(session: ort.InferenceSession, provider: str, graph: str) -> int:
     if strays:
         listed = ", ".join(f"{count} {op}" for op, count in strays.items())
         raise DeviceError(
-            f"{graph}: {provider} would leave {sum(strays.values())} of {counts.total()} nodes to "
-            f"the CPU ({listed}), and rows would go back and forth. "
+            f"{graph}: {provider} would run {sum(strays.values())} of {counts.total()} nodes on "
+            f"the CPU ({listed}), copying data back and forth. "
             "Choose another device, or export the bundle for this one."
         )
     return counts.total()

@@ -60,8 +60,8 @@ class OnnxRuntime:
         """See `Runtime.open_exit`."""
         if self._provider.fixed_shapes:
             raise DeviceError(
-                f"device {str(device)!r}: runs fixed shapes only, and the exit head has none. "
-                "Leave it on the target's device."
+                f"device {str(device)!r}: supports fixed shapes only, and the exit head has "
+                "dynamic ones. Keep it on the target's device."
             )
         return OnnxExitHead(bundle, self._setup(bundle, device, threads, trace), "draft exit")
 

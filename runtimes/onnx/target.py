@@ -80,8 +80,8 @@ class OnnxTarget:
         fed = np.zeros(max(len(window), width), dtype=np.int64)
         if len(fed) > self._widest:
             raise DeviceError(
-                f"the target's device is right for {self._widest} rows at a time only, and the "
-                f"window has {len(fed)}. Ask for a smaller window."
+                f"the target's device computes at most {self._widest} rows at a time correctly, "
+                f"and the window has {len(fed)}. Use a smaller window."
             )
         fed[: len(window)] = window
         self._feed(fed, start)

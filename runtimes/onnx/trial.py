@@ -37,7 +37,7 @@ def widest_run(place: Place) -> int:
         if _error(place, rows) < _CLOSE:
             return most
     raise DeviceError(
-        f"device {place.provider.kind}: its attention is wrong by {_error(place, _NARROW):.2g}, so "
+        f"device {place.provider.kind}: its attention is off by {_error(place, _NARROW):.2g}, so "
         "its answers would be too. Update its driver, or choose another device."
     )
 

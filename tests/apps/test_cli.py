@@ -70,6 +70,35 @@ def test_the_version_is_that_of_the_package() -> None:
     assert subprocess.run(module, capture_output=True, text=True, check=True).stdout == said
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+@pytest.mark.parametrize("words", ["chat", "generate -", "generate Hi --max-new-tokens 2"])
+def test_a_closed_stream_is_an_empty_one(words: str, closed: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{COMMAND} {words} {closed}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (2 if words.endswith("-") else 0)
+    assert "Traceback" not in done.stderr
+
+
+def test_an_option_is_named_as_it_was_typed() -> None:
+    done = run("generate", "Hello", "--max-new-tokens", "0")
+    assert done.stderr == "error: --max-new-tokens is 0; it must be 1 or more.\n"
+
+
+@pytest.mark.parametrize("wrong", [("--max-new-tokens", "0"), ("--stop", ""), ("--window", "1024")])
+def test_a_chat_refuses_at_once_what_it_could_never_answer_with(wrong: tuple[str, str]) -> None:
+    assert_refused(run("chat", *wrong, stdin="Hello\n"), wrong[0])
+
+
+def test_a_chat_takes_lines_that_end_as_on_windows() -> None:
+    done = run("chat", "--max-new-tokens", "2", stdin="/quit\r\nHello\r\n")
+    assert done.stdout.strip() == ">"
+
+
 def test_help_does_not_wait_for_heavy_imports() -> None:
     loaded = (
         "import sys; from mirror_edge.apps import cli; "
@@ -91,7 +120,9 @@ def test_output_that_cannot_be_written_is_one_line_of_error(more: tuple[str, ...
             [COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 2
-    assert done.stderr == "error: the output cannot be written (No space left on device).\n"
+    *notes, said = done.stderr.splitlines()
+    assert said == "error: the output cannot be written (No space left on device)."
+    assert all(note.startswith("Measuring this pair") for note in notes)
 
 
 def cut(name: str) -> Callable[[Path], None]:
@@ -145,7 +176,7 @@ def test_a_damaged_bundle_is_refused(
     [
         (["nowhere", "hello"], "nowhere: there is no such folder"),
         ([str(bundles.demo())], "is a bundle, and there is no prompt"),
-        (["./nowhere"], "./nowhere looks like a bundle's folder, and there is none"),
+        (["./nowhere"], "no bundle at ./nowhere. Give"),
         ([""], "the prompt is empty"),
         (["word " * 3000], "tokens and the context"),
         (["a", "b", "c"], "there are 3 arguments"),
@@ -154,11 +185,11 @@ def test_a_damaged_bundle_is_refused(
         (["hello", "--window", "0"], "window is 0"),
         (["hello", "--branches", "many"], "--branches is 'many'"),
         (["hello", "--temperature", "-1"], "temperature is -1.0"),
-        (["hello", "--top-p", "0"], "top_p is 0.0"),
-        (["hello", "--max-new-tokens", "0"], "max_new_tokens is 0"),
-        (["hello", "--target-device", "tpu"], "device 'tpu' is not known"),
+        (["hello", "--top-p", "0"], "--top-p is 0.0"),
+        (["hello", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["hello", "--target-device", "tpu"], "unknown device 'tpu'"),
         (["hello", "--draft-device", "cpu:77"], "cannot use core 77"),
-        (["hello", "--target-threads", "5000"], "target_threads is 5000; cpu has"),
+        (["hello", "--target-threads", "5000"], "--target-threads is 5000; cpu has"),
         (["hello", "--strict", "--window", "8"], "with strict it must be below 8"),
         (["hello", "--raw", "--system", "Be kind."], "--system needs the chat template"),
         (["hello", "--system", "Be kind."], "only user and assistant turns"),

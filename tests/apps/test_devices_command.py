@@ -65,7 +65,7 @@ def test_the_cache_is_cleared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("device", "said"),
-    [("cuda", "needs the package onnxruntime-gpu"), ("tpu", "is not known; known are")],
+    [("cuda", "needs the package onnxruntime-gpu"), ("tpu", "unknown device 'tpu'; choose one of")],
 )
 def test_a_device_that_is_not_there_is_refused(device: str, said: str) -> None:
     refused = run("generate", "Hello!", "--target-device", device)

@@ -170,10 +170,10 @@ def test_content_in_parts_and_settings_that_change_nothing_are_understood(
         ("chat/completions", "[]", 400, "must be a JSON object"),
         ("chat/completions", {}, 400, "messages is missing"),
         ("completions", {}, 400, "prompt is missing"),
-        ("completions", {"prompt": ["a", "b"]}, 400, "it must be one text"),
-        ("completions", {"prompt": ""}, 400, "prompt is \"\"; it must be one text"),
+        ("completions", {"prompt": ["a", "b"]}, 400, "it must be one non-empty string"),
+        ("completions", {"prompt": ""}, 400, "prompt is \"\"; it must be one non-empty string"),
         ("completions", {"prompt": "a " * 3000}, 400, "tokens and the context"),
-        ("completions", {"prompt": "a\ud800"}, 400, "half a surrogate pair"),
+        ("completions", {"prompt": "a\ud800"}, 400, "an unpaired surrogate"),
         ("chat/completions", {"messages": []}, 400, "There are no messages"),
         ("chat/completions", {"messages": ["hello"]}, 400, "Message 0 must be"),
         ("chat/completions", {"messages": STORY, "model": "gpt"}, 404, "model is 'gpt'; here is"),
@@ -187,10 +187,10 @@ def test_content_in_parts_and_settings_that_change_nothing_are_understood(
         ("chat/completions", {"messages": STORY, "max_tokens": 0}, 400, "max_tokens is 0"),
         ("chat/completions", {"messages": STORY, "max_tokens": 2.5}, 400, "must be a whole number"),
         ("chat/completions", {"messages": STORY, "temperature": 10**400}, 400, "temperature is 1"),
-        ("chat/completions", {"messages": STORY, "stop": [""]}, 400, "A stop string must"),
+        ("chat/completions", {"messages": STORY, "stop": [""]}, 400, "every stop string must"),
         ("chat/completions", {"messages": STORY, "stop": [1]}, 400, "stop is [1]"),
         ("chat/completions", {"messages": STORY, "stream": "yes"}, 400, "stream is \"yes\""),
-        ("chat/completions", {"messages": STORY, "stream_options": {}}, 400, "stream is not true"),
+        ("chat/completions", {"messages": STORY, "stream_options": {}}, 400, "stream_options requires"),
         (
             "chat/completions",
             {"messages": STORY, "max_tokens": 3, "max_completion_tokens": 4},
@@ -330,13 +330,26 @@ def test_no_web_page_can_ask_unless_it_was_let_in(client: openai.OpenAI) -> None
         assert (headers.get("access-control-allow-origin") == origin) == let_in
 
 
-def test_ctrl_c_ends_the_server_even_in_the_middle_of_an_answer() -> None:
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ([signal.SIGINT], 0),
+        ([signal.SIGINT, signal.SIGINT], 0),
+        ([signal.SIGTERM], 143),
+        ([signal.SIGHUP], 129),
+    ],
+)
+def test_a_signal_ends_the_server_even_in_the_middle_of_an_answer(
+    signals: list[signal.Signals], code: int
+) -> None:
     with serving("--temperature", "1", "--mode", "mirror") as (server, client):
         model = client.models.list().data[0].id
         with client.chat.completions.create(model=model, messages=STORY, stream=True) as stream:
             next(iter(stream))
-            server.send_signal(signal.SIGINT)
-            assert server.wait(timeout=30) == 0
+            for number in signals:
+                server.send_signal(number)
+                time.sleep(0.05)
+            assert server.wait(timeout=30) == code
         assert server.stderr is not None
         assert "Traceback" not in server.stderr.read()
 
@@ -351,7 +364,7 @@ def test_an_address_that_is_taken_is_refused_before_the_model_is_loaded() -> Non
             check=False,
         )
     assert done.returncode == 2
-    assert f"cannot listen at --host 127.0.0.1 --port {port}" in done.stderr
+    assert f"cannot listen on --host 127.0.0.1 --port {port}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -359,8 +372,8 @@ def test_an_address_that_is_taken_is_refused_before_the_model_is_loaded() -> Non
     [
         (["--mode", "fast"], "mode is 'fast'"),
         (["--temperature", "-1"], "temperature is -1"),
-        (["--template", "messages=1"], "template variable 'messages' is the program's own"),
-        (["--host", "nowhere.invalid"], "cannot listen at --host nowhere.invalid"),
+        (["--template", "messages=1"], "template variable 'messages' is reserved"),
+        (["--host", "nowhere.invalid"], "cannot listen on --host nowhere.invalid"),
     ],
 )
 def test_what_no_request_could_be_answered_with_is_refused_at_once(

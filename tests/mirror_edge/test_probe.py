@@ -52,7 +52,7 @@ def test_a_driver_that_hangs_is_ended() -> None:
 
 
 def test_a_refusal_is_told_with_its_reason() -> None:
-    assert "is not known; known are" in probe("tpu", "target", bundles.demo()).failure
+    assert "unknown device 'tpu'" in probe("tpu", "target", bundles.demo()).failure
 
 
 def test_a_wrong_device_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

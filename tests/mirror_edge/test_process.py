@@ -190,7 +190,7 @@ def test_kill_9_at_twenty_random_moments_changes_no_text(model: Model) -> None:
                 tokens += chunk.tokens
             assert tuple(tokens) == expected
             assert list(chunk.stats.draft_losses) == [
-                "DraftLostError: the draft's process was lost: it was ended by SIGKILL."
+                "DraftLostError: the draft's process was lost: it was killed by SIGKILL."
             ]
             until(lambda: child_of(model).ready)
             assert child_of(model).pid != killed
@@ -255,11 +255,11 @@ OPENING = 5
 @pytest.mark.parametrize(
     ("fault", "forward", "why"),
     [
-        ("hang", 1, "it said nothing for"),
-        ("hang", 40, "it said nothing for"),
-        ("babble", 25, "it answered nonsense: bytes that are no message"),
+        ("hang", 1, "it did not reply within"),
+        ("hang", 40, "it did not reply within"),
+        ("babble", 25, "invalid reply: bytes that are not a message"),
         ("fail", 30, "RuntimeError: the driver went away"),
-        ("die", 1, "it was ended by SIGKILL"),
+        ("die", 1, "it was killed by SIGKILL"),
     ],
 )
 def test_a_draft_that_misbehaves_changes_no_text_and_is_replaced(
@@ -325,7 +325,7 @@ def test_a_draft_that_cannot_be_restarted_is_tried_again_later(
         expected = alone(model, Sampling())
         assert model.generate(STORY, max_new_tokens=200, speculation=MIRROR).tokens == expected
         until(lambda: "is back" in caplog.text)
-        for said in ("this device is on strike", "did not open: it was ended by SIGKILL"):
+        for said in ("this device is on strike", "did not open: it was killed by SIGKILL"):
             assert said in caplog.text
         assert not model.generate(STORY, max_new_tokens=20, speculation=MIRROR).stats.draft_losses
 
@@ -333,7 +333,7 @@ def test_a_draft_that_cannot_be_restarted_is_tried_again_later(
 @pytest.mark.parametrize("fault", ["refuse", "die"])
 def test_a_draft_that_does_not_open_is_refused_with_its_reason(faults: Faults, fault: str) -> None:
     faults((fault, 0))
-    said = {"refuse": "faulty: this device is on strike", "die": "ended by SIGKILL"}[fault]
+    said = {"refuse": "faulty: this device is on strike", "die": "killed by SIGKILL"}[fault]
     with pytest.raises(DeviceError, match=said):
         mirror_edge.load(draft_device="faulty")
 

@@ -76,5 +76,5 @@ def test_without_stops_nothing_is_held_back() -> None:
 
 @pytest.mark.parametrize("stops", ["", [""], ["a", ""]])
 def test_an_empty_stop_is_refused(stops: str | list[str]) -> None:
-    with pytest.raises(OptionError, match="at least one character"):
+    with pytest.raises(OptionError, match="must be a non-empty string"):
         StopStrings(stops)

@@ -210,7 +210,7 @@ def test_by_default_the_target_wants_the_gpu_and_the_draft_the_neural_engine(
 
 
 def test_a_unit_that_is_not_known(coreml: Path) -> None:
-    with pytest.raises(DeviceError, match="'coreml:npu' is not known; known are coreml:gpu, "):
+    with pytest.raises(DeviceError, match="'coreml:npu'; choose one of coreml:gpu, "):
         mirror_edge.load(coreml, target_device="coreml:npu")
 
 
@@ -222,7 +222,9 @@ def test_a_device_that_cannot_run_the_graphs(coreml: Path) -> None:
 
 
 def test_threads_are_for_the_cpu(coreml: Path) -> None:
-    with pytest.raises(OptionError, match="target_threads is for the device cpu; coreml:evaluator"):
+    with pytest.raises(
+        OptionError, match="target_threads applies to the cpu device only; coreml:evaluator"
+    ):
         mirror_edge.load(coreml, **EVALUATED, target_threads=2)
 
 

@@ -173,7 +173,7 @@ def test_an_operator_that_the_gpu_lacks_is_refused(
     graph.graph.node.append(onnx.helper.make_node("LogSoftmax", ["before"], [last], axis=-1))
     onnx.save(graph, path)
     altered = Bundle(copy, bundles.read(pair).manifest)
-    with pytest.raises(DeviceError, match=r"exit.onnx: WebGpu.* would leave 1 of .*1 LogSoftmax"):
+    with pytest.raises(DeviceError, match=r"exit.onnx: WebGpu.* would run 1 of .*1 LogSoftmax"):
         OnnxTarget(altered, on_webgpu())
 
 

@@ -116,12 +116,12 @@ def test_a_graph_that_is_wholly_on_its_provider_is_counted() -> None:
 
 def test_a_provider_that_took_only_a_part_is_refused_with_what_it_left() -> None:
     session = assigned(Npu=["MatMul", "Add"], Cpu=["TopK", "TopK", "Log"])
-    with pytest.raises(DeviceError, match=r"draft.onnx: Npu would leave 3 of 5 .*2 TopK, 1 Log"):
+    with pytest.raises(DeviceError, match=r"draft.onnx: Npu would run 3 of 5 .*2 TopK, 1 Log"):
         nodes_on(session, "Npu", "draft.onnx")
 
 
 def test_a_provider_that_took_nothing_is_refused() -> None:
-    with pytest.raises(DeviceError, match="would leave 1 of 1 nodes to the CPU"):
+    with pytest.raises(DeviceError, match="would run 1 of 1 nodes on the CPU"):
         nodes_on(assigned(Cpu=["MatMul"]), "Npu", "draft.onnx")
 
 

@@ -28,5 +28,5 @@ def test_a_device_is_used_as_far_as_it_is_right(
 def test_a_device_that_is_never_right_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_error", lambda *_: 0.3)
     monkeypatch.setattr(Place, "memory", "its own")
-    with pytest.raises(DeviceError, match=r"its attention is wrong by 0\.3"):
+    with pytest.raises(DeviceError, match=r"its attention is off by 0\.3"):
         trial.widest_run.__wrapped__(CPU.place(Device("cpu")))

@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from mirror_edge.errors import OptionError
@@ -95,15 +96,15 @@ def read(endpoint: Endpoint, body: bytes, defaults: Defaults) -> Asked:
     if not isinstance(sent, dict):
         raise OptionError("the body must be a JSON object.")
     fields = {name: value for name, value in sent.items() if value is not None}
-    model = _typed(fields, "model", str, "a text")
+    model = _typed(fields, "model", str, "a string")
     prompt = _prompt(endpoint, fields)
     for name in _LABELS & fields.keys():
         del fields[name]
     for name in _ONLY.keys() & fields.keys():
-        if (value := fields.pop(name)) not in _ONLY[name]:
-            raise OptionError(
-                f"{name} is {json.dumps(value)}, which is not supported; leave it out."
-            )
+        value, harmless = fields.pop(name), _ONLY[name]
+        flags = isinstance(harmless[0], bool)
+        if value not in harmless or isinstance(value, bool) is not flags:  # Since True == 1.
+            raise OptionError(f"{name} is {_shown(value)}, which is not supported; leave it out.")
     sampling = dict(defaults.sampling)
     for name in _SAMPLING.keys() & fields.keys():
         called = "a whole number" if _SAMPLING[name] is int else "a number"
@@ -129,7 +130,9 @@ def read(endpoint: Endpoint, body: bytes, defaults: Defaults) -> Asked:
         options["template"] = template
     with_usage = _with_usage(fields, stream)
     if fields:
-        raise OptionError(f"{sorted(fields)}: no such fields; leave them out.")
+        raise OptionError(
+            f"unknown fields: {', '.join(map(_shown, sorted(fields)))}; leave them out."
+        )
     return Asked(endpoint, model, prompt, options, sampling["seed"], stream, with_usage)
 
 
@@ -140,8 +143,16 @@ def _typed(fields: dict[str, Any], name: str, kind: type | tuple[type, ...], cal
         value = int(value)  # Some clients know no other numbers.
     flag = isinstance(value, bool) and kind is not bool
     if value is not None and (flag or not isinstance(value, kind)):
-        raise OptionError(f"{name} is {json.dumps(value)}; it must be {called}.")
+        raise OptionError(f"{name} is {_shown(value)}; it must be {called}.")
     return value
+
+
+def _shown(value: object) -> str:
+    """A value as it was sent, or the beginning of it."""
+    try:
+        return shorten(json.dumps(value), 200, placeholder=" …")
+    except RecursionError:
+        return "nested too deeply"
 
 
 def _prompt(endpoint: Endpoint, fields: dict[str, Any]) -> Prompt:
@@ -149,19 +160,17 @@ def _prompt(endpoint: Endpoint, fields: dict[str, Any]) -> Prompt:
     if name not in fields:
         raise OptionError(f"{name} is missing; there is nothing to answer.")
     if endpoint == "text":
-        prompts = _typed(fields, "prompt", (str, list), "one text")
+        prompts = _typed(fields, "prompt", (str, list), "one string")
         text = prompts[0] if isinstance(prompts, list) and len(prompts) == 1 else prompts
         if not isinstance(text, str) or not text:
-            raise OptionError(
-                f"prompt is {json.dumps(prompts)}; it must be one text, of something."
-            )
+            raise OptionError(f"prompt is {_shown(prompts)}; it must be one non-empty string.")
         return text
     messages = _typed(fields, "messages", list, "a list of messages")
     return [_flat(message) if isinstance(message, dict) else message for message in messages]
 
 
 def _flat(message: dict[str, Any]) -> Any:
-    """A message whose content is one text, where it came in parts."""
+    """A message whose content is one string, where it came in parts."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
@@ -188,10 +197,10 @@ def _longest(fields: dict[str, Any]) -> int | None:
 
 
 def _stops(fields: dict[str, Any]) -> list[str]:
-    stop = _typed(fields, "stop", (str, list), "a text or a list of them") or []
+    stop = _typed(fields, "stop", (str, list), "a string or a list of strings") or []
     stops = [stop] if isinstance(stop, str) else stop
     if not all(isinstance(one, str) for one in stops):
-        raise OptionError(f"stop is {json.dumps(stop)}; it must be a text or a list of them.")
+        raise OptionError(f"stop is {_shown(stop)}; it must be a string or a list of strings.")
     return list(stops)
 
 
@@ -200,7 +209,9 @@ def _with_usage(fields: dict[str, Any], stream: bool) -> bool:
     if asked is None:
         return False
     if not stream:
-        raise OptionError("stream_options is there, but stream is not true; send both or none.")
+        raise OptionError('stream_options requires "stream": true.')
     if unknown := asked.keys() - {"include_usage"}:
-        raise OptionError(f"stream_options has {sorted(unknown)}; no such fields.")
+        raise OptionError(
+            f"stream_options has unknown fields: {', '.join(map(_shown, sorted(unknown)))}."
+        )
     return bool(_typed(dict(asked), "include_usage", bool, "true or false"))

@@ -19,7 +19,7 @@ from mirror_edge.stats import Stats
 
 if TYPE_CHECKING:
     from mirror_edge import Chunk
-    from mirror_edge.apps.serve.asking import Asked
+    from mirror_edge.apps.serve.request import Asked
 
 __all__ = ["DONE", "Said", "event", "refusal", "status"]
 
