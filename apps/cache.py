@@ -19,7 +19,7 @@ def clear_command() -> None:
     try:
         where, size = kept.folder(), kept.clear()
     except OSError as error:
-        raise OptionError(f"nothing was deleted: {error}") from error
+        raise OptionError(f"the cache cannot be deleted: {error}") from error
     typer.echo(f"{where}: {size / 1e6:.1f} MB deleted.")
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import typer
 
 
+_OF_FILES = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
+"""Failures that are not the program's: of a path that was given, or of the disk."""
 _PARAMETER = re.compile(
     "^(mode|window|candidates|branches|drafter|exit_head|head_start|strict|temperature|top_k|top_p"
     "|min_p|repetition_penalty|seed|max_new_tokens|stop|target_threads|draft_threads|draft_process"
@@ -49,14 +51,15 @@ def run(program: Callable[[], object]) -> None:
     except Exception as error:
         if _told.code:
             sys.exit(_told.code)
-        if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+        if not isinstance(error, OSError) or error.errno not in _OF_FILES:
             raise
         try:
             sys.stdout.flush()
         except OSError:  # What is still in the buffer would fail once more at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        what = error.filename or "the output"
-        print(f"error: {what} cannot be written ({error.strerror}).", file=sys.stderr)
+        what = "written" if error.errno in (errno.ENOSPC, errno.EROFS) else "used"
+        named = error.filename or "the output"
+        print(f"error: {named} cannot be {what} ({error.strerror}).", file=sys.stderr)
         sys.exit(2)
 
 

@@ -110,6 +110,13 @@ def load(
         OptionError: for an option that cannot be honoured.
     """
     read = open_bundle(bundles.demo() if bundle is None else Path(bundle), verify=verify)
+    for name, device in (("target_device", target_device), ("draft_device", draft_device)):
+        if not isinstance(device, str):
+            raise OptionError(
+                f"{name} is {device!r}; it must be a string, such as 'auto' or 'cpu'."
+            )
+    if draft_process not in (None, True, False):
+        raise OptionError(f"draft_process is {draft_process!r}; it must be True or False.")
     say = on_progress or (lambda _: None)
     read = fitted(read, context, say)
     choice = choose(read, target_device, draft_device, say)

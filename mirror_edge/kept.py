@@ -61,12 +61,16 @@ def folder() -> Path:
 
 
 def clear() -> int:
-    """Delete all that is kept; how many bytes that was."""
+    """Delete all that is kept; how many bytes that was.
+
+    Raises:
+        OSError: if something cannot be deleted.
+    """
     size = 0
-    for kind in KINDS:
-        place = folder() / kind
-        size += sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-        shutil.rmtree(place, ignore_errors=True)
+    for place in (folder() / kind for kind in KINDS):
+        if place.exists():
+            size += sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+            shutil.rmtree(place)
     return size
 
 
@@ -155,6 +159,6 @@ def _damage(place: Path) -> str:
         for name, expected in files.items():
             if digest(place / name) != expected:
                 return f"{name} was changed"
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its list cannot be relied on ({type(error).__name__}: {error})"
     return ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mirror_edge.devices import usable_cores
 from mirror_edge.errors import OptionError
 from mirror_edge.memory import plan_memory
+from mirror_edge.values import require_whole
 
 if TYPE_CHECKING:
     from mirror_edge.devices import Device
@@ -53,6 +54,7 @@ def share(
 def _refuse(name: str, count: int | None, device: Device) -> None:
     if count is None:
         return
+    require_whole(name, count)
     if count < 1:
         raise OptionError(f"{name} is {count}; it must be 1 or more.")
     if device.kind != "cpu":

@@ -116,6 +116,8 @@ def _listen(host: str, port: int) -> socket.socket:
     """The socket, opened before the model, which takes longer to load than this to fail."""
     from mirror_edge.errors import OptionError
 
+    if not host:
+        raise OptionError("--host is empty; give an address, such as 127.0.0.1.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

@@ -84,6 +84,21 @@ def test_a_closed_stream_is_an_empty_one(words: str, closed: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_path_that_cannot_be_is_one_line_of_error(tmp_path: Path) -> None:
+    for words in (["inspect", "x" * 300], ["trace", "Hello", "-o", str(tmp_path / ("x" * 300))]):
+        done = run(*words)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith("cannot be used (File name too long).")
+
+
+def test_a_cache_that_cannot_be_deleted_is_not_called_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIRROR_EDGE_CACHE", str(tmp_path))
+    (tmp_path / "costs").write_text("a file where a folder should be")
+    assert_refused(run("cache", "clear"), "the cache cannot be deleted")
+
+
 def test_an_option_is_named_as_it_was_typed() -> None:
     done = run("generate", "Hello", "--max-new-tokens", "0")
     assert done.stderr == "error: --max-new-tokens is 0; it must be 1 or more.\n"

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,8 +228,22 @@ def test_unknown_options_are_refused_by_name(demo: Model) -> None:
         demo.generate(STORY, template={1: 2})  # type: ignore[dict-item]
     with pytest.raises(OptionError, match="'messages' is reserved"):
         demo.generate(STORY, template={"messages": []})
-    with pytest.raises(OptionError, match="target_threads is 0"):
-        mirror_edge.load(target_threads=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"target_threads": 0}, "target_threads is 0; it must be 1 or more"),
+        ({"draft_threads": "2"}, "draft_threads is '2'; it must be a whole number"),
+        ({"target_device": None}, "target_device is None; it must be a string"),
+        ({"draft_process": "yes"}, "draft_process is 'yes'; it must be True or False"),
+    ],
+)
+def test_a_model_is_not_loaded_with_what_cannot_be_honoured(
+    wrong: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(OptionError, match=said):
+        mirror_edge.load(**wrong)
 
 
 def test_a_strict_answer_reads_the_whole_prompt_anew(demo: Model) -> None:

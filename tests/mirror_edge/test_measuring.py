@@ -42,6 +42,14 @@ def test_costs_are_measured_once_for_all_that_they_depend_on(measured: Measuring
     assert measured.asked == 2
 
 
+def test_costs_whose_list_is_damaged_are_measured_anew(measured: Measuring) -> None:
+    recall(KEY, measured)
+    for file in kept.folder().glob("costs/*/entry.json"):
+        file.write_text("[]")
+    recall(KEY, measured)
+    assert measured.asked == 2
+
+
 @pytest.mark.parametrize("damage", ["", '{"prefix": 1}', "not JSON"])
 def test_damaged_costs_are_measured_anew(measured: Measuring, damage: str) -> None:
     recall(KEY, measured)
