@@ -64,12 +64,12 @@ def test_what_is_asked_for_is_given_or_refused(small: Manifest) -> None:
     assert share(small, cpu, cpu, 2, CORES) == (2, CORES)
     for asked, said in (
         ((0, None), "target_threads is 0; it must be 1 or more"),
-        ((CORES + 1, None), f"target_threads is {CORES + 1}; cpu has {CORES} cores here"),
+        ((CORES + 1, None), f"target_threads is {CORES + 1}; cpu has {CORES} cores"),
         ((None, -1), "draft_threads is -1"),
     ):
         with pytest.raises(OptionError, match=said):
             share(small, cpu, cpu, *asked)
     with pytest.raises(OptionError, match="qnn has threads of its own"):
         share(small, cpu, Device("qnn"), None, 1)
-    with pytest.raises(OptionError, match=r"draft_threads is 4; cpu:.* has 3 cores here"):
+    with pytest.raises(OptionError, match=r"draft_threads is 4; cpu:.* has 3 cores"):
         share(small, cpu, Device("cpu", (0, 1, 2)), None, 4)
