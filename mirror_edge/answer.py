@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import InitVar, dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from mirror_edge.drafting import Drafting, Rollout
+from mirror_edge.head_start import HeadStart
 from mirror_edge.hypotheses import Branch, ExitSignal, Root, choose_roots
 from mirror_edge.lanes import Dropped
 from mirror_edge.ngram import Lookup, Match
@@ -27,8 +29,6 @@ __all__ = ["Answer", "Decoder", "FinishReason"]
 FinishReason = Literal["stop", "length"]
 
 _PREFILL_CHUNK = 512
-_WITHIN = 0.9
-"""Share of the prefix's time that a head start is to take."""
 
 
 @dataclass
@@ -92,17 +92,11 @@ class Answer:
     untold: list[int] = field(default_factory=list)
     """Committed tokens that the drafter has not heard of."""
     judged: int = 0
-    """Draft tokens that the target said yes or no to."""
-    agreed: int = 0
-    """Those it said yes to."""
-    ahead: Future[None] | None = None
-    """The draft's head start, until its rollout begins."""
-    pace: float = 0.0
-    """Seconds that a token took in the last one; 0 before the first."""
+    """Draft tokens that the target accepted or rejected."""
+    accepted: int = 0
+    """Those it accepted."""
     passing: float = 0.0
     """When the target's last pass began."""
-    foreseeing: float = 0.0
-    """Seconds from there until the draft could go on with what it brought."""
     passed: float = 0.0
     """How long it took, in seconds."""
     until: float = 0.0
@@ -112,6 +106,7 @@ class Answer:
     def __post_init__(self, drafter: Drafter | None) -> None:
         """With the drafter on its lane."""
         self.draft = Drafting(drafter, self.on.draft_lane)
+        self.ahead = HeadStart(self.on.draft_lane, self.on.clock)
         self.planned = self.planned or self.plan
         self.otherwise = self.plan
 
@@ -127,8 +122,8 @@ class Answer:
 
     @property
     def agreement(self) -> float:
-        """How often the target has agreed with a draft token, a half before it was asked."""
-        return (self.agreed + 1) / (self.judged + 2)
+        """The acceptance rate so far; a half before the first draft token."""
+        return (self.accepted + 1) / (self.judged + 2)
 
     def next_plan(self) -> None:
         """Plan the next step."""
@@ -211,28 +206,21 @@ class Answer:
 
     def head_start(self) -> None:
         """Have the draft go on with its own choice, for about as long as the prefix will take."""
-        drafter, depth = self.draft.drafter, self._depth
-        fitting = _WITHIN * self.foreseeing / self.pace if self.pace else 1.0
-        self.ahead, self.dropped = None, Dropped()
-        if drafter is None or depth < 1 or fitting < 1.0 or not self.plan.head_start:
+        drafter, tokens = self.draft.drafter, min(self.ahead.fitting(), self._depth)
+        self.ahead.none()
+        self.dropped = Dropped()
+        if drafter is None or tokens < 1 or not self.plan.head_start:
             return
         told, self.untold = self.untold, []
-        drafted, sampler, dropped = self.drafted, self.sampler, self.dropped
-        tokens = min(int(fitting), depth)
-
-        def call() -> None:
-            began = self.on.clock()
-            drafter.rollout(told, drafted, (), tokens - 1, sampler, dropped)
-            self.pace = (self.on.clock() - began) / tokens
-
-        self.ahead = self.on.draft_lane.start("head start", call)
+        own = told, self.drafted, (), tokens - 1, self.sampler, self.dropped
+        self.ahead.make(tokens, partial(drafter.rollout, *own))
 
     def foreseen(self) -> Callable[[], ExitSignal]:
         """Take it through the exit head too: what gives its signal, on the draft's lane."""
         candidates = self.plan.pool(self.sampler.sampling)
         beside = self.plan.exit_head == "draft"
         signal = self.prefix(candidates=0 if beside else candidates)
-        self.foreseeing = self.on.clock() - self.passing
+        self.ahead.beside(self.on.clock() - self.passing)
         self.dropped.set()  # The head start goes no further.
         if signal is not None:
             return lambda: signal
@@ -261,11 +249,10 @@ class Answer:
             return Rollout(self.branches, None, ranking, 0, dropped)
         told, self.untold = self.untold, []
         drafted, position, agreement = self.drafted, len(self.tokens), self.agreement
-        self.depth, ahead = depth, self.ahead
+        self.depth, ahead = depth, self.ahead.made()
 
         def call() -> list[Branch]:
-            if ahead is not None:
-                ahead.result()  # Where it failed, so does this.
+            ahead()  # Where it failed, so does this.
             ranking[:] = choose_roots(
                 foreseen(), drafted, position, plan.candidates, agreement, sampler
             )
@@ -313,7 +300,7 @@ class Answer:
     def commit(self, verdict: Verdict, branch: Branch | None) -> list[int]:
         """Append what the target decided; the next window carries `branch`."""
         if self.plan.drafter == "model":
-            self.agreed += verdict.accepted
+            self.accepted += verdict.accepted
             self.judged += min(verdict.accepted + 1, len(self.drafted))
         said = [*self.drafted[: verdict.accepted], verdict.correction][: self.room]
         ends = [index for index, token in enumerate(said) if token in self.eos]

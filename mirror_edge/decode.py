@@ -23,7 +23,7 @@ from mirror_edge.driving import Parts, waited
 from mirror_edge.hypotheses import Branch
 from mirror_edge.ngram import foretold
 from mirror_edge.policy import Mode
-from mirror_edge.stats import DraftRecord, StepRecord
+from mirror_edge.stats import Decided, DraftRecord, StepRecord
 from mirror_edge.verify import Verdict
 
 __all__ = ["Said", "decode"]
@@ -190,10 +190,7 @@ def step(answer: Answer, asked: float) -> Step | None:
     (verdict, branch, rollout), proposed = outcome, len(answer.drafted)
     said = Said(answer.commit(verdict, branch), answer.finish_reason)
     answer.until = on.clock()
-    record = partial(
-        StepRecord.of,
-        on.trace.take(),
-        (began, answer.until),
+    decided = Decided(
         mode=answer.plan.mode,
         waited=answer.waited,
         proposed=proposed,
@@ -208,4 +205,5 @@ def step(answer: Answer, asked: float) -> Step | None:
         foretold=foretold(answer.match.tokens, said.tokens),
         reviewed=answer.draft.reviewed,
     )
+    record = partial(StepRecord.of, on.trace.take(), (began, answer.until), decided)
     return Step(said, record, answer.draft.record)

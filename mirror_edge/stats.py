@@ -13,14 +13,16 @@ from mirror_edge.trace import Span, covered, overlap
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["DraftRecord", "Stats", "StepRecord"]
+__all__ = ["Decided", "DraftRecord", "Stats", "StepRecord"]
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """One step: what it decided, and its times in seconds."""
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What one step decided."""
 
     mode: Mode
+    waited: float
+    """Seconds at its start, for a fresh draft that was still in progress."""
     proposed: int
     """γ: draft tokens in the window."""
     accepted: int
@@ -33,11 +35,24 @@ class StepRecord:
     """Where the outcome stood among the roots, drafted for or not, from 0; None if nowhere."""
     hit: bool | None
     """Whether the outcome had been prepared for; None where nothing was looked up."""
+    drafter: DrafterName = "model"
+    """Whose window it was; `ngram` where mode `auto` looked it up."""
+    match: int = 0
+    """Tokens of the longest match in prompt and answer, looked up for the window or not."""
+    foretold: tuple[int, int] = (0, 0)
+    """Of the tokens that followed the match: how many were right, and how many there were."""
+    reviewed: Sequence[bool] | None = None
+    """For tokens that the target generated alone, whether the draft would have predicted them;
+    empty while it still reads them beside the target, None where it had not missed many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord(Decided):
+    """One step: what it decided, and its times in seconds."""
+
     began: float
     """On the trace's clock."""
     seconds: float
-    waited: float
-    """At its start, for a fresh draft that was still under way."""
     prefix: float
     exit: float
     """On whichever device."""
@@ -53,18 +68,9 @@ class StepRecord:
     busy: Mapping[str, float]
     """How long each graph ran."""
     sent: int
-    """Bytes that went to devices' own memory."""
+    """Bytes copied to the devices' own memory."""
     read: int
-    """Bytes that came back from it."""
-    drafter: DrafterName = "model"
-    """Whose window it was; `ngram` where mode `auto` looked it up."""
-    match: int = 0
-    """Tokens of the longest match in prompt and answer, looked up for the window or not."""
-    foretold: tuple[int, int] = (0, 0)
-    """What followed it: tokens that were right, of so many."""
-    reviewed: Sequence[bool] | None = None
-    """Of tokens that the target had said alone, whether the draft would have said them; empty while
-    it still reads them beside the target, None where it had not missed much."""
+    """Bytes copied back from it."""
 
     @property
     def serial(self) -> float:
@@ -91,25 +97,12 @@ class StepRecord:
         cls,
         spans: tuple[Sequence[Span], Sequence[Span]],
         window: tuple[float, float],
-        *,
-        mode: Mode,
-        waited: float,
-        proposed: int,
-        accepted: int,
-        committed: int,
-        depth: int,
-        roots: int,
-        rank: int | None,
-        hit: bool | None,
-        drafter: DrafterName = "model",
-        match: int = 0,
-        foretold: tuple[int, int] = (0, 0),
-        reviewed: Sequence[bool] | None = None,
+        decided: Decided,
     ) -> StepRecord:
         """Sort the (calls, runs) that ended during the step by what they were.
 
-        `window` is when the step began and ended; what a run did before it, it did for the step
-        before.
+        `window` is when the step began and ended; what a run did before it belongs to the previous
+        step.
         """
         (calls, runs), (began, ended) = spans, window
         named: dict[str, list[Span]] = {}
@@ -118,17 +111,9 @@ class StepRecord:
         busy = {name: covered(some) for name, some in named.items()}
         rollout = [call for call in calls if call.name == "rollout"]
         return cls(
-            mode=mode,
-            proposed=proposed,
-            accepted=accepted,
-            committed=committed,
-            depth=depth,
-            roots=roots,
-            rank=rank,
-            hit=hit,
+            **vars(decided),
             began=began,
             seconds=ended - began,
-            waited=waited,
             prefix=busy.get("prefix", 0.0),
             exit=busy.get("exit", 0.0) + busy.get("draft exit", 0.0),
             suffix=busy.get("suffix", 0.0),
@@ -139,10 +124,6 @@ class StepRecord:
             busy=busy,
             sent=sum(run.sent for run in runs),
             read=sum(run.read for run in runs),
-            drafter=drafter,
-            match=match,
-            foretold=foretold,
-            reviewed=reviewed,
         )
 
 
