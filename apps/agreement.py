@@ -5,14 +5,14 @@ at every temperature and prints:
 
 - acceptance per token: accepted draft tokens over judged ones, where a step judges the tokens that
   it accepts and the first that it does not;
-- tokens a step;
-- how often the draft says the target's token in the very places of the answers: with the shared
+- tokens per step;
+- how often the draft predicts the target's token at the positions of the answers: with the shared
   noise, greedily, and as an independent sample; and the most that any pairing of samples allows;
 - coverage Ω_κ: how often the target's token is among the exit head's κ candidates, ranked with the
   shared noise, and Ω_κ without;
-- hit rate: how often the outcome of a step is among its R likeliest roots.
+- hit rate: how often the outcome of a step is among its R most likely roots.
 
-The first token of an answer comes from the prompt alone and counts nowhere.
+The first token of an answer comes from the prompt alone and is not counted.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mirror_edge.answer import Decoder
     from mirror_edge.bundle import Bundle
     from mirror_edge.protocols import DraftGraph
+
+__all__ = ["PROMPTS", "agreement", "lines", "opened"]
 
 PROMPTS = (
     "Tell me about a gardener who talks to her roses.",
@@ -60,8 +62,8 @@ _TABLE = (
     ("tokens", "tokens"),
     ("judged draft tokens", "judged"),
     ("acceptance per token", "acceptance_per_token"),
-    ("tokens a step", "tokens_per_step"),
-    ("draft says it, shared noise", "draft_says_it", "shared_noise"),
+    ("tokens per step", "tokens_per_step"),
+    ("draft predicts it, shared noise", "draft_says_it", "shared_noise"),
     ("  greedily", "draft_says_it", "greedy"),
     ("  as an independent sample", "draft_says_it", "independent"),
     ("  at most, however paired", "draft_says_it", "at_most"),
@@ -69,24 +71,31 @@ _TABLE = (
     (f"  Ω_{DEPTHS[-1]} without noise", "coverage_without_noise", str(DEPTHS[-1])),
     *((f"hit rate, R={budget or 'all'}", "hit_rate", str(budget or "all")) for budget in BUDGETS),
 )
-"""The rows: what it is, and where the figures have it."""
+"""The rows: a label, and where the figures have its value."""
 
 
 def agreement(
     bundle: options.Bundle = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="One prompt a line; left out: twenty simple ones.")
+        Path | None,
+        typer.Option(help="Text file, one prompt per line (default: twenty simple ones)."),
     ] = None,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="Repeatable; left out: 0 and 1.")
+        list[float] | None,
+        typer.Option(help="Sampling temperature; repeatable (default: 0 and 1)."),
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=2, help="Of an answer, at most.")] = 128,
-    window: Annotated[int, typer.Option(help="γ: draft tokens a step.")] = 7,
-    candidates: Annotated[int, typer.Option(help="κ: outcomes prepared for at each place.")] = 8,
-    seed: int = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Of target and draft, each.")] = 1,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")] = 128,
+    window: Annotated[int, typer.Option(help="γ: draft tokens per step.")] = 7,
+    candidates: Annotated[
+        int, typer.Option(help="κ: outcomes considered per window position.")
+    ] = 8,
+    seed: options.Seed = 0,
+    threads: Annotated[
+        int, typer.Option(min=1, help="CPU threads for target and draft, each.")
+    ] = 1,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the prompts, without chat template.")
+        bool,
+        typer.Option("--raw", help="Continue the prompts verbatim, without the chat template."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -110,19 +119,19 @@ def agreement(
     context, longest = read.manifest.target.model.context, max(map(len, tokens))
     if longest + 2 > context:
         raise ContextError(
-            f"a prompt has {longest:,} tokens and the context {context:,}; shorten it so that "
+            f"a prompt has {longest:,} tokens and the context only {context:,}; shorten it so that "
             "there is room for an answer."
         )
     speculation = Speculation("mirror", window, candidates)
-    grid = [(heat, ids) for heat in temperature or (0.0, 1.0) for ids in tokens]
+    grid = [(each, ids) for each in temperature or (0.0, 1.0) for ids in tokens]
     records: dict[float, Record] = {}
     with opened(read, threads) as (on, graph):
         replayer = Replayer(on, graph, speculation, text.eos)
-        for heat, ids in track(grid, description="Answering", console=Console(stderr=True)):
-            sampler = Sampler(Sampling(temperature=heat, seed=seed), on.target.vocabulary)
-            into = records.setdefault(heat, Record())
+        for each, ids in track(grid, description="Answering", console=Console(stderr=True)):
+            sampler = Sampler(Sampling(temperature=each, seed=seed), on.target.vocabulary)
+            into = records.setdefault(each, Record())
             replayer.answer(ids, new_tokens, sampler, into)
-    measured = {f"{heat:g}": found.figures() for heat, found in records.items()}
+    measured = {f"{each:g}": found.figures() for each, found in records.items()}
     about = _about(read, len(asked), window, candidates, seed)
     if as_json:
         typer.echo(json.dumps(about | {"temperatures": measured}))
@@ -131,13 +140,17 @@ def agreement(
 
 
 def lines(file: Path) -> list[str]:
-    """The prompts in `file`, one a line."""
+    """The prompts in `file`, one per line.
+
+    Raises:
+        DataError: for a file that cannot be read or is empty.
+    """
     try:
         asked = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}). Give a text file.") from error
     if not asked:
-        raise DataError(f"{file}: is empty. Write one prompt a line.")
+        raise DataError(f"{file}: is empty. Write one prompt per line.")
     return asked
 
 
@@ -152,7 +165,7 @@ def opened(read: Bundle, threads: int) -> Iterator[tuple[Decoder, DraftGraph]]:
 
 
 def _about(read: Bundle, prompts: int, window: int, candidates: int, seed: int) -> dict[str, Any]:
-    """What the figures are of."""
+    """What was measured."""
     target, draft = read.manifest.target, read.manifest.draft
     assert draft is not None
     tokenizer = json.loads(read.file("tokenizer_config.json").read_text(encoding="utf-8"))
@@ -184,12 +197,12 @@ def _show(about: dict[str, Any], measured: dict[str, dict[str, Any]]) -> None:
     )
     if planted := about["planted"]:
         console.print(
-            f"[bold]A planted pair, its language is artificial[/bold]: asked for an agreement of "
-            f"{planted['agreement']:g} and a coverage of {planted['exit_coverage']:g}.",
+            "[bold]A planted pair: its language is artificial[/bold]. It was made for an agreement "
+            f"of {planted['agreement']:g} and a coverage of {planted['exit_coverage']:g}.",
             highlight=False,
             soft_wrap=True,
         )
-    table = Table("", *(f"T={heat}" for heat in measured), box=None)
+    table = Table("", *(f"T={each}" for each in measured), box=None)
     for label, *path in _TABLE:
         table.add_row(label, *(_cell(found, path) for found in measured.values()))
     console.print(table)

@@ -1,7 +1,7 @@
-"""What forwards cost in use, out of steps that a machine took.
+"""What forwards cost in use, estimated from steps that a machine took.
 
-Measured one after the other, a forward finds its weights in the caches and few tokens in front of
-it. In an answer it takes longer; by how much, the steps say.
+Measured one after the other, a forward finds its weights in the caches and few tokens before it.
+In an answer it takes longer; the steps show by how much.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def typical(runs: Sequence[Costs]) -> Costs:
 
 
 def in_use(costs: Costs, steps: Sequence[StepRecord]) -> Costs:
-    """The costs, scaled by what steps of all three modes took."""
+    """The costs, scaled to what steps of all three modes took."""
     alone = [step for step in steps if step.mode != "mirror"]
     # After a miss a step's times hold the rest of the rollout that was dropped.
     mirrored = [step for step in steps if step.hit and not step.waited]
@@ -61,7 +61,7 @@ def in_use(costs: Costs, steps: Sequence[StepRecord]) -> Costs:
 
 
 def host(steps: Iterable[StepRecord], mode: Mode, hand_over: float) -> float:
-    """A step's time in neither device: what is left of it, hand-overs apart."""
+    """Seconds of a step on neither device: what is left of it, without hand-overs."""
     left = []
     for step in steps:
         if step.mode != mode or (mode == "mirror" and (step.waited or not step.hit)):
@@ -78,7 +78,7 @@ def _factor(pairs: Iterable[tuple[float, float]]) -> float:
 
 
 def _scaled(curve: Curve, first: float, others: float | None = None) -> Curve:
-    """Every time multiplied; the first point may have a factor of its own."""
+    """Every time multiplied; the first point may have its own factor."""
     rest = first if others is None else others
     times = (first * curve.seconds[0], *(rest * time for time in curve.seconds[1:]))
     return Curve(curve.rows, times)

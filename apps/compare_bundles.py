@@ -1,7 +1,7 @@
 """Several bundles of one pair, side by side: what rounding and the runtime do to the answers.
 
 ``python -P -m mirror_edge.apps.compare_bundles REFERENCE BUNDLE... --prompts FILE`` takes all of
-them through the steps of mode `mirror` for every prompt, one thing after the other, so that no
+them through the steps of mode `mirror` for every prompt, strictly one after the other, so that no
 figure depends on how fast anything runs. Core ML bundles run on their devices on macOS, and
 elsewhere in the evaluator.
 """
@@ -9,23 +9,26 @@ elsewhere in the evaluator.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mirror_edge.apps import program
+from mirror_edge.apps import options, program
 from mirror_edge.apps.agreement import lines, opened
+
+__all__ = ["compare", "difference"]
 
 
 def compare(
-    bundles: Annotated[list[Path], typer.Argument(help="The first is what others are held to.")],
-    prompts: Annotated[Path, typer.Option(help="One prompt a line.")],
-    limit: Annotated[int, typer.Option(help="Take so many of the prompts.")] = 5,
-    new_tokens: int = 32,
-    seed: int = 0,
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles; the first one is the reference.")],
+    prompts: Annotated[Path, typer.Option(help="Text file, one prompt per line.")],
+    limit: Annotated[int, typer.Option(help="Use only the first N prompts.")] = 5,
+    new_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.")] = 32,
+    seed: options.Seed = 0,
 ) -> None:
-    """Print for every bundle and temperature how its answers differ, and how its draft does."""
+    """Print, by bundle and temperature, where its answers differ and how well its draft does."""
     from rich.console import Console
     from rich.progress import track
 
@@ -60,8 +63,7 @@ def compare(
                         "temperature": temperature,
                         "tokens": sum(map(len, found)),
                         "first_difference_at": [
-                            _difference(one, other)
-                            for one, other in zip(wanted, found, strict=True)
+                            difference(one, other) for one, other in zip(wanted, found, strict=True)
                         ],
                         "acceptance_per_token": figures["acceptance_per_token"],
                         "tokens_per_step": figures["tokens_per_step"],
@@ -71,7 +73,7 @@ def compare(
     typer.echo(json.dumps(rows, indent=2))
 
 
-def _difference(one: list[int], other: list[int]) -> int | None:
+def difference(one: Sequence[int], other: Sequence[int]) -> int | None:
     """How many tokens two answers share from their start; None if they are the same."""
     if one == other:
         return None

@@ -1,9 +1,9 @@
-"""Plain decoding beside ONNX Runtime GenAI: the same graph, threads and prompts, in turn.
+"""Plain decoding compared with ONNX Runtime GenAI: the same graph, threads and prompts, in turn.
 
 ``python -P -m mirror_edge.apps.compare_genai GENAI_FOLDER BUNDLE --context 256 --context 1000``,
-where BUNDLE was exported from GENAI_FOLDER. For every length of the prompt it prints the time to
-the first token, the tokens a second behind it, and what is left of them at the longer prompts. The
-two take turns, and what counts is the ratio pair by pair.
+where BUNDLE was exported from GENAI_FOLDER. For every prompt length it prints the time to the
+first token, the tokens per second after it, and what share of these is left at longer prompts. The
+two take turns, and what counts is the ratio within each pair.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from mirror_edge import Model
     from mirror_edge.apps.bench.peers import Genai
 
+__all__ = ["compare"]
+
 _CONTEXT = 16
 _TEXT = "Once upon a time a lighthouse stood on a small island, and nobody knew who had built it. "
-_ROWS = (("first_token", "first token, ms", "_ms"), ("tokens_per_second", "tokens a second", ""))
-"""What is compared: its name, how it is shown, and the unit in the name of the times."""
+_ROWS = (("first_token", "first token, ms", "_ms"), ("tokens_per_second", "tokens per second", ""))
+"""What is compared: its name, its label, and the unit that ends the name of a time."""
 
 
 class _Answer(NamedTuple):
@@ -34,11 +36,11 @@ class _Answer(NamedTuple):
     first_token: float
     """Seconds."""
     rate: float
-    """Tokens a second behind the first."""
+    """Tokens per second after the first one."""
 
 
 class _Pair(NamedTuple):
-    """Two answers to one prompt, one after the other."""
+    """Two answers to one prompt, given in turn."""
 
     ours: _Answer
     theirs: _Answer
@@ -48,15 +50,16 @@ def compare(
     genai_folder: Annotated[Path, typer.Argument(help="A folder with genai_config.json.")],
     bundle: Annotated[Path, typer.Argument(help="The bundle exported from it.")],
     context: Annotated[
-        list[int] | None, typer.Option(min=2, help=f"Tokens of a prompt; repeatable.  [{_CONTEXT}]")
+        list[int] | None,
+        typer.Option(min=2, help=f"Tokens of a prompt; repeatable (default: {_CONTEXT})."),
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=2, help="Of an answer.")] = 128,
-    threads: Annotated[int, typer.Option(min=1, help="Of both.")] = 1,
-    repeat: Annotated[int, typer.Option(min=1, help="Pairs, behind one to warm up.")] = 7,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")] = 128,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads for each of the two.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Pairs of answers, after one to warm up.")] = 7,
     device: options.Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compare the time to the first token and tokens a second; medians over the pairs."""
+    """Compare time to first token and tokens per second; medians over the pairs."""
     from rich.console import Console
     from rich.progress import track
 
@@ -112,7 +115,7 @@ def _ours(model: Model, prompt: str, new_tokens: int) -> _Answer:
     from mirror_edge import Speculation
 
     alone = Speculation(mode="ar")
-    # A word of another text takes the place of what was cached, so that all of it is read.
+    # An unrelated word overwrites the caches, so that the whole prompt is read.
     model.generate("Else", max_new_tokens=1, speculation=alone)
     result = model.generate(prompt, max_new_tokens=new_tokens, speculation=alone)
     stats = result.stats
@@ -132,7 +135,7 @@ def _genai(folder: Path, threads: int) -> Genai:
 
 
 def _figures(length: int, pairs: Sequence[_Pair]) -> dict[str, Any]:
-    """Medians; a ratio is taken pair by pair."""
+    """Medians; ratios are taken within each pair."""
 
     def of(answers: Sequence[_Answer]) -> dict[str, float]:
         return {
@@ -155,20 +158,20 @@ def _figures(length: int, pairs: Sequence[_Pair]) -> dict[str, Any]:
 
 def _show(figures: Sequence[dict[str, Any]]) -> None:
     for row in figures:
-        same = "the same" if row["same_tokens"] else "other"
+        same = "the same" if row["same_tokens"] else "different"
         typer.echo(f"prompt of {row['context']:,} tokens, {same} tokens in the answers")
         for name, label, unit in _ROWS:
             found = row[f"{name}_ratio"]
             low, high = found["range"]
             mine, theirs = (row[who][f"{name}{unit}"] for who in ("ours", "genai"))
             typer.echo(
-                f"  {label:15} ours {mine:8.1f}, genai {theirs:8.1f}, "
+                f"  {label:17} ours {mine:8.1f}, genai {theirs:8.1f}, "
                 f"ratio {found['median']:.3f} ({low:.3f} to {high:.3f})"
             )
         if kept := row["ours"].get("of_first"):
             theirs = row["genai"]["of_first"]
             typer.echo(
-                f"  of the tokens/s at {figures[0]['context']:,}: ours {kept:.2f}, "
+                f"  share of the tokens/s at {figures[0]['context']:,}: ours {kept:.2f}, "
                 f"genai {theirs:.2f}"
             )
 

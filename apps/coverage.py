@@ -1,4 +1,4 @@
-"""`mirror-edge coverage`: how well the exit head of a bundle foresees the target on a text."""
+"""`mirror-edge coverage`: how well a bundle's exit head predicts its target on a text."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ __all__ = ["coverage_command", "coverage_table"]
 
 def coverage_command(
     files: Annotated[
-        list[Path], typer.Argument(help="Text: JSON lines of conversations, or plain *.txt.")
+        list[Path], typer.Argument(help="Text: JSON lines of conversations, or plain *.txt files.")
     ],
     bundle: Annotated[
-        Path | None, typer.Option(help="A bundle's folder; left out: the demo pair.")
+        Path | None, typer.Option(help="Bundle folder (default: the demo pair).")
     ] = None,
-    rows: Annotated[int, typer.Option(min=64, help="Tokens of the text to measure on.")] = 8192,
+    rows: Annotated[
+        int, typer.Option(min=64, help="How many tokens of the text to measure on.")
+    ] = 8192,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure how often the target's next token is among the exit head's κ candidates."""

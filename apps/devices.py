@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from mirror_edge.devices import Found
     from mirror_edge.probe import Probe
 
+__all__ = ["devices_command"]
+
 
 def devices_command(
     bundle: Annotated[
         Path | None,
-        typer.Argument(help="What --probe tries: a bundle's folder; left out: the demo pair."),
+        typer.Argument(help="Bundle folder for --probe (default: the demo pair)."),
     ] = None,
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="Try each device in a child process, against the CPU."),
+        typer.Option(
+            "--probe", help="Try each device in a child process, and compare it with the CPU."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -44,7 +48,7 @@ def devices_command(
 
 
 def _probes(found: list[Found], bundle: Path | None) -> list[Probe]:
-    """Try every usable device in all of its roles."""
+    """Try every usable device in each of its roles."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -86,7 +90,7 @@ def _show(found: list[Found], probes: list[Probe]) -> None:
             console.print(device.note, style="dim", highlight=False, markup=False)
     if not probes:
         return
-    tried = Table("device", "as", "load s", "first run s", "step ms", "off by", "nodes")
+    tried = Table("device", "as", "load s", "first run s", "step ms", "error", "nodes")
     for one in probes:
         if not one.failure:
             tried.add_row(one.device, one.role, *_figures(one))

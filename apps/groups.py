@@ -1,4 +1,4 @@
-"""Options that several commands share, as a dataclass that a command takes as one parameter."""
+"""Groups of options: a dataclass that a command takes as one parameter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["spread"]
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` as typer wants it: a parameter that is a dataclass becomes an option a field."""
+    """`command` as typer wants it: a dataclass parameter becomes one option per field."""
     shown: list[inspect.Parameter] = []
     groups: dict[str, list[str]] = {}
     signature = inspect.signature(command, eval_str=True)

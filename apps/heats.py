@@ -1,7 +1,7 @@
-"""Heats: settings that answer one prompt one after the other, so that ratios are taken within one.
+"""Heats: settings answer one prompt in turn, so that ratios are taken within one heat.
 
-They are kept in a file of JSON lines, one heat a line behind a first line that says what they are
-of, and a run that was ended goes on where it stopped.
+They are kept in a file of JSON lines: a first line that says what was measured, then one heat per
+line. An interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ class Answered:
     """One setting's answer. Times are seconds."""
 
     tokens: int
-    """Behind the first one."""
+    """After the first one."""
     seconds: float
-    """In which these came."""
+    """In which these were generated."""
     same: bool
-    """Whether it is the answer of the heat's first setting, token by token."""
+    """Whether it equals the answer of the heat's first setting, token by token."""
     stepped: float
     """Of all steps but the first, which waits for the draft to read the prompt."""
     law: float
-    """What these should take by the law of the step, hand-overs and the host left out."""
+    """What these should take by the law of the step, without hand-overs and the host."""
 
     @property
     def speed(self) -> float:
-        """Tokens a second."""
+        """Tokens per second."""
         return self.tokens / self.seconds
 
 
 @dataclass(frozen=True)
 class Heat:
-    """Answers of several settings to one prompt, one after the other."""
+    """Answers of several settings to one prompt, in turn."""
 
     part: Part
     number: int
@@ -55,12 +55,12 @@ class Heat:
 
 
 def law(steps: Sequence[StepRecord]) -> float:
-    """Prefix, exit head, the longer of suffix and rollout, and the fresh draft that came before.
+    """Seconds of prefix, exit head, the longer of suffix and rollout, and the fresh draft before.
 
     On the draft's device the exit head runs before the rollout. The rollout counts where its
     branch was wanted: after a miss it is dropped. By how much it outlasts the suffix is taken from
-    steps that did not wait: behind a miss, a step's record holds the rest of the rollout that was
-    dropped too.
+    steps that did not wait: after a miss, a step's record also holds the rest of the dropped
+    rollout.
     """
     hits = [step for step in steps if step.hit]
     longer = [step.longer for step in hits if not step.waited]
@@ -75,7 +75,7 @@ def ratios(heats: Iterable[Heat], one: str, other: str) -> list[float]:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median between the quartiles of one value or more."""
+    """Lower quartile, median and upper quartile of at least one value."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -84,11 +84,11 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 @dataclass
 class Log:
-    """The heats so far, and the file that they are in; None keeps them in memory."""
+    """The heats so far, and their file; None keeps them in memory."""
 
     file: Path | None
     about: dict[str, Any]
-    """What they are of."""
+    """What was measured."""
     heats: list[Heat] = field(default_factory=list)
 
     @classmethod
@@ -125,7 +125,7 @@ class Log:
         return [heat for heat in self.heats if heat.part == part]
 
     def add(self, heat: Heat) -> None:
-        """Take a heat in, and write it down."""
+        """Add a heat, and append it to the file."""
         self.heats.append(heat)
         if self.file is None:
             return

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mirror_edge.memory import MemoryPlan
     from mirror_edge.packages import Feature
 
+__all__ = ["inspect_command"]
+
 
 def inspect_command(
     bundle: options.Bundle = None,
@@ -26,7 +28,7 @@ def inspect_command(
         bool,
         typer.Option(
             "--placement",
-            help="Load it, and show which provider runs which graph; for Core ML its own plan.",
+            help="Load the bundle and show which provider runs each graph (Core ML: its plan).",
         ),
     ] = False,
     target_device: options.Device = "auto",
@@ -39,7 +41,7 @@ def inspect_command(
     from mirror_edge.memory import plan_memory
 
     if not placement and (target_device, draft_device) != ("auto", "auto"):
-        raise OptionError("a device only matters with --placement; give that too.")
+        raise OptionError("--target-device and --draft-device require --placement.")
     read = bundles.read(bundles.demo() if bundle is None else bundle)
     plan = plan_memory(read.manifest)
     coverage = None
@@ -58,7 +60,7 @@ def inspect_command(
 
 
 def _placed(read: Bundle, target_device: str, draft_device: str) -> Mapping[str, Mapping[str, int]]:
-    """How many nodes of each graph run where."""
+    """By graph and provider: the number of nodes."""
     if read.manifest.packages:
         return _planned(read, target_device, draft_device)
     from mirror_edge import load
@@ -173,7 +175,7 @@ def _streams(draft: DraftSpec) -> str:
 
 
 def _programs(manifest: Manifest) -> Iterator[Table]:
-    """What goes into the functions of each Core ML package, what is kept, and what comes out."""
+    """Inputs, states and outputs of the functions of each Core ML package."""
     from rich.table import Table
 
     for name, package in manifest.packages.items():

@@ -1,4 +1,4 @@
-"""How often rounding tells the modes apart: the same questions in `ar` and in the other modes.
+"""How often rounding makes modes differ: the same prompts in `ar` and in the other modes.
 
 ``python -P -m mirror_edge.apps.one_text BUNDLE --prompts FILE`` counts the answers of `sd` and
 `mirror` that differ from those of `ar`. In float32 and under `--strict` there should be none.
@@ -14,15 +14,25 @@ import typer
 
 from mirror_edge.apps import program
 from mirror_edge.apps.agreement import lines
+from mirror_edge.apps.compare_bundles import difference
+
+__all__ = ["one_text"]
 
 
 def one_text(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
-    prompts: Annotated[Path, typer.Option(help="One prompt a line.")],
-    temperatures: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
-    windows: Annotated[list[int] | None, typer.Option(help="Repeatable.")] = None,
-    new_tokens: int = 64,
-    strict: Annotated[bool, typer.Option("--strict", help="Run both sides strictly.")] = False,
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    prompts: Annotated[Path, typer.Option(help="Text file, one prompt per line.")],
+    temperatures: Annotated[
+        list[float] | None,
+        typer.Option(help="Sampling temperature; repeatable (default: 0 and 1)."),
+    ] = None,
+    windows: Annotated[
+        list[int] | None, typer.Option(help="γ; repeatable (default: 1, 4 and 7).")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.")] = 64,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Run both sides at one width; see `generate --strict`.")
+    ] = False,
 ) -> None:
     """Print how many answers differ, and how many tokens came before the first difference."""
     from rich.console import Console
@@ -51,9 +61,7 @@ def one_text(
                 for mode in ("sd", "mirror"):
                     other = answer(Speculation(mode=mode, window=window, strict=strict))
                     compared, tokens = compared + 1, tokens + len(alone)
-                    if other != alone:
-                        same = zip(alone, other, strict=False)
-                        place = next((i for i, (a, b) in enumerate(same) if a != b), len(alone))
+                    if (place := difference(alone, other)) is not None:
                         differing.append(place)
     typer.echo(
         json.dumps(

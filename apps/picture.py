@@ -46,8 +46,9 @@ def page(timeline: Timeline, title: str, figures: dict[str, str]) -> str:
         for name, value in figures.items()
     )
     lines = "\n".join(svg(timeline, start, end) for start, end in _lines(timeline))
-    prompt = "<p>The first line is the prompt, at a scale of its own.</p>\n"
-    before = prompt if timeline.steps and timeline.steps[0].start > 0.0 else ""
+    first = timeline.steps[0].start if timeline.steps else 0.0
+    prompt = f"<p>The first line is the prompt, {first * 1e3:.1f} ms, at a scale of its own.</p>\n"
+    before = prompt if first > 0.0 else ""
     return document(title, f"<table>{rows}</table>\n{legend(timeline)}\n{before}{lines}")
 
 

@@ -34,7 +34,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class PlainPair:
-    """A target on its lane, and on another its draft, whose streams are not used."""
+    """A target on its lane, and its draft on another one; the draft's streams are not used."""
 
     on: Decoder
     graph: DraftGraph
@@ -42,7 +42,7 @@ class PlainPair:
     eos: frozenset[int]
 
     def measured(self, seconds: float) -> Measured:
-        """What the forwards and a hand-over take."""
+        """Measure the forwards for this many seconds, and then the hand-over."""
         from mirror_edge.measuring import measure
 
         lane = self.on.target_lane
@@ -103,7 +103,7 @@ def plain_device(format: Format) -> str:
 
 @contextmanager
 def opened(read: Bundle, target: tuple[str, int], draft: tuple[str, int]) -> Iterator[PlainPair]:
-    """Open both models, each on its device with so many threads.
+    """Open both models, each on its device and number of threads.
 
     Raises:
         OptionError: for a bundle without a draft.

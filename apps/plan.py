@@ -1,4 +1,4 @@
-"""What the simulator says of a profile: a table of modes, and what γ, κ and R change."""
+"""What the simulator predicts for a profile: a table of modes, and the effect of γ, κ and R."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mirror_edge.stats import Stats
     from mirror_edge.trace import Trace
 
-__all__ = ["Outlook", "Plan", "modes", "sweeps"]
+__all__ = ["Outlook", "Plan", "modes", "runs", "sweeps"]
 
 _WINDOWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 _CANDIDATES = (1, 2, 3, 4, 6, 8)
@@ -33,9 +33,9 @@ class Plan:
     candidates: int
     branches: int | None
     streams: int
-    """0 for a draft without."""
+    """0 for a draft without any."""
     head_start: bool
-    """In mode `mirror`; `auto` always gives it."""
+    """In mode `mirror`; `auto` always gives one."""
     prompt_tokens: int
     new_tokens: int
 
@@ -69,7 +69,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a setting comes to. Times are the means of a step in milliseconds."""
+    """The result of a setting. Times are means per step, in milliseconds."""
 
     setting: str
     tokens_per_second: float
@@ -80,7 +80,7 @@ class Outlook:
     exit: float
     suffix: float
     draft: float
-    """In which only the draft ran: the step waited for it."""
+    """In which only the draft ran while the step waited."""
     host: float
     """In which nothing ran, hand-overs included."""
 
@@ -105,7 +105,7 @@ class Outlook:
 
 
 def modes(plan: Plan, done: Callable[[], None]) -> Iterator[Outlook]:
-    """Every mode, without and with streams and a head start; `done` hears of each."""
+    """Every mode, without and with streams and a head start; `done` is called after each."""
     for mode, streams, early in _modes(plan):
         name = f"{mode} + streams" if streams and mode != "auto" else mode
         if early:
@@ -126,7 +126,7 @@ def _modes(plan: Plan) -> list[tuple[Mode | Literal["auto"], int, bool]]:
 
 
 def sweeps(plan: Plan, done: Callable[[], None]) -> dict[str, list[Outlook]]:
-    """Mode `mirror` with one setting changed at a time; `done` hears of each run."""
+    """Mode `mirror` with one setting varied at a time; `done` is called after each run."""
 
     def outlook(name: str, value: Any) -> Outlook:
         found = Outlook.of(str(value or "all"), replace(plan, **{name: value}).run("mirror"))

@@ -16,7 +16,7 @@ DEPTHS = (1, 2, 4, 8)
 
 @dataclass
 class Record:
-    """Step by step and token by token; those of several answers stand one after the other."""
+    """Step by step and token by token; several answers are appended to one another."""
 
     proposed: list[int] = field(default_factory=list)
     """γ of every step's window."""
@@ -25,19 +25,19 @@ class Record:
     committed: list[int] = field(default_factory=list)
     """Tokens of every step."""
     places: list[int | None] = field(default_factory=list)
-    """Of a step's outcome among all its roots, likeliest first, from 0; None: not there.
+    """The rank of a step's outcome among all its roots, from 0; None: not among them.
 
-    A last step that leaves no room for another window has none."""
+    A last step that leaves no room for another window has no entry."""
     ranks: list[int | None] = field(default_factory=list)
-    """Of every token among the exit head's candidates under the shared noise, from 0."""
+    """The rank of every token among the exit head's candidates under the shared noise, from 0."""
     plain_ranks: list[int | None] = field(default_factory=list)
     """The same without noise."""
     shared: list[bool] = field(default_factory=list)
-    """Whether the draft, in the place of every token and with the same noise, says it too."""
+    """Whether the draft, at each token's position and with the same noise, predicts it too."""
     greedy: list[bool] = field(default_factory=list)
-    """Whether it is the draft's likeliest."""
+    """Whether it is the draft's most likely token."""
     independent: list[float] = field(default_factory=list)
-    """The chance that the draft, sampled by itself, says it."""
+    """The probability that the draft, sampled independently, predicts it."""
     common: list[float] = field(default_factory=list)
     """What both models' distributions have in common: no pairing of samples agrees more often."""
 

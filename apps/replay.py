@@ -1,7 +1,7 @@
-"""Mirror steps taken one thing after the other, with what each of them decided written down.
+"""Mirror steps run sequentially, recording what each of them decided.
 
-Windows, roots and verdicts are those of mode `mirror`: a branch that comes true spells what a fresh
-draft would say (in float32; elsewhere rounding may flip a near tie). So one replay shows what any
+Windows, roots and verdicts are those of mode `mirror`: a branch that comes true is what a fresh
+draft would be (in float32; elsewhere rounding may flip a near tie). So one replay shows what any
 root budget would have prepared for.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Replayer"]
 
 _ROWS = 64
-"""Rows of the draft that are looked at together."""
+"""Rows of the draft that are evaluated together."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Replayer:
         self.on.trace.take()
         if len(answer.tokens) > len(prompt) + 1:
             there = np.concatenate(logits) if logits else None
-            self._hear(answer.tokens, len(prompt) + 1, there, sampler, into)
+            self._predictions(answer.tokens, len(prompt) + 1, there, sampler, into)
         return answer.tokens[len(prompt) :]
 
     def _step(self, answer: Answer, into: Record) -> NDArray[np.float32]:
-        """One step; the target's logits behind every token that it committed."""
+        """One step; the target's logits for every token that it committed."""
         plan, sampler = answer.plan, answer.sampler
         answer.await_draft()
         drafted, position, room = answer.drafted, len(answer.tokens), answer.room
@@ -94,7 +94,7 @@ class Replayer:
         into.ranks += _ranks(_ordered(signal, position, sampler).tolist(), said)
         return logits[: len(said)].copy()
 
-    def _hear(
+    def _predictions(
         self,
         tokens: Sequence[int],
         start: int,
@@ -102,9 +102,9 @@ class Replayer:
         sampler: Sampler,
         into: Record,
     ) -> None:
-        """What the draft would say at `start`… of the text `tokens`, its cache being overwritten.
+        """What the draft predicts at `start`… of the text `tokens`; this overwrites its cache.
 
-        `logits` are the target's at these places; without them there is nothing to sample from.
+        `logits` are the target's at these positions; without them there is nothing to sample from.
         """
         drafter = ModelDrafter(self.graph)
         text, width = np.array(tokens), min(self.graph.vocabulary, sampler.vocabulary)
@@ -135,7 +135,7 @@ def _ordered(signal: ExitSignal, position: int, sampler: Sampler) -> NDArray[np.
 
 
 def _ranks(lists: Sequence[Sequence[object]], wanted: Sequence[object]) -> list[int | None]:
-    """Where each list has the entry that is wanted of it."""
+    """The index of each wanted entry in its list."""
     return [
         entries.index(entry) if entry in entries else None
         for entries, entry in zip(lists, wanted, strict=False)

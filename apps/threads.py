@@ -1,9 +1,9 @@
-"""How many threads of the processor pay for each model.
+"""How many CPU threads are worth using for each model.
 
 ``python -P -m mirror_edge.apps.threads [BUNDLE] --threads 1+1,2+1,2+2`` loads the pair once for
-every such count, of target and draft, and has them answer in turn, in every mode that is named. It
-prints tokens a second, and how much faster each is than the first of its mode: the median of the
-ratios within a heat, between the quartiles. `auto` begins with what it has learnt of each before.
+each number of threads, target+draft, and has them answer in turn, in every mode that is named. It
+prints tokens per second, and how much faster each is than the first of its mode: the median of the
+ratios within a heat, between the quartiles. `auto` starts from what it has learned of each before.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ from mirror_edge.errors import OptionError
 if TYPE_CHECKING:
     from mirror_edge.apps.bench.contenders import Ours
 
+__all__ = ["threads"]
+
 
 def threads(
     bundle: options.Bundle = None,
-    threads: Annotated[str, typer.Option(help="Target+draft, with commas.")] = "1+1,2+1,2+2",
-    modes: Annotated[str, typer.Option(help="With commas.")] = "ar,sd,mirror,auto",
-    prompts: Annotated[int, typer.Option(min=1, max=len(PROMPTS), help="How many.")] = 3,
-    new_tokens: Annotated[int, typer.Option(min=8, help="Of an answer.")] = 64,
-    repeat: Annotated[int, typer.Option(min=1, help="How often they are answered.")] = 4,
+    threads: Annotated[
+        str, typer.Option(help="Threads as target+draft, comma-separated.")
+    ] = "1+1,2+1,2+2",
+    modes: Annotated[str, typer.Option(help="Modes, comma-separated.")] = "ar,sd,mirror,auto",
+    prompts: Annotated[
+        int, typer.Option(min=1, max=len(PROMPTS), help="How many prompts to answer.")
+    ] = 3,
+    new_tokens: Annotated[int, typer.Option(min=8, help="Maximum tokens per answer.")] = 64,
+    repeat: Annotated[int, typer.Option(min=1, help="How often to answer them.")] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare numbers of threads, in turn."""
@@ -83,12 +89,14 @@ def threads(
 def _counts(asked: str) -> tuple[int, int]:
     target, plus, draft = asked.partition("+")
     if not (plus and target.isdecimal() and draft.isdecimal()):
-        raise OptionError(f"--threads has {asked!r}; write target+draft, such as 4+2, with commas.")
+        raise OptionError(
+            f"--threads has {asked!r}; write target+draft, such as 4+2, comma-separated."
+        )
     return int(target), int(draft)
 
 
 def _speed(ours: Ours, prompt: str, most: int) -> float:
-    """Tokens a second behind the first one."""
+    """Tokens per second after the first one."""
     ours.forget()
     said = ours.answer([{"role": "user", "content": prompt}], most)
     return max(1, len(said.tokens) - 1) / said.decode_seconds

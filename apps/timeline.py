@@ -41,7 +41,7 @@ class Timeline:
     """Slices of a thread are disjoint or inside one another; `steps` follow one another."""
 
     steps: list[Slice]
-    """One a step, on the target's thread, with its record."""
+    """One per step, on the target's thread, with its record."""
     slices: list[Slice]
     """In the order of their starts, the outer before the inner."""
     marks: list[Mark]
@@ -49,7 +49,7 @@ class Timeline:
 
     @classmethod
     def of(cls, spans: Spans, records: Sequence[StepRecord]) -> Timeline:
-        """Of everything that a trace kept during one answer, and the answer's steps."""
+        """From everything that a trace kept during one answer, and the answer's steps."""
         # What was measured before the answer is no part of it.
         first = min((c.start for c in spans.calls if (c.lane, c.name) == _PREFILL), default=0.0)
         calls = sorted((c for c in spans.calls if c.end > first), key=lambda span: span.start)
@@ -122,7 +122,7 @@ def chrome_trace(timeline: Timeline, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _step(record: StepRecord) -> Slice:
-    """The step, with all that its record says."""
+    """The step, with its record as arguments."""
     args = asdict(record)
     began, seconds = args.pop("began"), args["seconds"]
     return Slice("target", f"{record.mode} step", began, began + seconds, args)
@@ -136,9 +136,9 @@ def _mark(step: Slice) -> Mark:
 
 
 def _channel(runs: Sequence[Span], drafting: Sequence[Span]) -> list[Slice]:
-    """From the exit head's last word to the rollout that begins with it.
+    """From the exit head's end to the rollout that starts from its candidates.
 
-    With an exit head on the draft's device, from the prefix's end to that.
+    With an exit head on the draft's device: from the prefix's end to the exit head.
     """
     ends = {name: [run.end for run in runs if run.name == name] for name in ("prefix", "exit")}
     crossings, before = [], ""

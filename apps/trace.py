@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mirror_edge.apps.timeline import Timeline
     from mirror_edge.stats import Stats
 
+__all__ = ["trace_command", "write"]
+
 
 @spread
 def trace_command(
@@ -22,9 +24,13 @@ def trace_command(
     *,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The trace to write: JSON for Perfetto or Chrome."),
+        typer.Option(
+            "-o", "--output", help="Write the trace to this JSON file, for Perfetto or Chrome."
+        ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write it as a picture, one HTML file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write it as a picture to this HTML file.")
+    ] = None,
     mode: options.Mode = "auto",
     sampling: options.SamplingOptions,
     max_new_tokens: generate.MaxNewTokens = 256,
@@ -41,7 +47,7 @@ def trace_command(
     from mirror_edge.errors import OptionError
 
     if output is None and html is None:
-        raise OptionError("nothing is to be written; give -o FILE, --html FILE or both.")
+        raise OptionError("nothing to write; give -o FILE, --html FILE or both.")
     files.check(output, html)
     question = generate.question(words, raw=raw, system=system, template=template)
     how, plan = sampling.checked(), speculation.checked(mode)

@@ -41,7 +41,7 @@ def bench_command(
     speculation: options.SpeculationOptions,
     devices: options.DeviceOptions,
 ) -> None:
-    """Measure the modes, and peers beside them, on questions in Spec-Bench's format."""
+    """Measure the modes, and other runtimes, on questions in Spec-Bench's format."""
     from mirror_edge import Sampling
     from mirror_edge.apps import output
     from mirror_edge.apps.bench import energy, machine
@@ -66,7 +66,7 @@ def bench_command(
             "bundle": model.bundle.manifest.name,
             "planted": machine.planted(model.bundle.folder),
             "machine": machine.about(devices.target_device, devices.draft_device),
-            "questions": str(asked.questions or "those that come with mirror-edge"),
+            "questions": str(asked.questions or "those shipped with mirror-edge"),
             "left_out": [question.line for question in passed],
             "settings": {
                 "modes": names,

@@ -35,15 +35,15 @@ class Contender(Protocol):
 
     @property
     def name(self) -> str:
-        """As the figures call it."""
+        """Its name in the figures."""
         ...
 
     def answer(self, messages: Sequence[Message], most: int) -> Said:
-        """Answer the last message in at most so many tokens."""
+        """Answer the last message in at most `most` tokens."""
         ...
 
     def forget(self) -> None:
-        """Keep nothing of the conversations so far, so that all of the next prompt is read."""
+        """Forget the conversations so far, so that the whole next prompt is read."""
         ...
 
 
@@ -80,7 +80,7 @@ class Ours:
         )
 
     def forget(self) -> None:
-        """See `Contender.forget`: a word of another text takes the place of what was cached."""
+        """See `Contender.forget`: an unrelated word overwrites the caches."""
         self.model.generate(
             "Else", max_new_tokens=1, sampling=self.sampling, speculation=self.speculation
         )

@@ -1,4 +1,4 @@
-"""What the processors' own counters say about energy: RAPL, where the system lets it be read."""
+"""The processors' own energy counters: RAPL, where the system lets them be read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 @dataclass(frozen=True)
 class Meter:
-    """The energy counters of all processor packages, memory included where it is counted apart."""
+    """The energy counters of all processor packages, and of memory where it has its own."""
 
     zones: tuple[Path, ...]
     ranges: tuple[int, ...]
@@ -24,7 +24,7 @@ class Meter:
         return tuple(int((zone / "energy_uj").read_text()) for zone in self.zones)
 
     def joules(self, before: Sequence[int], after: Sequence[int]) -> float:
-        """Spent between two readings that are less than a turn of a counter apart."""
+        """Joules between two readings; no counter may wrap around more than once."""
         turns = zip(before, after, self.ranges, strict=True)
         return sum((b - a) % full for a, b, full in turns) / 1e6
 

@@ -14,7 +14,7 @@ __all__ = ["about", "planted", "threads"]
 
 
 def about(target: str, draft: str) -> dict[str, Any]:
-    """The machine, its programs, and what target and draft have of it."""
+    """The machine, its software, and what target and draft run on."""
     return {
         "processor": _processor(),
         "cores": len(usable_cores()),
@@ -28,12 +28,12 @@ def about(target: str, draft: str) -> dict[str, Any]:
 
 
 def threads(device: str) -> int:
-    """The cores that a device name confines to, or all that there are."""
+    """How many cores a device name confines to, or all usable ones."""
     return len(_cores(device)) or len(usable_cores())
 
 
 def planted(folder: Path) -> dict[str, Any] | None:
-    """What was asked of a planted pair, whose language is artificial; None for any other."""
+    """What a planted pair was made for, whose language is artificial; None for any other."""
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     found: dict[str, Any] | None = config.get("planted")
     return found
@@ -44,7 +44,7 @@ def _cores(device: str) -> tuple[int, ...]:
 
 
 def _emulated(target: str, draft: str) -> str | None:
-    """Said wherever two devices are cores of one processor."""
+    """A note wherever two devices are cores of one processor."""
     first, second = _cores(target), _cores(draft)
     if not first or not second or set(first) & set(second):
         return None

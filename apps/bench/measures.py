@@ -2,8 +2,8 @@
 
 Spec-Bench's measures. The speed of an answer is its tokens over the seconds it took, prompt
 included; a contender's speed is the mean over answers, and its speed-up that speed over the
-reference's. A mean accepted length is tokens by passes of the target, the first token of a turn
-apart, which comes from the prompt.
+reference's. The mean accepted length is tokens per pass of the target, not counting the first
+token of a turn, which comes from the prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mirror_edge.apps.bench.tally import Tally
 __all__ = ["BUDGETS", "Run", "complete", "figures"]
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
-"""R, for which a hit rate is given."""
+"""The values of R for which a hit rate is given."""
 _DRAWS = 2000
 _INTERVAL = (2.5, 97.5)
 
@@ -39,7 +39,7 @@ class Run:
     first_token: float
     """From the first turn's question to its first token."""
     decode_tokens: int
-    """Those behind the first token of every turn."""
+    """Those after the first token of every turn."""
     decode_seconds: float
     tally: Tally
     said: tuple[int, ...]
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def speed(self) -> float:
-        """Tokens a second."""
+        """Tokens per second."""
         return self.tokens / self.seconds
 
 
@@ -63,7 +63,7 @@ def complete(runs: Sequence[Run], contenders: Sequence[str]) -> list[Run]:
 def figures(runs: Sequence[Run], contenders: Sequence[str], reference: str) -> dict[str, Any]:
     """`overall.<contender>` and `categories.<group>.<contender>`, of complete rounds.
 
-    A figure that the runs say nothing about is None.
+    A figure that the runs do not determine is None.
     """
     groups = dict.fromkeys(run.group for run in runs)
     return {
@@ -112,7 +112,7 @@ def _figures(runs: Sequence[Run], reference: Sequence[Run]) -> dict[str, Any]:
 
 
 def hit_rates(total: Tally) -> dict[str, float]:
-    """By R: how often the outcome stood among the R best roots, drafted for or not."""
+    """By R: how often the outcome was among the R best roots, drafted for or not."""
     if not total.looked_up:
         return {}
     return {
@@ -122,9 +122,9 @@ def hit_rates(total: Tally) -> dict[str, float]:
 
 
 def interval(runs: Sequence[Run], reference: Sequence[Run]) -> list[float] | None:
-    """Where the speed-up lies with 95 %: a bootstrap over questions, and over their repeats.
+    """The speed-up's 95 % confidence interval: a bootstrap over questions and their repeats.
 
-    The two answers of a round stay together. None of fewer than two rounds.
+    The two answers of a round stay together. None for fewer than two rounds.
     """
     speeds = {(run.question, run.repeat): run.speed for run in reference}
     by_question: dict[int, list[tuple[float, float]]] = {}
@@ -148,7 +148,7 @@ def interval(runs: Sequence[Run], reference: Sequence[Run]) -> list[float] | Non
 
 
 def _deviation(runs: Sequence[Run]) -> float | None:
-    """The standard deviation, over the repeats, of their speeds; None of a single repeat."""
+    """The standard deviation, over the repeats, of their speeds; None for a single repeat."""
     repeats: dict[int, list[float]] = {}
     for run in runs:
         repeats.setdefault(run.repeat, []).append(run.speed)
@@ -158,7 +158,7 @@ def _deviation(runs: Sequence[Run]) -> float | None:
 
 
 def _ms(seconds: float, total: Tally) -> float | None:
-    """Milliseconds a step; None of a contender that does not say where its time went."""
+    """Milliseconds per step; None for a contender that does not report where its time went."""
     return _ratio(1e3 * seconds, total.passes) if total.host else None
 
 

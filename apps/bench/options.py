@@ -47,7 +47,7 @@ class QuestionOptions:
     def chosen(
         self, questions: Sequence[Question], text: Text, context: int
     ) -> tuple[list[Question], list[Question]]:
-        """Those that are asked, and those that might not fit into a context of so many tokens.
+        """Those to ask, and those that might not fit into a context of this many tokens.
 
         Raises:
             ContextError: if none fits.

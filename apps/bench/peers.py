@@ -20,7 +20,7 @@ __all__ = ["PEERS", "Engine", "Genai", "Peer", "Timed", "peer"]
 
 
 class Timed(NamedTuple):
-    """Greedy tokens, when the first one came, and the target's passes after it."""
+    """Greedy tokens, the seconds until the first one and after it, and the passes after it."""
 
     tokens: list[int]
     first_token: float
@@ -32,7 +32,7 @@ class Engine(Protocol):
     """Another program's model."""
 
     def decode(self, ids: Sequence[int], most: int, eos: frozenset[int]) -> Timed:
-        """Go on after `ids` greedily; the last token may be one of `eos`. Reads all of `ids`."""
+        """Continue `ids` greedily; the last token may be one of `eos`. Reads all of `ids`."""
         ...
 
 
@@ -180,7 +180,7 @@ class Peer:
         )
 
     def forget(self) -> None:
-        """See `Contender.forget`: engines begin every answer anew."""
+        """See `Contender.forget`: engines start every answer from scratch."""
 
 
 def peer(asked: str, text: Text, threads: int) -> Peer:
@@ -189,7 +189,7 @@ def peer(asked: str, text: Text, threads: int) -> Peer:
     Raises:
         OptionError: for an unknown peer or a source that it cannot read.
         MissingExtraError: for a peer that is not installed, with the line that installs it.
-        DataError: for a model that the peer refuses.
+        DataError: for a model that the peer cannot load.
     """
     name, _, source = asked.partition("=")
     if name not in PEERS:

@@ -16,7 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 10.0, 14.0, 44.0
 
 @dataclass(frozen=True)
 class Bar:
-    """A height, and where it lies with some certainty."""
+    """A height, and its confidence interval."""
 
     value: float
     colour: str
@@ -33,7 +33,7 @@ class Line:
 
 
 def bars(groups: Mapping[str, Mapping[str, Bar]], title: str) -> str:
-    """Bars by group, one a contender; whiskers where there is an interval."""
+    """Bars by group, one per contender; whiskers where there is an interval."""
     names = list(dict.fromkeys(name for found in groups.values() for name in found))
     tall = max(bar.value for found in groups.values() for bar in found.values())
     ends = [bar.interval[1] for found in groups.values() for bar in found.values() if bar.interval]
@@ -54,7 +54,7 @@ def bars(groups: Mapping[str, Mapping[str, Bar]], title: str) -> str:
 
 
 def lines(series: Mapping[str, Line], title: str, below: str, ticks: Sequence[float]) -> str:
-    """Lines over one another; `below` says what goes to the right, in equal steps of `ticks`."""
+    """Several lines; `below` labels the horizontal axis, whose `ticks` are equally spaced."""
     points = [point for line in series.values() for point in line.points]
     axis = _Axis.of(max(y for _, y in points))
     step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(ticks) - 1)
@@ -115,11 +115,11 @@ def _grid(axis: _Axis) -> str:
 
 def _bar(bar: Bar, axis: _Axis, x: float, wide: float, name: str) -> str:
     y, middle = axis.y(bar.value), x + wide / 2
-    said = f"{name}: {bar.value:.2f}"
+    label = f"{name}: {bar.value:.2f}"
     whisker = ""
     if bar.interval is not None:
         low, high = (axis.y(min(value, axis.step * axis.count)) for value in bar.interval)
-        said += f", 95 % {bar.interval[0]:.2f} to {bar.interval[1]:.2f}"
+        label += f", 95 % {bar.interval[0]:.2f} to {bar.interval[1]:.2f}"
         whisker = (
             f'<line class="whisker" x1="{middle:.1f}" x2="{middle:.1f}" '
             f'y1="{low:.1f}" y2="{high:.1f}"/>'
@@ -127,14 +127,14 @@ def _bar(bar: Bar, axis: _Axis, x: float, wide: float, name: str) -> str:
     return (
         f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{0.92 * wide:.1f}" '
         f'height="{max(0.5, axis.y(0.0) - y):.1f}" fill="{bar.colour}">'
-        f"<title>{escape(said)}</title></rect>{whisker}"
+        f"<title>{escape(label)}</title></rect>{whisker}"
     )
 
 
-def _dot(x: float, y: float, colour: str, said: str) -> str:
+def _dot(x: float, y: float, colour: str, label: str) -> str:
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}">'
-        f"<title>{escape(said)}</title></circle>"
+        f"<title>{escape(label)}</title></circle>"
     )
 
 
@@ -150,8 +150,8 @@ def _key(colours: Mapping[str, str]) -> str:
     return "".join(parts)
 
 
-def _text(x: float, y: float, said: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(said)}</text>'
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _svg(title: str, parts: Sequence[str]) -> str:

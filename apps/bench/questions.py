@@ -1,4 +1,4 @@
-"""Questions in Spec-Bench's file format: one JSON object a line."""
+"""Questions in Spec-Bench's file format: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Question:
 
     @property
     def group(self) -> str:
-        """One of Spec-Bench's six groups; a category that it does not have is its own group."""
+        """One of Spec-Bench's six groups; any other category is its own group."""
         return "mt_bench" if self.category in MULTI_TURN else self.category
 
 
@@ -56,19 +56,19 @@ def read(path: Path) -> list[Question]:
             question = _question(number, line)
             if question.number in found:
                 before = found[question.number].line
-                raise ValueError(f"question_id {question.number} was on line {before} already")
+                raise ValueError(f"question_id {question.number} is already on line {before}")
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}.") from None
         found[question.number] = question
     if not found:
-        raise DataError(f"{path}: has no questions.")
+        raise DataError(f"{path}: has no questions. Write one JSON object per line.")
     return list(found.values())
 
 
 def choose(
     questions: Iterable[Question], limit: int | None, fits: Callable[[Question], bool]
 ) -> tuple[list[Question], list[Question]]:
-    """The first `limit` questions of every group that fit (None: all), and those passed over."""
+    """The first `limit` questions of every group that fit (None: all), and those skipped."""
     seen: Counter[str] = Counter()
     kept: list[Question] = []
     passed: list[Question] = []
@@ -87,17 +87,19 @@ def _question(number: int, line: str) -> Question:
     except ValueError as error:
         raise ValueError(f"is not JSON ({error})") from None
     if not isinstance(raw, dict):
-        raise ValueError('is no object; write {"question_id": 1, "category": "qa", "turns": […]}')
+        raise ValueError(
+            'is not an object; write {"question_id": 1, "category": "qa", "turns": […]}'
+        )
     identity, category, turns = (_field(raw, key) for key in ("question_id", "category", "turns"))
     if type(identity) is not int:
         raise ValueError(f"question_id is {identity!r}; it must be a whole number")
     if not isinstance(category, str) or not category:
         raise ValueError(f"category is {category!r}; it must be a name")
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"turns is {turns!r}; it must be a list of texts, one at least")
+        raise ValueError(f"turns is {turns!r}; it must be a list of at least one string")
     for turn in turns:
         if not isinstance(turn, str) or not turn.strip():
-            raise ValueError(f"turns has {turn!r}; every turn must be a text")
+            raise ValueError(f"turns has {turn!r}; every turn must be a non-empty string")
     return Question(number, identity, category, tuple(turns))
 
 

@@ -1,4 +1,4 @@
-"""A benchmark's report: one HTML page that needs nothing but itself."""
+"""A benchmark's report: one HTML page that opens in any browser, offline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mirror_edge.apps.timeline import Timeline
 __all__ = ["page"]
 
 _STEPS = 6
-"""Of the timeline that is drawn."""
+"""How many steps of the timeline are drawn."""
 _STYLE = """
 .wide { overflow-x: auto } .wide table { white-space: nowrap } th { text-align: left }
 td + td, th + th { text-align: right } th { padding: 0 1.5em 0 0; font-weight: 600 }
@@ -91,16 +91,16 @@ def _width(curve: Width) -> str:
     limit = [(n, curve.limit(n)) for n in range(curve.rows[0], curve.rows[-1] + 1)]
     plot = lines(
         {"measured": Line(measured, PALETTE[2]), "roofline": Line(limit, PALETTE[4], dashed=True)},
-        "Milliseconds of a pass of the target, by its rows",
+        "Milliseconds per pass of the target, by rows",
         "rows of the window",
         curve.rows,
     )
     return (
-        f"{plot}<p>Milliseconds of a pass, prefix and suffix. The roofline is the longer of "
-        f"reading {curve.weights / 1e6:.1f} MB of weights at {curve.bandwidth / 1e9:.1f} GB/s, "
-        f"which is what copying in main memory reached ({curve.floor_ms:.2f} ms), and of the "
-        f"rows at {curve.row_ms:.2f} ms each, the least that a pass reached. "
-        "Weights that fit into a cache are read faster than that.</p>"
+        f"{plot}<p>Milliseconds per pass, prefix and suffix together. The roofline is the longer "
+        f"of two times: reading {curve.weights / 1e6:.1f} MB of weights at "
+        f"{curve.bandwidth / 1e9:.1f} GB/s, the speed of copying in main memory "
+        f"({curve.floor_ms:.2f} ms), and {curve.row_ms:.2f} ms per row, the least that any pass "
+        "reached. Weights that fit into a cache are read faster than that.</p>"
     )
 
 
@@ -116,8 +116,11 @@ def _hit_rates(overall: dict[str, Any]) -> str:
     if not found:
         return ""
     ticks = [budget for budget, _ in next(iter(found.values())).points]
-    plot = lines(found, "Hit rate against R", "R, the branches prepared for", ticks)
-    return f"{plot}<p>How often the outcome stood among the R best roots, drafted for or not.</p>"
+    plot = lines(found, "Hit rate against R", "R, the number of branches", ticks)
+    return (
+        f"{plot}<p>How often the outcome was among the R best roots, whether or not these were "
+        "drafted for.</p>"
+    )
 
 
 def _timeline(timeline: Timeline) -> str:

@@ -1,4 +1,4 @@
-"""The width curve T(n) of a target, and the limits it is held against."""
+"""The width curve T(n) of a target, and the limits it is compared with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Width:
-    """A pass of the target by its rows. Times are milliseconds."""
+    """The time of a pass of the target, by its rows. Times are milliseconds."""
 
     rows: tuple[int, ...]
     pass_ms: tuple[float, ...]
@@ -30,18 +30,18 @@ class Width:
     floor_ms: float
     """Reading the target's weights once, at the bandwidth of main memory."""
     row_ms: float
-    """The least time a row that a pass reached."""
+    """The least time per row that any pass reached."""
     weights: int
-    """Bytes of them."""
+    """Bytes of weights."""
     bandwidth: float
-    """Bytes a second."""
+    """Bytes per second."""
 
     def limit(self, rows: int) -> float:
         """The roofline: the longer of reading the weights and of the rows' arithmetic."""
         return max(self.floor_ms, rows * self.row_ms)
 
 
-def width(costs: Costs, manifest: Manifest, bytes_a_second: float) -> Width:
+def width(costs: Costs, manifest: Manifest, bytes_per_second: float) -> Width:
     """The curve from measured costs."""
     rows = costs.prefix.rows
     taken = tuple(1e3 * (costs.prefix(n) + costs.suffix(n)) for n in rows)
@@ -49,15 +49,15 @@ def width(costs: Costs, manifest: Manifest, bytes_a_second: float) -> Width:
     return Width(
         rows=rows,
         pass_ms=taken,
-        floor_ms=1e3 * weights / bytes_a_second,
+        floor_ms=1e3 * weights / bytes_per_second,
         row_ms=min(ms / n for n, ms in zip(rows, taken, strict=True)),
         weights=weights,
-        bandwidth=bytes_a_second,
+        bandwidth=bytes_per_second,
     )
 
 
 def bandwidth(threads: int) -> float:
-    """Bytes a second that so many threads read from main memory and write to it, copying."""
+    """Bytes per second that this many threads read from and write to main memory, copying."""
     blocks = [(np.ones(_BLOCK, np.uint8), np.empty(_BLOCK, np.uint8)) for _ in range(threads)]
 
     def copy(block: Sequence[np.ndarray]) -> None:

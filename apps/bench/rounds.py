@@ -1,4 +1,4 @@
-"""The measuring: every contender answers a question before anybody answers the next one."""
+"""The measuring: every contender answers a question before the next one is asked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["converse", "fits", "rounds"]
 
 _SPARE = 8
-"""Places at the end of the context that a padded window may write to."""
+"""Rows at the end of the context that a padded window may write to."""
 
 
 def rounds(
@@ -27,7 +27,7 @@ def rounds(
     most: int,
     meter: Meter | None,
 ) -> Iterator[Run]:
-    """All questions `repeat` times; who begins changes from round to round."""
+    """All questions `repeat` times; the order rotates from round to round."""
     turn = 0
     for number in range(repeat):
         for question in questions:
@@ -41,7 +41,7 @@ def rounds(
 def converse(
     question: Question, contender: Contender, repeat: int, most: int, meter: Meter | None
 ) -> Run:
-    """One contender's answers to all turns of a question, at most so many tokens a turn."""
+    """One contender's answers to all turns of a question, of at most `most` tokens per turn."""
     contender.forget()
     messages: list[Message] = []
     said = []

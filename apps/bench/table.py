@@ -17,13 +17,13 @@ GROUPS = {
     "math_reasoning": "mathematical reasoning",
     "rag": "retrieval-augmented",
 }
-"""Spec-Bench's six groups, as they are called."""
+"""The names of Spec-Bench's six groups."""
 TITLES = {
     "speedup": "speed-up over ar",
-    "tokens_per_second": "tokens a second",
+    "tokens_per_second": "tokens per second",
     "mean_accepted_tokens": "mean accepted tokens",
 }
-"""The figures that every group has a row of."""
+"""The figures that are shown by group."""
 COLUMNS = {
     "tokens_per_second": ("tok/s", "{:.1f}"),
     "tokens_per_second_deviation": ("±", "{:.1f}"),
@@ -44,14 +44,14 @@ COLUMNS = {
 
 
 def heading(figures: dict[str, Any]) -> list[str]:
-    """What the figures are of, line by line."""
+    """What was measured, line by line."""
     about, machine = figures["settings"], figures["machine"]
     lines = [
         f"{figures['bundle']} on {machine['processor']}, {machine['cores']} cores, "
         f"ONNX Runtime {machine['onnxruntime']}; target on {machine['target_device']}, "
         f"draft on {machine['draft_device']}",
         f"questions: {figures['questions']}; {about['repeat']} repeats, answers of at most "
-        f"{about['max_new_tokens']} tokens a turn, temperature {about['temperature']:g}",
+        f"{about['max_new_tokens']} tokens per turn, temperature {about['temperature']:g}",
         f"energy: {figures['energy']}",
     ]
     if machine["emulated"]:
@@ -59,9 +59,9 @@ def heading(figures: dict[str, Any]) -> list[str]:
     if figures["planted"]:
         lines.append("a planted pair: its language is artificial")
     if figures["left_out"]:
-        lines.append("left out, as too long for the context: lines " + _ranges(figures["left_out"]))
+        lines.append("skipped, too long for the context: lines " + _ranges(figures["left_out"]))
     if figures["interrupted"]:
-        lines.append("stopped early: these are the rounds that were complete")
+        lines.append("stopped early: only complete rounds are shown")
     return lines
 
 
@@ -110,7 +110,7 @@ def _by_group(figures: dict[str, Any], key: str, title: str) -> Table:
 
 
 def _overall(overall: dict[str, Any]) -> Table:
-    """A row a figure: there are more of them than contenders."""
+    """One row per figure: there are more of them than contenders."""
     table = _table("overall", overall)
     for key, (name, form) in COLUMNS.items():
         if any(found[key] is not None for found in overall.values()):
@@ -119,7 +119,7 @@ def _overall(overall: dict[str, Any]) -> Table:
     for place in range(places):
         shares = [found["acceptance_by_position"] for found in overall.values()]
         row = (f"{one[place]:.0%}" if place < len(one) else "-" for one in shares)
-        table.add_row(f"place {place + 1} accepted", *row)
+        table.add_row(f"position {place + 1} accepted", *row)
     return table
 
 

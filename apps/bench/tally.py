@@ -1,4 +1,4 @@
-"""What an answer's steps come to: counts and seconds that can be added up."""
+"""The sums over an answer's steps: counts and seconds that can be added up."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ __all__ = ["Tally", "rollout_forwards", "tally"]
 
 @dataclass(frozen=True)
 class Tally:
-    """Of the target's passes after an answer's first token. Times are seconds."""
+    """The target's passes after an answer's first token. Times are seconds."""
 
     passes: int = 0
     committed: int = 0
-    """Tokens that these passes said."""
+    """Tokens that these passes produced."""
     judged: Counter[int] = field(default_factory=Counter)
-    """By its place in the window, from 1: draft tokens whose predecessors were all accepted."""
+    """By position in the window, from 1: draft tokens whose predecessors were all accepted."""
     accepted: Counter[int] = field(default_factory=Counter)
     """Those of them that were accepted too."""
     looked_up: int = 0
     """Outcomes that were looked up among the branches."""
     hits: int = 0
     ranks: Counter[int] = field(default_factory=Counter)
-    """Outcomes by where they stood among the roots, from 0; those that were none are missing."""
+    """Outcomes by their rank among the roots, from 0; those not among them are missing."""
     rollout_forwards: int = 0
     """Forwards of the draft in its rollouts."""
     rollout: float = 0.0
     hidden: float = 0.0
     """The part of `rollout` during which the suffix ran."""
     exposed: float = 0.0
-    """In which the draft alone ran, and the step waited for it."""
+    """In which only the draft ran while the step waited."""
     host: float = 0.0
-    """In which nothing ran."""
+    """In which no device ran."""
 
     def __add__(self, other: Tally) -> Tally:
         """Both together."""
@@ -53,7 +53,7 @@ class Tally:
 
 
 def tally(steps: Iterable[StepRecord], forwards: int = 0) -> Tally:
-    """The tally of an answer's steps, in whose rollouts the draft ran so many `forwards`."""
+    """The tally of an answer's steps, in whose rollouts the draft ran `forwards` times."""
     steps = list(steps)
     drafted = [step for step in steps if step.drafter == "model"]
     prepared = [step for step in steps if step.hit is not None]

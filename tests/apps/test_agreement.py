@@ -156,10 +156,10 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, demo_copy: Path) -> 
     with pytest.raises(DataError, match=r"prompts.txt: cannot be read .*"):
         agreement(prompts=tmp_path / "prompts.txt")
     (tmp_path / "prompts.txt").write_text("\n")
-    with pytest.raises(DataError, match=r"prompts.txt: is empty. Write one prompt a line."):
+    with pytest.raises(DataError, match=r"prompts.txt: is empty. Write one prompt per line."):
         agreement(prompts=tmp_path / "prompts.txt")
     (tmp_path / "prompts.txt").write_text("word " * 2000)
-    with pytest.raises(ContextError, match=r"a prompt has 2,\d+ tokens and the context 1,024"):
+    with pytest.raises(ContextError, match=r"a prompt has 2,\d+ tokens and the context only 1,024"):
         agreement(prompts=tmp_path / "prompts.txt")
     for file in (demo_copy / "draft").iterdir():
         file.unlink()

@@ -51,7 +51,7 @@ def test_placement_has_the_share_of_every_graph() -> None:
     assert "100%" in run(*asked).stdout
     refused = run("inspect", "--draft-device", "cpu")
     assert refused.returncode == 2
-    assert "only matters with --placement" in refused.stderr
+    assert "require --placement" in refused.stderr
 
 
 def test_the_cache_is_cleared(tmp_path: Path) -> None:

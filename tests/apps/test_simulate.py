@@ -105,7 +105,7 @@ def test_a_real_answer_is_traced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["hello"], "nothing is to be written; give -o FILE, --html FILE or both"),
+        (["hello"], "nothing to write; give -o FILE, --html FILE or both"),
         (["a", "b", "c", "-o", "t.json"], "there are 3 arguments"),
         (["hello", "-o", "t.json", "--mode", "fast"], "mode is 'fast'"),
         (["hello", "-o", "no/where.json"], "no/where.json: cannot be written"),

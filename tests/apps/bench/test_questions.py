@@ -51,11 +51,11 @@ def test_a_question_that_does_not_fit_makes_room_for_the_next_of_its_group() -> 
     ("line", "said"),
     [
         ("{", "is not JSON"),
-        ([1], "is no object"),
+        ([1], "is not an object"),
         ({"category": "qa", "turns": ["a"]}, "question_id is missing"),
         ({**GOOD, "question_id": "one"}, "question_id is 'one'"),
         ({**GOOD, "question_id": True}, "question_id is True"),
-        (GOOD, "question_id 1 was on line 1 already"),
+        (GOOD, "question_id 1 is already on line 1"),
         ({**GOOD, "question_id": 2, "category": ""}, "category is ''"),
         ({**GOOD, "question_id": 2, "turns": []}, "turns is []"),
         ({**GOOD, "question_id": 2, "turns": "Why?"}, "turns is 'Why?'"),
