@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 from mirror_edge.errors import OptionError
@@ -19,25 +21,44 @@ def check(*paths: Path | None) -> None:
     for path in paths:
         if path is None:
             continue
-        if path.is_dir():
-            raise OptionError(f"{path}: cannot be written (it is a folder).")
-        if not path.parent.is_dir():
-            raise OptionError(f"{path}: cannot be written (there is no folder {path.parent}).")
+        if why := _obstacle(path):
+            raise OptionError(f"{path}: cannot be written ({why}).")
         if path.resolve() in seen:
             raise OptionError(f"{path}: two outputs cannot be written to one file; name another.")
         seen.add(path.resolve())
 
 
 def write(path: Path, content: str) -> None:
-    """Write the whole file or nothing.
+    """Write the whole file or nothing; a device or a pipe is written to, and a link is followed.
 
     Raises:
         OptionError: for a file that cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    place = path.resolve()
+    unfinished = place.with_name(f".{place.name}.unfinished")
     try:
+        if place.exists() and not place.is_file():
+            place.write_text(content, encoding="utf-8")
+            return
         unfinished.write_text(content, encoding="utf-8")
-        unfinished.replace(path)
+        unfinished.replace(place)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise OptionError(f"{path}: cannot be written ({error.strerror}).") from error
+
+
+def _obstacle(path: Path) -> str:
+    """Why a file cannot be written at `path`; empty if it can, as far as can be told."""
+    try:
+        if path.is_dir():
+            return "it is a folder"
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            return f"there is no folder {folder if path.is_symlink() else path.parent}"
+        whole = path.exists() and not path.is_file()  # As a device is.
+        if not os.access(path if whole else folder, os.W_OK):
+            return "permission denied"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

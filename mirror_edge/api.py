@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
@@ -62,7 +63,7 @@ class Chunk:
     finish_reason: str | None
     """On the last chunk: `stop` (end of sequence or a stop string) or `length`."""
     stats: Stats
-    """Of the answer so far."""
+    """Of the answer; one object for all of its chunks, which goes on counting."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def load(
             )
     if draft_process not in (None, True, False):
         raise OptionError(f"draft_process is {draft_process!r}; it must be True or False.")
+    if read.manifest.draft is None:
+        _refuse_for_draft(read.folder, draft_device, draft_threads, draft_process)
     say = on_progress or (lambda _: None)
     read = fitted(read, context, say)
     choice = choose(read, target_device, draft_device, say)
@@ -133,6 +136,23 @@ def load(
     )
     model.choice = choice.reason
     return model
+
+
+def _refuse_for_draft(folder: Path, device: str, threads: int | None, process: bool | None) -> None:
+    """Refuse options about the draft of a bundle that has none."""
+    named = None if device == "auto" else device
+    asked = {"draft_device": named, "draft_threads": threads, "draft_process": process or None}
+    for name, value in asked.items():
+        if value is not None:
+            raise OptionError(f"{name} is {value!r}, but {folder} has no draft; leave it out.")
+
+
+def _abandoned(pair: Pair, process: int) -> None:
+    """End the threads and processes of a model that was dropped without being closed."""
+    if os.getpid() != process:
+        return
+    # On a thread, since the garbage may be collected on one that would wait for itself.
+    threading.Thread(target=pair.release, name="release", daemon=True).start()
 
 
 class Model:
@@ -161,6 +181,8 @@ class Model:
         self._busy = threading.Lock()
         self._closed = False
         self._process = os.getpid()
+        self._dropped = weakref.finalize(self, _abandoned, self._pair, self._process)
+        self._dropped.atexit = False
 
     @property
     def context(self) -> int:
@@ -251,7 +273,7 @@ class Model:
             text="".join(part.text for part in parts),
             tokens=tuple(token for part in parts for token in part.tokens),
             finish_reason=parts[-1].finish_reason or "stop",
-            mode="auto" if answer.controller else answer.plan.mode,
+            mode=(options.get("speculation") or Speculation()).mode,
             stats=answer.stats,
         )
 
@@ -272,11 +294,12 @@ class Model:
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
+        self._dropped.detach()
         self._pair.end_lanes()
         try:
             self._tuning.keep()
         finally:
-            self._pair.close()
+            self._pair.release()
 
     def __enter__(self) -> Self:
         """The model itself."""
@@ -309,6 +332,10 @@ class Model:
                 f"the prompt contains token {highest}, {self._text.decode([highest])!r}, but the "
                 f"model's vocabulary has {target.vocabulary:,} tokens; remove it."
             )
+        if asked.drafter == "model" and not self.has_draft:
+            raise OptionError(
+                f"drafter is 'model', but {self.bundle.folder} has no draft; leave it out."
+            )
         drafter = pair.drafters.get(asked.drafter or "model")
         if (asked.window or 0) >= self.context:
             raise OptionError(
@@ -320,8 +347,9 @@ class Model:
         # A padded window writes rows beyond its last token, and they need a place too.
         limit = self.context - max(0, strategy.width - 1)
         if len(tokens) >= limit:
+            kept = f", of which strict reserves {self.context - limit}" if strategy.width else ""
             raise ContextError(
-                f"the prompt has {len(tokens):,} tokens and the context {self.context:,}; "
+                f"the prompt has {len(tokens):,} tokens and the context {self.context:,}{kept}; "
                 "shorten it so that there is room for an answer."
             )
         max_new_tokens = options.get("max_new_tokens")

@@ -10,7 +10,7 @@ from typing import get_args
 from mirror_edge import bundle as bundles
 from mirror_edge.answer import Decoder
 from mirror_edge.devices import Device, runtime_for, usable_cores
-from mirror_edge.errors import DeviceError, OptionError
+from mirror_edge.errors import DeviceError
 from mirror_edge.lanes import ThreadLane
 from mirror_edge.ngram import NgramDrafter
 from mirror_edge.policy import ExitPlace
@@ -44,13 +44,11 @@ class Pair:
 
         Raises:
             DeviceError: for a device that cannot run all of a graph.
-            OptionError: for what does not fit the devices or the bundle.
+            OptionError: for threads that the devices do not have.
         """
         self.bundle = bundle
         spec = bundle.manifest
         threads = share(spec, target_device, draft_device, target_threads, draft_threads)
-        if draft_process and spec.draft is None:
-            raise OptionError(f"draft_process: {bundle.folder} has no draft. Leave it out.")
         self.trace = trace = Trace()
         runtimes = [runtime_for(device, spec.format) for device in (target_device, draft_device)]
         self._devices = list(zip(runtimes, (target_device, draft_device), strict=True))
@@ -117,8 +115,9 @@ class Pair:
         self.decoder.target_lane.close()
         self.decoder.draft_lane.close()
 
-    def close(self) -> None:
+    def release(self) -> None:
         """Free the devices, once the lanes have ended."""
+        self.end_lanes()
         for drafter in self.drafters.values():
             drafter.close()
         if self.decoder.exit_head is not None:

@@ -46,5 +46,7 @@ def _state(bundle: Bundle) -> str:
     state = hashlib.sha256(str(bundle.folder.resolve()).encode())
     for name in (bundles.MANIFEST, *bundle.manifest.files):
         seen = bundle.file(name).stat()
-        state.update(f"\n{name} {seen.st_size} {seen.st_mtime_ns} {seen.st_ino}".encode())
+        state.update(
+            f"\n{name} {seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns} {seen.st_ino}".encode()
+        )
     return state.hexdigest()

@@ -89,7 +89,7 @@ class Asked(NamedTuple):
         """As it crosses; the call may take `seconds`."""
         s = self.sampling
         # The noise depends on the seed's low 64 bits alone.
-        seed = (s.seed + (1 << 63)) % (1 << 64) - (1 << 63)
+        seed = (int(s.seed) + (1 << 63)) % (1 << 64) - (1 << 63)
         top_k = min(s.top_k, self.vocabulary)
         ints = [self.depth, self.vocabulary, top_k, seed, len(self.committed), len(self.drafted)]
         ints += self.committed

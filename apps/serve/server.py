@@ -11,18 +11,19 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from mirror_edge.apps.serve.hosts import KnownHosts
 from mirror_edge.apps.serve.request import Asked, read
 from mirror_edge.apps.serve.response import DONE, Said, event, refusal, status
 from mirror_edge.errors import MirrorEdgeError, OptionError
 
 if TYPE_CHECKING:
     from mirror_edge import Chunk, Model
-    from mirror_edge.apps.serve.request import Defaults, Endpoint
+    from mirror_edge.apps.serve.hosts import KnownHosts
+from mirror_edge.apps.serve.request import Defaults, Endpoint
 
 __all__ = ["application"]
 
@@ -60,7 +61,7 @@ def application(
             Route("/v1/completions", serving.endpoint("text"), methods=["POST"]),
         ],
         middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+            Middleware(KnownHosts, hosts),
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(origins),

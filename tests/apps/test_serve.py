@@ -190,7 +190,7 @@ def test_content_in_parts_and_settings_that_change_nothing_are_understood(
         ("chat/completions", {"messages": STORY, "stop": [""]}, 400, "every stop string must"),
         ("chat/completions", {"messages": STORY, "stop": [1]}, 400, "stop is [1]"),
         ("chat/completions", {"messages": STORY, "stream": "yes"}, 400, "stream is \"yes\""),
-        ("chat/completions", {"messages": STORY, "stream_options": {}}, 400, "stream_options requires"),
+        ("chat/completions", {"messages": STORY, "stream_options": {}}, 400, "_options requires"),
         (
             "chat/completions",
             {"messages": STORY, "max_tokens": 3, "max_completion_tokens": 4},
@@ -323,7 +323,11 @@ def test_no_web_page_can_ask_unless_it_was_let_in(client: openai.OpenAI) -> None
     body = json.dumps({"messages": STORY, "max_tokens": 2})
     status, _, said = post(client, "chat/completions", body, Content_Type="text/plain")
     assert (status, "it must be application/json" in said) == (400, True)
-    assert post(client, "chat/completions", body, Host="rebound.example")[0] == 400
+    for host in ("rebound.example", "rebound.example:8080"):
+        status, _, said = post(client, "chat/completions", body, Host=host)
+        assert (status, "start the server with --allow-host rebound.example" in said) == (400, True)
+    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]", "[::1]:8080"):
+        assert post(client, "chat/completions", body, Host=host)[0] == 200
     for origin, let_in in (("http://localhost:3000", True), ("http://elsewhere.example", False)):
         status, headers, _ = post(client, "chat/completions", body, Origin=origin)
         assert status == 200

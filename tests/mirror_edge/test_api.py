@@ -306,6 +306,18 @@ def test_the_pair_is_measured_once_and_the_user_told(
     assert heard == ["Measuring this pair on this machine (once)."]
 
 
+def test_a_model_that_is_dropped_unclosed_leaves_no_threads() -> None:
+    before = threading.active_count()
+    model = mirror_edge.load()
+    model.generate("Hello", max_new_tokens=2)
+    del model
+    gc.collect()
+    until = time.monotonic() + 10.0
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
 def test_answers_leave_no_noise_behind(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Sampler]] = []
 

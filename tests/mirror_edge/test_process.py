@@ -346,12 +346,21 @@ def test_the_device_decides_unless_told_otherwise(faults: Faults) -> None:
         assert not isinstance(model._pair.drafters["model"], ProcessDrafter)
 
 
-def test_a_process_for_a_draft_that_is_not_there_is_refused(demo_copy: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"), [("draft_process", True), ("draft_threads", 1), ("draft_device", "cpu:0")]
+)
+def test_options_for_a_draft_that_is_not_there_are_refused(
+    option: str, value: Any, demo_copy: Path
+) -> None:
     spec = bundles.read(demo_copy).manifest
     shutil.rmtree(demo_copy / "draft")
     bundles.write_manifest(demo_copy, "no draft", spec.target, None)
-    with pytest.raises(OptionError, match=r"draft_process: .* has no draft"):
-        mirror_edge.load(demo_copy, draft_process=True)
+    with pytest.raises(OptionError, match=f"{option} is {value!r}, but .* has no draft"):
+        mirror_edge.load(demo_copy, **{option: value})
+    with mirror_edge.load(demo_copy) as model:
+        asked = Speculation(drafter="model")
+        with pytest.raises(OptionError, match=r"drafter is 'model', but .* has no draft"):
+            model.generate(STORY, speculation=asked)
 
 
 def test_closing_ends_the_child_and_leaves_no_zombie() -> None:
