@@ -13,7 +13,7 @@ from mirror_edge.apps import options
 from mirror_edge.apps.groups import spread
 
 if TYPE_CHECKING:
-    from mirror_edge.api import Chunk, Prompt, Result
+    from mirror_edge.result import Chunk, Prompt, Result
     from mirror_edge.stats import Stats
     from mirror_edge.text import Message
 

@@ -30,8 +30,9 @@ from mirror_edge.errors import (
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from mirror_edge.api import AnswerOptions, Chunk, Model, Result, load
+    from mirror_edge.api import Model, load
     from mirror_edge.policy import Speculation
+    from mirror_edge.result import AnswerOptions, Chunk, Result
     from mirror_edge.sampling import Sampling
     from mirror_edge.text import Message
 
@@ -58,11 +59,11 @@ __all__ = [
 ]
 
 _LAZY = {
-    "AnswerOptions": "api",
-    "Chunk": "api",
+    "AnswerOptions": "result",
+    "Chunk": "result",
     "Message": "text",
     "Model": "api",
-    "Result": "api",
+    "Result": "result",
     "Sampling": "sampling",
     "Speculation": "policy",
     "load": "api",

@@ -5,76 +5,32 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 
 from mirror_edge import bundle as bundles
 from mirror_edge.answer import Answer
 from mirror_edge.choosing import choose
 from mirror_edge.controller import Controller
 from mirror_edge.costs import Costs
-from mirror_edge.decode import decode
 from mirror_edge.devices import Device
 from mirror_edge.driving import Parts, drive, drive_async, waited
-from mirror_edge.errors import BusyError, ClosedError, ContextError, OptionError
-from mirror_edge.experience import LONGEST_MATCH
+from mirror_edge.errors import BusyError, ClosedError, OptionError
 from mirror_edge.memory import fitted
-from mirror_edge.ngram import Lookup
 from mirror_edge.pair import Pair
-from mirror_edge.policy import DrafterName, Speculation, choices, resolve
-from mirror_edge.sampling import Sampler, Sampling
-from mirror_edge.stats import Stats
-from mirror_edge.text import Message, StopStrings, Text
+from mirror_edge.policy import DrafterName, Speculation
+from mirror_edge.request import answer_to, tokens_of
+from mirror_edge.result import AnswerOptions, Chunk, Prompt, Result, chunks
+from mirror_edge.stops import StopStrings
+from mirror_edge.text import Text
 from mirror_edge.trace import Trace
 from mirror_edge.tuning import Tuning
-from mirror_edge.values import require_whole
 from mirror_edge.vouched import open_bundle
 
-__all__ = ["AnswerOptions", "Chunk", "Model", "Prompt", "Result", "load"]
-
-Prompt = str | Sequence[Message]
-"""A text to continue, or the messages of a chat to answer."""
-
-
-class AnswerOptions(TypedDict, total=False):
-    """How to answer; everything may be left out."""
-
-    max_new_tokens: int | None
-    """None: up to the end of the context."""
-    sampling: Sampling
-    speculation: Speculation
-    stop: Sequence[str]
-    """Strings that end the answer before them."""
-    template: Mapping[str, Any]
-    """Variables for the chat template."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of an answer: the text that became final, and the tokens it took."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str | None
-    """On the last chunk: `stop` (end of sequence or a stop string) or `length`."""
-    stats: Stats
-    """Of the answer; one object for all of its chunks, which goes on counting."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A whole answer."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-    mode: str
-    stats: Stats
+__all__ = ["Model", "load"]
 
 
 def load(
@@ -125,17 +81,16 @@ def load(
     choice = choose(read, target_device, draft_device, say)
     if choice.reason:
         say(choice.reason)
-    model = Model(
+    return Model(
         read,
         choice.target,
         choice.draft,
         target_threads,
         draft_threads,
         draft_process,
+        choice=choice.reason,
         on_progress=say,
     )
-    model.choice = choice.reason
-    return model
 
 
 def _refuse_for_draft(folder: Path, device: str, threads: int | None, process: bool | None) -> None:
@@ -158,9 +113,6 @@ def _abandoned(pair: Pair, process: int) -> None:
 class Model:
     """A loaded bundle. Gives one answer at a time; a context manager that frees the devices."""
 
-    choice = ""
-    """Which devices `auto` took and why, in one line; empty if there was nothing to choose."""
-
     def __init__(
         self,
         bundle: bundles.Bundle,
@@ -169,10 +121,14 @@ class Model:
         target_threads: int | None = None,
         draft_threads: int | None = None,
         draft_process: bool | None = None,
+        *,
+        choice: str = "",
         on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Open the graphs; `load` is the usual way here."""
         self.bundle = bundle
+        self.choice = choice
+        """Which devices `auto` chose and why, in one line; empty if there was no choice."""
         self._text = Text.of(bundle)
         self._pair = Pair(
             bundle, target_device, draft_device, target_threads, draft_threads, draft_process
@@ -232,20 +188,7 @@ class Model:
 
     def tokenize(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
         """The tokens that a prompt becomes; see `generate`."""
-        if isinstance(prompt, str):
-            if template:
-                raise OptionError(
-                    "template variables need messages; a plain text prompt has no template."
-                )
-            return self._text.encode(prompt, add_special_tokens=True)
-        if not isinstance(template, Mapping | None):
-            raise OptionError(f"template is {template!r}; it must be a mapping of variables.")
-        for name in template or {}:
-            if not isinstance(name, str):
-                raise OptionError(f"template variable {name!r} must have a string as its name.")
-            if name in ("self", "messages", "add_generation_prompt"):
-                raise OptionError(f"template variable {name!r} is reserved.")
-        return self._text.encode_chat(prompt, **(template or {}))
+        return tokens_of(prompt, self._text, template)
 
     def generate(
         self,
@@ -263,8 +206,8 @@ class Model:
             BusyError: while another answer is under way.
         """
         parts: list[Chunk] = []
-        answer, chunks = self._answer(prompt, options)
-        with closing(drive(chunks)) as driven:
+        answer, decoded = self._answer(prompt, options)
+        with closing(drive(decoded)) as driven:
             for chunk in driven:
                 parts.append(chunk)
                 if on_chunk is not None:
@@ -272,7 +215,7 @@ class Model:
         return Result(
             text="".join(part.text for part in parts),
             tokens=tuple(token for part in parts for token in part.tokens),
-            finish_reason=parts[-1].finish_reason or "stop",
+            finish_reason=str(parts[-1].finish_reason),
             mode=(options.get("speculation") or Speculation()).mode,
             stats=answer.stats,
         )
@@ -319,61 +262,12 @@ class Model:
         self._refuse_if_closed()
         if unknown := options.keys() - AnswerOptions.__annotations__.keys():
             raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
-        for name, kind in (("sampling", Sampling), ("speculation", Speculation)):
-            if not isinstance(value := options.get(name), kind | None):
-                raise OptionError(f"{name} is {value!r}; it must be a {kind.__name__}.")
-        tokens = self.tokenize(prompt, options.get("template"))
-        if not tokens or prompt == "":
-            raise ContextError("the prompt is empty; give it some text.")
+        stops = StopStrings(options.get("stop") or ())
+        tokens = [] if prompt == "" else self.tokenize(prompt, options.get("template"))
+        answer = answer_to(tokens, self._text, self._pair, options)
         asked = options.get("speculation") or Speculation()
-        pair, target = self._pair, self._pair.decoder.target
-        if (highest := max(tokens)) >= target.vocabulary:
-            raise ContextError(
-                f"the prompt contains token {highest}, {self._text.decode([highest])!r}, but the "
-                f"model's vocabulary has {target.vocabulary:,} tokens; remove it."
-            )
-        if asked.drafter == "model" and not self.has_draft:
-            raise OptionError(
-                f"drafter is 'model', but {self.bundle.folder} has no draft; leave it out."
-            )
-        drafter = pair.drafters.get(asked.drafter or "model")
-        if (asked.window or 0) >= self.context:
-            raise OptionError(
-                f"window is {asked.window}; it must be below {self.context}, the context."
-            )
-        apart, can_draft = pair.apart and asked.drafter != "ngram", drafter is not None
-        strategy = resolve(asked, can_draft=can_draft, apart=apart)
-        auto = asked.mode == "auto"
-        # A padded window writes rows beyond its last token, and they need a place too.
-        limit = self.context - max(0, strategy.width - 1)
-        if len(tokens) >= limit:
-            kept = f", of which strict reserves {self.context - limit}" if strategy.width else ""
-            raise ContextError(
-                f"the prompt has {len(tokens):,} tokens and the context {self.context:,}{kept}; "
-                "shorten it so that there is room for an answer."
-            )
-        max_new_tokens = options.get("max_new_tokens")
-        if max_new_tokens is not None:
-            require_whole("max_new_tokens", max_new_tokens)
-            if max_new_tokens < 1:
-                raise OptionError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
-            limit = min(limit, len(tokens) + max_new_tokens)
-        sampler = Sampler(options.get("sampling") or Sampling(), target.vocabulary)
-        answer = Answer(
-            on=pair.decoder,
-            tokens=tokens,
-            plan=strategy,
-            sampler=sampler,
-            drafter=drafter if strategy.mode != "ar" else None,
-            eos=self._text.eos,
-            limit=limit,
-            choices=choices(asked, can_draft=can_draft, apart=apart, exit_heads=pair.exit_heads)
-            if auto
-            else (),
-            lookup=Lookup(LONGEST_MATCH) if auto and asked.drafter is None else None,
-        )
-        named = asked.drafter or ("model" if self.has_draft else "ngram")
-        return answer, self._chunks(answer, named, StopStrings(options.get("stop") or ()))
+        drafter = asked.drafter or ("model" if self.has_draft else "ngram")
+        return answer, self._decoded(answer, drafter, stops)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -384,7 +278,7 @@ class Model:
                 "load it again in this one."
             )
 
-    def _chunks(self, answer: Answer, drafter: str, stops: StopStrings) -> Parts[Chunk]:
+    def _decoded(self, answer: Answer, drafter: str, stops: StopStrings) -> Parts[Chunk]:
         pair = self._pair
         if not self._busy.acquire(blocking=False):
             raise BusyError(
@@ -399,25 +293,6 @@ class Model:
                 answer.controller = yield from self._tuning.controller(
                     drafter, pair.drafters[drafter]
                 )
-            text = self._text.stream()
-            for part in decode(answer):
-                if isinstance(part, Future):
-                    yield part
-                    continue
-                (tokens, reason), emit = part, ""
-                for count, token in enumerate(tokens, start=1):
-                    piece, hit = stops.push(text.push([token]))
-                    emit += piece
-                    if hit:
-                        # What the same step said behind the stop string is no part of the answer.
-                        answer.stats.generated_tokens -= len(tokens) - count
-                        yield Chunk(emit, tuple(tokens[:count]), "stop", answer.stats)
-                        return
-                if reason is not None:
-                    piece, hit = stops.push(text.finish())
-                    emit += piece + ("" if hit else stops.finish())
-                    yield Chunk(emit, tuple(tokens), "stop" if hit else reason, answer.stats)
-                else:
-                    yield Chunk(emit, tuple(tokens), None, answer.stats)
+            yield from chunks(answer, self._text, stops)
         finally:
             self._busy.release()

@@ -15,7 +15,7 @@ from mirror_edge.sampling import LEAST_TEMPERATURE, Sampling
 
 if TYPE_CHECKING:
     from mirror_edge import AnswerOptions
-    from mirror_edge.api import Prompt
+    from mirror_edge.result import Prompt
 
 __all__ = ["Asked", "Defaults", "Endpoint", "read"]
 

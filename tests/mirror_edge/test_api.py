@@ -326,7 +326,7 @@ def test_answers_leave_no_noise_behind(demo: Model, monkeypatch: pytest.MonkeyPa
         made.append(weakref.ref(one))
         return one
 
-    monkeypatch.setattr("mirror_edge.api.Sampler", sampler)
+    monkeypatch.setattr("mirror_edge.request.Sampler", sampler)
     gc.disable()
     try:
         for seed in range(6):

@@ -3,7 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mirror_edge.errors import OptionError
-from mirror_edge.text import StopStrings
+from mirror_edge.stops import StopStrings
 
 
 def cut_at_first(text: str, stops: list[str]) -> str:
