@@ -1,6 +1,6 @@
 """One answer as it grows, and what it asks of the two lanes.
 
-While an answer is decoded its state belongs to the target's lane, where every method here runs.
+While an answer is decoded, its state belongs to the target's lane, where every method here runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PREFILL_CHUNK = 512
 
 @dataclass
 class Decoder:
-    """The devices of a loaded model, and what stands in the target's cache."""
+    """The devices of a loaded model, and the content of the target's cache."""
 
     target: Target
     target_lane: Lane
@@ -41,9 +41,9 @@ class Decoder:
     trace: Trace
     clock: Clock = time.perf_counter
     exit_head: ExitHead | None = None
-    """On the draft's device, for plans that want it there."""
+    """A second one, on the draft's device, for plans that run it there."""
     cached: list[int] = field(default_factory=list)
-    """Tokens whose rows the target's cache holds from its start."""
+    """The tokens whose rows the target's cache holds, from its start."""
 
 
 @dataclass
@@ -52,9 +52,9 @@ class Answer:
 
     on: Decoder
     tokens: list[int]
-    """Prompt and answer: all that is committed."""
+    """Prompt and answer: everything that is committed."""
     plan: Strategy
-    """Of the step under way."""
+    """The current step's."""
     sampler: Sampler
     drafter: InitVar[Drafter | None]
     """None in mode `ar`."""
@@ -62,49 +62,49 @@ class Answer:
     limit: int
     """`tokens` never grows beyond this length."""
     patience: float = 1.0
-    """Seconds that a step waits for the draft in any case."""
+    """Seconds that a step waits for the draft at least, before it continues without."""
     controller: Planner | None = None
     """Plans every step in mode `auto`."""
     choices: Sequence[Strategy] = ()
-    """What it may choose from."""
+    """The plans it may choose from."""
     lookup: Lookup | None = None
-    """For plans that look windows up; the reader has it while it learns the prompt."""
+    """For plans with looked-up windows; None while the reader has it learn the prompt."""
     match: Match = field(default_factory=Match)
-    """What it has for the step under way, used or not."""
+    """What it found for the current step, used or not."""
     otherwise: Strategy = field(init=False)
-    """The plan of the step under way, had nothing been looked up."""
+    """The current step's plan as it would be without a look-up."""
     planned: Strategy | None = None
-    """For the steps to come; the controller's is made by the reader: no step waits for it."""
+    """For the next steps; the reader sets what the controller plans, so no step waits for it."""
     stats: Stats = field(default_factory=Stats)
-    """Of what was handed out; the one part that belongs to the reader."""
+    """Of the tokens handed out; the one part that belongs to the reader."""
     drafted: tuple[int, ...] = ()
     """d1..dγ of the window."""
     fed: int = 0
-    """Prompt tokens that stand in the target's cache."""
+    """Prompt tokens that are in the target's cache."""
     fresh: Callable[[], Future[list[Branch]]] | None = None
     """The serial draft of the next window, where no branch was prepared for it."""
     dropped: Dropped = field(default_factory=Dropped)
-    """Set when nobody wants it, or the head start, any more."""
+    """Set when it, or the head start, is no longer wanted."""
     waited: float = 0.0
-    """How long the step under way had to wait for it, in seconds."""
+    """Seconds that the current step had to wait for it."""
     depth: int = 0
     """Draft tokens asked for the next window."""
     untold: list[int] = field(default_factory=list)
-    """Committed tokens that the drafter has not heard of."""
+    """Committed tokens that the drafter has not been told of."""
     judged: int = 0
     """Draft tokens that the target accepted or rejected."""
     accepted: int = 0
     """Those it accepted."""
     passing: float = 0.0
-    """When the target's last pass began."""
+    """When the target's latest pass began, on the decoder's clock."""
     passed: float = 0.0
-    """How long it took, in seconds."""
+    """Seconds that it took."""
     until: float = 0.0
-    """When the last step ended."""
+    """When the latest step ended."""
     finish_reason: FinishReason | None = None
 
     def __post_init__(self, drafter: Drafter | None) -> None:
-        """With the drafter on its lane."""
+        """Take the drafter on its lane."""
         self.draft = Drafting(drafter, self.on.draft_lane)
         self.ahead = HeadStart(self.on.draft_lane, self.on.clock)
         self.planned = self.planned or self.plan
@@ -112,12 +112,12 @@ class Answer:
 
     @property
     def room(self) -> int:
-        """Tokens still to come at most."""
+        """The most tokens that may still come."""
         return self.limit - len(self.tokens)
 
     @property
     def _depth(self) -> int:
-        """Tokens to prepare behind each outcome of this window."""
+        """Tokens to prepare after each outcome of this window."""
         return min(self.plan.window, self.room - 2)
 
     @property
@@ -144,7 +144,7 @@ class Answer:
             self.plan = replace(plan, mode="sd", drafter="ngram", window=window)
 
     def catch_up(self) -> None:
-        """Let the draft read first, where it is wanted and has missed much: the target goes on."""
+        """Let the draft read first if it is wanted and has missed much; the target goes on."""
         plan = self.plan
         if plan.mode == "ar" or plan.drafter == "ngram" or self.drafted or self.fresh is not None:
             return
@@ -153,15 +153,15 @@ class Answer:
             self.plan = self.otherwise = replace(plan, mode="ar")
 
     def _match(self, known: Lookup, tail: Sequence[int]) -> Match:
-        """As many tokens as any plan wants; one at least, from which is learnt."""
+        """As many tokens as any plan wants, and at least one, to learn from."""
         most = max((1, *self.otherwise.look_up))
         return known.match(tail, max(0, min(most, self.room - 1)))
 
     def reuse(self) -> int:
-        """Keep the rows that the target's cache shares with the prompt; how many they are.
+        """Keep the rows that the target's cache shares with the prompt; returns how many.
 
-        The last prompt token is fed in any case: its logits are wanted. A strict answer keeps
-        none, since rounding may depend on how its rows came to be.
+        The last prompt token is always fed, since its logits are needed. A strict answer keeps
+        none, because rounding may depend on how the rows were computed.
         """
         on, kept = self.on, 0
         most = 0 if self.plan.width else min(len(on.cached), len(self.tokens) - 1)
@@ -183,7 +183,7 @@ class Answer:
         return int(self.sampler.choose(logits, [len(self.tokens)], histories)[0])
 
     def await_draft(self) -> None:
-        """Take the fresh draft that is under way, if any, into the window."""
+        """Take the fresh draft that is in progress, if any, into the window."""
         if self.fresh is not None:
             began = self.on.clock()
             found = self.branches(self.fresh())
@@ -192,10 +192,10 @@ class Answer:
         self.drafted = self.drafted[: self.plan.window]
 
     def without_draft(self) -> None:
-        """Leave the fresh draft that is under way, if any, to itself."""
+        """Give up the fresh draft that is in progress, if any."""
         self.dropped.set()
         if self.fresh is not None:
-            self.fresh()  # There are tokens in it that the drafter must hear of.
+            self.fresh()  # It carries tokens that the drafter must be told of.
         self.fresh, self.drafted = None, ()
 
     def prefix(self, candidates: int) -> ExitSignal | None:
@@ -216,7 +216,7 @@ class Answer:
         self.ahead.make(tokens, partial(drafter.rollout, *own))
 
     def foreseen(self) -> Callable[[], ExitSignal]:
-        """Take it through the exit head too: what gives its signal, on the draft's lane."""
+        """Run prefix and exit head; the result gives the signal, on the draft's lane."""
         candidates = self.plan.pool(self.sampler.sampling)
         beside = self.plan.exit_head == "draft"
         signal = self.prefix(candidates=0 if beside else candidates)
@@ -230,7 +230,7 @@ class Answer:
         return self.on.draft_lane.start("exit head", head.signal, hidden, candidates).result
 
     def suffix(self) -> Verdict:
-        """Take it through layers E+1..N: what the target says to it."""
+        """Take the window through layers E+1..N: which draft tokens are accepted."""
         target, sampler = self.on.target, self.sampler
         if sampler.is_greedy:
             verdict = verify_greedy(target.likeliest(), self.drafted)
@@ -240,7 +240,7 @@ class Answer:
         return verdict
 
     def rollout(self, foreseen: Callable[[], ExitSignal]) -> Rollout:
-        """Have the draft prepare for the likeliest of the outcomes that the exit head names."""
+        """Have the draft prepare for the most likely outcomes, by the exit head's candidates."""
         plan, drafter, sampler = self.plan, self.draft.drafter, self.sampler
         depth = self._depth
         ranking: list[Root] = []
@@ -262,9 +262,9 @@ class Answer:
         return Rollout(self.branches, made, ranking, plan.branches, dropped)
 
     def draft_after(self, verdict: Verdict) -> None:
-        """Set the draft to work on the next window, before anybody has read this one's tokens.
+        """Start the draft of the next window, before this one's tokens are handed out.
 
-        It is left in peace where that will be looked up.
+        There is none if the next window will be looked up.
         """
         drafted, plan = self.drafted[: verdict.accepted], self.otherwise
         depth = min(plan.window, self.room - len(drafted) - 2)
@@ -284,14 +284,14 @@ class Answer:
         )
 
     def branches(self, made: Future[list[Branch]]) -> list[Branch]:
-        """What the draft prepared; nothing if it was lost, which costs speed and never text.
+        """What the draft prepared; nothing if it was lost, which costs speed but never text.
 
-        It is not waited for longer than the target alone would need for a window's tokens.
+        It is waited for no longer than the target alone would take for a window's tokens.
         """
         return self.draft.take(made, max(self.patience, (self.plan.window + 1) * self.passed))
 
     def _can_draft(self) -> bool:
-        """Whether this step has a draft: there may be none, or it is late, or lost."""
+        """Whether this step has a draft; there may be none, or it is late or lost."""
         self.draft.settle()
         if self.draft.returned(self.tokens):
             self.untold = []

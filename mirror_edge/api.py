@@ -48,17 +48,17 @@ def load(
     """Load a bundle (by default the pair that comes with the package) onto its devices.
 
     A device is `cpu`, or `cpu:0`, `cpu:0-3` to confine it to cores, or one of those that
-    `mirror-edge devices` lists; `auto` takes the fastest, by what is measured once. A bundle for
+    `mirror-edge devices` lists; `auto` picks the fastest, by what is measured once. A bundle for
     Core ML runs on `coreml:gpu`, `coreml:ane`, `coreml:cpu` or `coreml:all`; there `auto` is the
     GPU for the target and the Neural Engine for the draft. On the CPU each model has all the cores
-    of its device by default, but for one beside another kind of device, and a draft no more threads
-    than its size is worth. With `draft_process` the draft lives in a child process, so that answers
-    survive it; None leaves this to its device.
-    `context` is how many tokens prompt and answer have together at most; None is as many as the
-    model can, or as many as there is memory for, which `on_progress` then hears.
-    With `verify` the SHA-256 of every file is checked, once for as long as none is changed.
-    `on_progress` hears, a line each, what
-    takes long, here and before the first answer, and what was chosen.
+    of its device by default (minus one beside another kind of device), and a small draft fewer
+    threads. With `draft_process` the draft runs in a child process, so that a driver crash cannot
+    end an answer; None leaves this to its device.
+
+    `context` is the maximum number of tokens of prompt and answer together; None is the model's own
+    limit, or what fits in memory, in which case `on_progress` hears of it. With `verify` the SHA-256
+    of every file is checked, at first use and again when a file has changed. `on_progress` hears,
+    one line each, what takes long, here and before the first answer, and what was chosen.
 
     Raises:
         BundleError: for a damaged or unknown bundle.
@@ -111,7 +111,7 @@ def _abandoned(pair: Pair, process: int) -> None:
 
 
 class Model:
-    """A loaded bundle. Gives one answer at a time; a context manager that frees the devices."""
+    """A loaded bundle. It gives one answer at a time; as a context manager it frees the devices."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Model:
 
     @property
     def context(self) -> int:
-        """Prompt and answer together have at most so many tokens."""
+        """The maximum number of tokens of prompt and answer together."""
         return self._pair.decoder.target.context
 
     @property
@@ -157,13 +157,13 @@ class Model:
 
     @property
     def trace(self) -> Trace:
-        """What runs when; `keep` has it remember."""
+        """What ran when; its `keep` has it remember."""
         return self._pair.trace
 
     def costs(self, drafter: DrafterName = "model") -> Costs | None:
-        """What forwards take on the devices at hand; measured once, in two seconds.
+        """What forwards take on these devices, in seconds; measured once, in a few seconds.
 
-        None for devices that could not be measured.
+        None if the devices could not be measured.
 
         Raises:
             BusyError: while an answer is under way.
@@ -225,15 +225,15 @@ class Model:
         return drive(self._answer(prompt, options)[1])
 
     def astream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AsyncGenerator[Chunk]:
-        """Answer piece by piece on the running event loop; may be cancelled at any await.
+        """Answer piece by piece on the running event loop; can be cancelled at any `await`.
 
-        Leave it early through `contextlib.aclosing`, or the model stays busy until the event loop
-        has cleaned up.
+        To leave it early, use `contextlib.aclosing`; otherwise the model stays busy until the event
+        loop has cleaned up.
         """
         return drive_async(self._answer(prompt, options)[1])
 
     def close(self) -> None:
-        """End the lanes and free the devices; an answer under way ends with a `ClosedError`."""
+        """End the lanes and free the devices; an answer in progress ends with a `ClosedError`."""
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
@@ -258,7 +258,7 @@ class Model:
         self.close()
 
     def _answer(self, prompt: Prompt, options: AnswerOptions) -> tuple[Answer, Parts[Chunk]]:
-        """Everything that can be refused is refused here, before a device is touched."""
+        """Check everything that can be refused, before a device is touched."""
         self._refuse_if_closed()
         if unknown := options.keys() - AnswerOptions.__annotations__.keys():
             raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")

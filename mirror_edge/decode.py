@@ -1,12 +1,13 @@
 """The step loops: how target and draft take turns, or run side by side.
 
 A step feeds the window (the last committed token and the drafted ones) to the target, commits what
-the target says, and leaves the next window's draft behind. `ar`, `sd` and `mirror` differ only in
-when the draft works: never, after the target, or while the target's suffix runs.
+the target chooses, and leaves a draft for the next window. `ar`, `sd` and `mirror` differ only in
+when the draft works: never, after the target, or while the target's suffix runs (Mirror-SD, arXiv
+2510.13161, section 3.1).
 
-Steps run on the target's lane and set the draft's lane to work, so that nothing but the devices
-stands between one forward and the next. The reader of the answer queues them, one ahead of the step
-it waits for, and hands out what they say.
+Steps run on the target's lane and start work on the draft's lane, so that nothing but the devices
+stands between one forward and the next. The reader of the answer queues steps, one ahead of the
+step it waits for, and hands out their tokens.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ __all__ = ["Said", "decode"]
 _AHEAD = 2
 """Steps that are queued or under way at once."""
 _STUDY = 0.01
-"""Seconds between two looks at what steps were like, and two plans: several steps at once cost
+"""Seconds between two evaluations of past steps, each with a new plan: several steps at once cost
 less, and the lanes' own Python stays in the processor's caches."""
 _FORESIGHT = 24
-"""So many positions ahead sampling noise is made ready: further than a window and its branches."""
+"""How many positions ahead sampling noise is prepared: further than a window and its branches."""
 
 
 class Outcome(NamedTuple):
@@ -53,11 +54,11 @@ class Said(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step said, what it cost, and what has become of the draft."""
+    """A step's tokens, its record, and the state of the draft."""
 
     said: Said
     record: Callable[[], StepRecord]
-    """Worked out by the reader, off the lane."""
+    """Computed by the reader, off the lane."""
     draft: DraftRecord
 
 
@@ -78,7 +79,10 @@ def sd_step(answer: Answer) -> Outcome:
 
 
 def mirror_step(answer: Answer) -> Outcome:
-    """Mirror speculation: while the suffix decides, the draft prepares for every outcome."""
+    """Mirror speculation: while the suffix decides, the draft prepares for every outcome.
+
+    The branch-complete rollout and its reuse of arXiv 2510.13161, section 3.1.
+    """
     answer.await_draft()
     answer.head_start()
     rollout = answer.rollout(answer.foreseen())
@@ -97,9 +101,9 @@ STEPS: dict[Mode, Callable[[Answer], Outcome]] = {
 
 
 def decode(answer: Answer) -> Parts[Said]:
-    """What the answer says, step by step, up to its end.
+    """The answer's tokens, step by step, up to its end.
 
-    May be abandoned or cancelled at any part: the lane ends the step it is in, and the next
+    It may be abandoned or cancelled at any part: the lane finishes its current step, and the next
     answer starts from the rows that are certain.
     """
     on, lane, stats = answer.on, answer.on.target_lane, answer.stats
@@ -107,7 +111,7 @@ def decode(answer: Answer) -> Parts[Said]:
     if answer.controller is not None:
         answer.planned = answer.controller.plan(answer.choices)
     kept = yield from waited(lane.start("prefill", answer.reuse))
-    # Behind what an abandoned answer's last step may still have asked of the draft.
+    # Queued after what an abandoned answer's last step may still have asked of the draft.
     if answer.planned is not None and answer.planned.mode != "ar":
         answer.draft.read(answer.tokens)
     stats.placed = on.trace.placed
@@ -154,7 +158,7 @@ def decode(answer: Answer) -> Parts[Said]:
 
 
 def study(answer: Answer, records: list[Callable[[], StepRecord]]) -> None:
-    """Work out what the last steps were like, and learn from it."""
+    """Complete the records of the last steps, and have the controller learn from them."""
     for record in records:
         taken = record()
         answer.stats.steps.append(taken)
@@ -165,7 +169,7 @@ def study(answer: Answer, records: list[Callable[[], StepRecord]]) -> None:
 
 
 def prefill(answer: Answer) -> Said | None:
-    """Feed a chunk of the prompt; after the last one, say the first token."""
+    """Feed a chunk of the prompt; after the last one, the first token."""
     token = answer.prefill()
     if token is None:
         return None

@@ -1,7 +1,6 @@
-"""The drafter of one answer, as far as it can be had: it may be late, be lost, and come back; and a
-rollout that it is at work on.
+"""The drafter of one answer, which may be late, be lost, and come back; and a rollout in progress.
 
-None of this is ever seen in the text, and the target never stands still for long.
+None of this ever shows in the text, and the target never waits for long.
 """
 
 from __future__ import annotations
@@ -30,16 +29,17 @@ T = TypeVar("T")
 
 _log = logging.getLogger("mirror_edge")
 
-_MUCH, _REVIEWED = 16, 64
-"""Tokens that a draft has missed from which on it reads them beside the target, and the latest of
-them to which it says what it would have said."""
+_MUCH = 16
+"""A draft that has missed this many tokens reads them beside the target, instead of before it."""
+_REVIEWED = 64
+"""How many of the latest of them it also predicts, to show how well it would have done."""
 
 
 class Drafting:
-    """What an answer knows of its drafter. Belongs to the target's lane."""
+    """The drafter as an answer sees it. Used on the target's lane only."""
 
     def __init__(self, drafter: Drafter | None, lane: Lane) -> None:
-        """With the drafter on its lane, or without any."""
+        """With a drafter and its lane, or without one."""
         self.record = DraftRecord()
         self._drafter = drafter
         self._lane = lane
@@ -53,17 +53,18 @@ class Drafting:
 
     @property
     def drafter(self) -> Drafter | None:
-        """The drafter, if it can be asked."""
+        """The drafter, if it is available."""
         return self._drafter if self._late is None else None
 
     def read(self, tokens: Sequence[int]) -> None:
-        """Have it read the committed `tokens`; nobody waits for that before it is needed."""
+        """Have it read the committed `tokens`; this is waited for only when it is needed."""
         if (drafter := self._at_hand()) is not None:
             self._reading = self._lane.start("prefill", drafter.prefill, list(tokens))
 
     def catch_up(self, tokens: Sequence[int], untold: int, sampler: Sampler) -> bool:
-        """Whether it has much to read first, or has read nothing: it does that while the target
-        goes on, and says what it would have said to the latest of the `untold` tokens.
+        """Whether it must first read much, or everything, which it does while the target goes on.
+
+        It also predicts the latest of the `untold` tokens, those that it has missed.
         """
         if self.drafter is None or (self._begun and untold < _MUCH):
             return False
@@ -75,7 +76,7 @@ class Drafting:
         return True
 
     def returned(self, tokens: Sequence[int]) -> bool:
-        """Whether it was lost and is back: then it reads `tokens` while the target goes on."""
+        """Whether it was lost and is back; then it reads `tokens` while the target goes on."""
         drafter = self._lost
         if drafter is None or not drafter.ready:
             return False
@@ -85,7 +86,7 @@ class Drafting:
         return True
 
     def settle(self) -> None:
-        """See whether what it was late with is done."""
+        """See whether a late call has completed."""
         self.reviewed = None if self._review is None else ()
         if self._late is not None and self._late.done():
             late, self._late = self._late, None
@@ -94,10 +95,10 @@ class Drafting:
                 self._review, self.reviewed = None, tuple(found)
 
     def take(self, made: Future[list[T]], patience: float) -> list[T]:
-        """What it prepared; nothing if that was lost, or takes more than `patience` seconds.
+        """What it prepared; nothing if it was lost, or needs more than `patience` seconds.
 
         Raises:
-            OptionError: for what its device cannot do.
+            OptionError: for something its device cannot do.
         """
         until = time.monotonic() + patience
         try:
@@ -118,7 +119,7 @@ class Drafting:
             return []
 
     def _at_hand(self) -> Drafter | None:
-        """The drafter that is to read; one that has not come back yet is noted as lost."""
+        """The drafter that should read; one that has not come back yet is recorded as lost."""
         drafter, self._begun = self._drafter, True
         if isinstance(drafter, Recovering) and not drafter.ready:
             self._drafter, self._lost = None, drafter
@@ -133,28 +134,28 @@ class Drafting:
 
 
 class Rollout(NamedTuple):
-    """A rollout under way on the draft's lane."""
+    """A rollout in progress on the draft's lane."""
 
     take: Callable[[Future[list[Branch]]], list[Branch]]
-    """Waits for it, within reason."""
+    """Waits for it, up to the answer's patience."""
     made: Future[list[Branch]] | None
     """None where there was nothing to prepare."""
     ranking: Sequence[Root]
-    """All the roots, likeliest first, once they are ranked."""
+    """All the roots, most likely first, once they are ranked."""
     branches: int | None
     """How many of them are drafted for; None for all."""
     dropped: Dropped
 
     @property
     def roots(self) -> Sequence[Root]:
-        """Those that are drafted for."""
+        """The roots that are drafted for."""
         return self.ranking[: self.branches]
 
     def after(self, verdict: Verdict) -> Branch | None:
-        """The branch prepared for this outcome.
+        """The branch prepared for this outcome: a hit, if there is one.
 
-        If it is among the roots, or these are not chosen yet, the draft is waited for, and goes on
-        with this branch alone; else the rollout is told to end early.
+        If the outcome is among the roots, or these are not chosen yet, the draft is waited for and
+        continues with this branch only; otherwise the rollout is stopped.
         """
         if self.made is None:
             return None
@@ -166,6 +167,6 @@ class Rollout(NamedTuple):
         return HypothesisTree(self.take(self.made)).lookup(*verdict)
 
     def rank(self, verdict: Verdict) -> int | None:
-        """Where the outcome stands in the ranking, from 0; None if nowhere."""
+        """The outcome's place in the ranking, from 0; None if it is not there."""
         root = Root(*verdict)
         return self.ranking.index(root) if root in self.ranking else None

@@ -49,11 +49,11 @@ class DataError(MirrorEdgeError):
 
 
 class DeviceError(MirrorEdgeError):
-    """A device that is unknown, absent, too small, or that refused a graph."""
+    """A device that is unknown, absent, too small, or that refuses a graph."""
 
 
 class DraftLostError(DeviceError):
-    """The draft's process died, hung or answered nonsense. Answers go on without it."""
+    """The draft's process died, hung or sent an invalid reply. Answers go on without it."""
 
 
 class ExportError(MirrorEdgeError):
@@ -65,8 +65,8 @@ class MissingExtraError(MirrorEdgeError):
 
 
 class BusyError(MirrorEdgeError):
-    """A second answer was asked of a model that is still giving one."""
+    """A second answer was requested from a model that is still generating one."""
 
 
 class ClosedError(MirrorEdgeError):
-    """An answer was asked of a model that was closed."""
+    """An answer was requested from a model that was closed, or loaded before a fork."""

@@ -1,7 +1,8 @@
 """Roots, branches and the hypothesis tree: which outcomes the draft prepares for.
 
-The window is y0 d1..dγ. The target will accept some d1..dA and then say a token of its own, the
-correction c. A root (j, v) is the outcome A = j, c = v; its branch is how the draft would go on.
+The window is y0 d1..dγ. The target will accept some d1..dA and then choose a token of its own, the
+correction c. A root (j, v) is the outcome A = j, c = v; its branch is how the draft would go on
+(the hypothesis tree of Mirror-SD, arXiv 2510.13161, section 3.1).
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ __all__ = ["Branch", "ExitSignal", "HypothesisTree", "Root", "choose_roots"]
 
 @dataclass(frozen=True)
 class ExitSignal:
-    """What crosses the token channel: the exit head's candidates for every row of a window."""
+    """The message of the token channel: the exit head's candidates for every row of a window.
+
+    M_t in Mirror-SD, section 3.1: top-κ tokens with their log-probabilities.
+    """
 
     ids: NDArray[np.int64]
     """[rows, k] token ids, best first."""
     logprobs: NDArray[np.float32]
-    """[rows, k] their log-probabilities at the exit layer."""
+    """[rows, k], natural logarithms at the exit layer."""
 
 
 class Root(NamedTuple):
@@ -51,10 +55,6 @@ class HypothesisTree:
         """Index `branches` by their roots."""
         self._branches = {branch.root: branch for branch in branches}
 
-    def __len__(self) -> int:
-        """The number of branches."""
-        return len(self._branches)
-
     def lookup(self, accepted: int, correction: int) -> Branch | None:
         """The branch prepared for this outcome, if any."""
         return self._branches.get(Root(accepted, correction))
@@ -68,21 +68,21 @@ def choose_roots(
     agreement: float,
     sampler: Sampler,
 ) -> list[Root]:
-    """The outcomes worth preparing for, likeliest first.
+    """The outcomes worth preparing for, most likely first.
 
-    Row j's candidates are the `candidates` best of the signal under the shared noise, less d_{j+1}
-    (that one is no correction). The roots are ranked by
-    ``reach(j) · leave(j) · p_j(v)``: the probability that d1..dj are accepted, that d_{j+1} is
-    not, and that v comes instead. d_{j+1} is taken to be accepted as often as the exit head says
-    or as draft tokens have been so far, whichever is more: a weak exit head must not hide the
-    far end of the window.
+    Row j's candidates are the `candidates` best of the signal under the shared noise, without
+    d_{j+1}, which is not a correction. The paper prepares for all of them; here they are ranked by
+    ``reach(j) · leave(j) · p_j(v)``, so that a small device can prepare for the first R: the
+    probability that d1..dj are accepted, that d_{j+1} is not, and that v comes instead. The
+    probability that d_{j+1} is accepted is the larger of the exit head's estimate and the
+    acceptance rate so far: a weak exit head must not hide the far end of the window.
 
     Args:
         signal: the exit head's candidates, one row a window row.
         drafted: the window's draft tokens d1..dγ.
         first_position: absolute position of the token that row 0 predicts.
         candidates: κ, counted after d_{j+1} is dropped.
-        agreement: how often the target has agreed with a draft token so far, 0..1.
+        agreement: the acceptance rate of draft tokens so far, 0..1.
         sampler: ranks with the noise that target and draft use too.
     """
     rows = len(signal.ids)

@@ -1,7 +1,11 @@
-"""The law of the step, over many plans at once: what a token is predicted to take under each.
+"""The step law over many plans at once: the predicted time per token under each.
 
-A controller weighs some hundred plans between steps of a millisecond, on a thread that takes time
-from the lanes: as arrays they are weighed in a fraction of what they take one by one.
+It is the latency model of Mirror-SD (arXiv 2510.13161, section 3): a mirror step takes
+``prefix + exit head + max(suffix, rollout)``, and a serial draft more after a miss, where serial
+speculation always takes ``target + draft``.
+
+A controller weighs a hundred plans between steps of a millisecond, on a thread that takes time
+from the lanes: as arrays they take a fraction of what they take one by one.
 """
 
 from __future__ import annotations
@@ -29,13 +33,13 @@ class StepLaw:
     """For one pair on its devices, over `plans`."""
 
     def __init__(self, costs: Costs, plans: Sequence[Strategy]) -> None:
-        """All that does not change with what is learnt is worked out here."""
+        """Everything that does not depend on what is learned is computed here."""
         self.plans = plans
         modes: dict[Mode, list[int]] = {}
         for index, plan in enumerate(plans):
             modes.setdefault(plan.mode, []).append(index)
         self.modes = {mode: np.array(indices) for mode, indices in modes.items()}
-        """By mode: which of the plans are of it."""
+        """The indices of each mode's plans."""
         self._mode = np.array([list(modes).index(plan.mode) for plan in plans])
         rows = [1 if plan.mode == "ar" else plan.window + 1 for plan in plans]
         self._rows, self._most = np.array(rows), max(rows)
@@ -46,7 +50,7 @@ class StepLaw:
         )
 
     def seconds_a_token(self, known: Experience) -> NDArray[np.float64]:
-        """Seconds a token by what is `known` of the pair, in the order of the plans."""
+        """Seconds per token, given what is `known` of the pair, in the order of the plans."""
         pace = known.pace.now.value
         slowed = pace * self._typical(known.pace.slowed)
         prefix, suffix = slowed * self._prefix, slowed * self._suffix
@@ -61,17 +65,17 @@ class StepLaw:
         return found
 
     def _typical(self, by_mode: Mapping[Mode, Typical]) -> NDArray[np.float64]:
-        """For every plan what is typical of its mode."""
+        """The typical value of every plan's mode."""
         values = [by_mode[mode].value for mode in self.modes]
         found: NDArray[np.float64] = np.array(values)[self._mode]
         return found
 
 
 class _Mirrored:
-    """The part of the law that is the mirror's own."""
+    """The part of the law that concerns mode `mirror`."""
 
     def __init__(self, costs: Costs, plans: Sequence[Strategy], at: NDArray[np.intp]) -> None:
-        """Of the `plans` at these places."""
+        """For the plans at the indices `at`."""
         mirrored = [plans[index] for index in at]
         rows = [plan.window + 1 for plan in mirrored]
         roots = [
@@ -92,7 +96,7 @@ class _Mirrored:
     def behind_prefix(
         self, suffix: NDArray[np.float64], pace: float, known: Experience
     ) -> NDArray[np.float64]:
-        """Exit head, and the longer one of suffix and rollout."""
+        """Seconds of the exit head and of the longer of suffix and rollout."""
         suffix = known.beside.value * self._beside * suffix
         rollout = rollout_seconds(self._wide, self._alone, self._depth, suffix)
         factor = pace * known.rollout.value
@@ -100,11 +104,11 @@ class _Mirrored:
         return self._exit + longer
 
     def missed(self, known: Experience) -> NDArray[np.float64]:
-        """How often none of the roots comes true."""
+        """How often the outcome is none of the roots."""
         return 1.0 - known.hit_rates(self._roots)
 
 
 def _times(curve: Callable[[int], float], rows: Sequence[int]) -> NDArray[np.float64]:
-    """Of forwards of so many rows."""
+    """Seconds of a forward, for each number of rows."""
     known = {n: curve(n) for n in set(rows)}
     return np.array([known[n] for n in rows])

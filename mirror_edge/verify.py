@@ -1,4 +1,4 @@
-"""Verification: what the target says to a window, and how far the draft agreed."""
+"""Verification: which draft tokens the target accepts, and its own token after them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Verdict(NamedTuple):
     """The outcome of one window."""
 
     accepted: int
-    """A: how many draft tokens the target agreed with, 0..γ."""
+    """A: how many draft tokens were accepted, 0..γ."""
     correction: int
     """The target's own token after them (the bonus token when all were accepted)."""
 
@@ -29,7 +29,10 @@ def verify(
     drafted: Sequence[int],
     sampler: Sampler,
 ) -> Verdict:
-    """Accept d_{j+1} while it is the very token the target chooses at row j.
+    """Accept d_{j+1} while it is the token that the target chooses at row j.
+
+    Since both models share their sampling noise, equality is the acceptance rule at any
+    temperature, and the text is that of the target alone.
 
     `logits` is [γ + 1, vocabulary]; row j predicts the token at position len(committed) + j. Rows
     are sampled one by one, since a token after the first disagreement is never needed.
@@ -43,9 +46,9 @@ def verify(
 
 
 def verify_greedy(chosen: NDArray[np.int64], drafted: Sequence[int]) -> Verdict:
-    """The same of a greedy answer, from the likeliest token of every row, [γ + 1]."""
-    said: list[int] = chosen.tolist()
+    """The same for a greedy answer, from the most likely token of every row, [γ + 1]."""
+    tokens: list[int] = chosen.tolist()
     accepted = 0
-    while accepted < len(drafted) and drafted[accepted] == said[accepted]:
+    while accepted < len(drafted) and drafted[accepted] == tokens[accepted]:
         accepted += 1
-    return Verdict(accepted, said[accepted])
+    return Verdict(accepted, tokens[accepted])
