@@ -56,9 +56,9 @@ def load(
     end an answer; None leaves this to its device.
 
     `context` is the maximum number of tokens of prompt and answer together; None is the model's own
-    limit, or what fits in memory, in which case `on_progress` hears of it. With `verify` the SHA-256
-    of every file is checked, at first use and again when a file has changed. `on_progress` hears,
-    one line each, what takes long, here and before the first answer, and what was chosen.
+    limit, or what fits in memory, in which case `on_progress` hears of it. With `verify` the
+    SHA-256 of every file is checked, at first use and again when a file has changed. `on_progress`
+    hears, one line each, what takes long, here and before the first answer, and what was chosen.
 
     Raises:
         BundleError: for a damaged or unknown bundle.
