@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mirror_edge.errors import MissingExtraError, OptionError
+from mirror_edge.errors import MissingExtraError
+from mirror_edge.export.options import ExportOptions
 from mirror_edge.export.recipe import DraftShape, Recipe
 
 if TYPE_CHECKING:
@@ -71,53 +72,7 @@ def export(
         ExportError: a model that cannot be exported, or whose graphs differ from it.
         MissingExtraError: with the line that installs what is missing.
     """
-    progress = on_progress or (lambda _stage, _share: None)
-    if format == "coreml":
-        if calibrate or exit_rank is not None:
-            raise OptionError(
-                "--calibrate: is for --format onnx. Export that bundle first, and convert it: "
-                "its exit layer and exit head are kept."
-            )
-        if draft_for is not None:
-            raise OptionError(
-                f"--draft-for {draft_for}: is for --format onnx; with --format coreml every draft "
-                "is made for the Neural Engine. Leave it out."
-            )
-        if draft_vocabulary is not None:
-            raise OptionError(
-                f"--draft-vocabulary {draft_vocabulary}: is for --format onnx. Leave it out."
-            )
-        return _coreml(
-            target,
-            draft,
-            output,
-            exit_layer=exit_layer,
-            precision=precision,
-            draft_precision=draft_precision,
-            exit_tokens=exit_tokens,
-            correction=correction,
-            context=context,
-            force=force,
-            on_progress=progress,
-        )
-    if draft_for == "coreml":
-        raise OptionError(
-            "--draft-for coreml: the Neural Engine runs Core ML programs, which are a bundle of "
-            "their own, target and draft. Give --format coreml instead."
-        )
-    if context is not None:
-        raise OptionError("--context: is for --format coreml; ONNX caches grow as they are needed.")
-    try:
-        from mirror_edge.export.pipeline import run
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Exporting needs the package {error.name}, which is not installed. "
-            "Install it with: pip install 'mirror-edge[export]'"
-        ) from error
-    return run(
-        target,
-        draft,
-        output,
+    options = ExportOptions(
         exit_layer=exit_layer,
         precision=precision,
         draft_precision=draft_precision,
@@ -125,22 +80,26 @@ def export(
         correction=correction,
         calibrate=calibrate,
         exit_rank=exit_rank,
+        format=format,
+        context=context,
         draft_for=draft_for,
         draft_vocabulary=draft_vocabulary,
         force=force,
-        on_progress=progress,
     )
-
-
-def _coreml(*models: Any, **options: Any) -> Exported:
+    core_ml = options.format == "coreml"
+    extras = "export,coreml" if core_ml else "export"
     try:
-        from mirror_edge.export.coreml import run
+        if core_ml:
+            from mirror_edge.export.coreml import run
+        else:
+            from mirror_edge.export.pipeline import run
     except ImportError as error:
         raise MissingExtraError(
-            f"Exporting to Core ML needs the package {error.name}, which is not installed. "
-            "Install it with: pip install 'mirror-edge[export,coreml]'"
+            f"Exporting needs the package {error.name}, which is not installed. "
+            f"Install it with: pip install 'mirror-edge[{extras}]'"
         ) from error
-    return run(*models, **options)
+    progress = on_progress or (lambda _stage, _share: None)
+    return run(target, draft, Path(output).expanduser(), options, progress)
 
 
 def distill(

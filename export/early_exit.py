@@ -6,6 +6,7 @@ It is a decoder like any other draft, and shares the target's weights on disk.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,13 +18,18 @@ from mirror_edge.export.graph import copy, part, reads, rename, value
 from mirror_edge.export.residuals import opened, residuals
 from mirror_edge.export.whole import Whole
 
-__all__ = ["EARLY_EXIT", "early_exit", "shared_bytes"]
+__all__ = ["EARLY_EXIT", "early_exit", "is_early_exit", "shared_bytes"]
 
 EARLY_EXIT = "early-exit"
 """What the option --draft calls it."""
 _OWN = "exit/own/"
 _NEVER = -1e9
 """The logit of a token that the exit head cannot name."""
+
+
+def is_early_exit(draft: str | Path | None) -> bool:
+    """Whether `draft` means the target's own early exit; a folder of that name takes precedence."""
+    return str(draft) == EARLY_EXIT and not Path(EARLY_EXIT).exists()
 
 
 def early_exit(target: Whole, leave: Exit, logits: ModelProto) -> Whole:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "DEFAULT_RANK",
-    "RANKS",
     "Correction",
     "Exit",
     "exit_graph",
@@ -30,8 +28,6 @@ __all__ = [
     "norm_and_head",
 ]
 
-RANKS, DEFAULT_RANK = range(8, 129), 64
-"""Of a correction that is fitted."""
 _HEADS = {"MatMul", "MatMulNBits", "Gemm"}
 
 

@@ -17,9 +17,19 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto
 
 from mirror_edge.bundle import ModelSpec
+from mirror_edge.errors import ExportError, OptionError
 from mirror_edge.export import weights
 
-__all__ = ["Costs", "best", "candidates", "costs", "expected_step", "rollout_bytes"]
+__all__ = [
+    "KAPPA",
+    "Costs",
+    "best",
+    "candidates",
+    "chosen_layer",
+    "costs",
+    "expected_step",
+    "rollout_bytes",
+]
 
 KAPPA = 8
 """Of the coverage that says how many steps miss."""
@@ -41,6 +51,26 @@ class Costs:
     exit_head: float
     rollout: float | None
     """By a rollout or a fresh draft; None: the draft is the target's own prefix."""
+
+
+def chosen_layer(asked: int | None, layers: int) -> int:
+    """The layer after which a target of `layers` layers is cut: the middle one, unless `asked`.
+
+    Raises:
+        OptionError: for a layer that it does not have, or its last one.
+        ExportError: for a target that cannot be cut.
+    """
+    if layers < 2:
+        raise ExportError(
+            "TARGET: has only one layer, and a target needs at least two. Choose a larger model."
+        )
+    if asked is None:
+        return layers // 2
+    if not 1 <= asked < layers:
+        raise OptionError(
+            f"--exit-layer {asked}: must be from 1 to {layers - 1} for a target of {layers} layers."
+        )
+    return asked
 
 
 def candidates(layers: int, asked: int | None) -> list[int]:

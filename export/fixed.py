@@ -16,10 +16,7 @@ from mirror_edge.export.graph import part, value
 from mirror_edge.export.plain_attention import Rows, Spelling, unspelled
 from mirror_edge.export.residuals import opened
 
-__all__ = ["FIXED_KINDS", "fixed_graph", "fixed_spec", "unfit"]
-
-FIXED_KINDS = ("qnn", "openvino")
-"""Kinds of devices that run such graphs, the same for all."""
+__all__ = ["fixed_graph", "fixed_spec", "unfit"]
 
 _ATTENTION, _POSITIONS, _COS = "GroupQueryAttention", 9, 7
 _PLAIN = {"SimplifiedLayerNormalization", "LayerNormalization"}

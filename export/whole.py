@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-__all__ = ["DEFAULT_PRECISION", "Whole", "against_checkpoint", "disk_needed", "load", "whole"]
-
-DEFAULT_PRECISION: Precision = "int4"
+__all__ = ["Whole", "against_checkpoint", "disk_needed", "load", "whole"]
 
 _SAMPLE_TOKENS, _LONGEST_WINDOW = 48, 1000
 """The check's text; it is made longer than a sliding window of up to so many tokens."""
@@ -61,16 +59,15 @@ def whole(
     source: Source,
     tokenizer: Tokenizer,
     folder: Path,
-    precision: Precision | None,
+    precision: Precision,
     on_progress: OnProgress,
 ) -> Whole:
-    """Bring a model's graph and weights into `folder`."""
+    """Bring a model's graph and weights into `folder`; `precision` is of those that are built."""
     folder.mkdir()
     graph, built = source.graph, folder / "built"
     stage = f"Building the {role}"
     if graph is None:
-        width = precision or DEFAULT_PRECISION
-        graph = build(source, width, built, lambda share: on_progress(stage, share))
+        graph = build(source, precision, built, lambda share: on_progress(stage, share))
     model = load(graph)
     settle(model, source)
     steady = keep_short_tables(model) or steady_context(source)

@@ -216,7 +216,7 @@ def test_a_context_is_for_core_ml_alone(target: Path, tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_converted_to_core_ml_only(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"demo: is a bundle already\. With --format coreml"):
+    with pytest.raises(OptionError, match=r"demo: is a bundle already\. Only --format coreml"):
         export(bundle.demo(), None, tmp_path / "bundle")
 
 

@@ -78,7 +78,7 @@ def test_ctrl_c_leaves_nothing_behind(target: Path, draft: Path, tmp_path: Path)
 def test_too_little_space_is_refused_before_starting(
     target: Path, draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mirror_edge.export.pipeline.disk_needed", lambda *_: 10**15)
+    monkeypatch.setattr("mirror_edge.export.models.disk_needed", lambda *_: 10**15)
     with pytest.raises(ExportError, match=r"about 2,000,000,000 MB are needed .* MB are free"):
         export(target, draft, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
@@ -110,7 +110,7 @@ def test_a_small_disk_is_refused_before_starting(
 def test_a_disk_that_fills_up_midway_leaves_nothing_behind(
     target: Path, draft: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mirror_edge.export.pipeline.disk_needed", lambda *_: 0)
+    monkeypatch.setattr("mirror_edge.export.models.disk_needed", lambda *_: 0)
     with pytest.raises(ExportError, match=r"the disk is full. Nothing was kept."):
         export(target, draft, small_disk / "bundle", precision="fp32")
     assert list(small_disk.iterdir()) == []
