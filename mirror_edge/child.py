@@ -87,8 +87,12 @@ class Child:
             except OSError:
                 raise ChildError(self.how_it_ended()) from None
             dropped = dropped or Dropped()
-            with dropped.heard_by(partial(self._drop, message.call, dropped)):
+            drop = partial(self._drop, message.call, dropped)
+            dropped.tell(drop)
+            try:
                 reply = self._receive(seconds)
+            finally:
+                dropped.tell_no_more(drop)
         if (reply.kind, reply.call) != (Kind.DONE, message.call) or len(reply.floats) % 2:
             raise ChildError("invalid reply: a message of another call")
         self.pace.append((time.perf_counter() - began) / max(rows, 1))

@@ -194,7 +194,8 @@ def step(answer: Answer, asked: float) -> Step | None:
     (verdict, branch, rollout), proposed = outcome, len(answer.drafted)
     said = Said(answer.commit(verdict, branch), answer.finish_reason)
     answer.until = on.clock()
-    decided = Decided(
+    decided = partial(  # Made by the reader, while the devices are at work.
+        Decided,
         mode=answer.plan.mode,
         waited=answer.waited,
         proposed=proposed,
@@ -209,5 +210,5 @@ def step(answer: Answer, asked: float) -> Step | None:
         foretold=foretold(answer.match.tokens, said.tokens),
         reviewed=answer.draft.reviewed,
     )
-    record = partial(StepRecord.of, on.trace.take(), (began, answer.until), decided)
-    return Step(said, record, answer.draft.record)
+    spans, window = on.trace.take(), (began, answer.until)
+    return Step(said, lambda: StepRecord.of(spans, window, decided()), answer.draft.record)

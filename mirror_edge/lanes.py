@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
@@ -37,18 +36,17 @@ class Dropped:
         self._set = False
         self.all_but: Root | None = None
         """The one root whose branch is still wanted, once that is known."""
-        self._heard_by: list[Callable[[], None]] = []
+        self._told: list[Callable[[], None]] = []
 
-    @contextmanager
-    def heard_by(self, call: Callable[[], None]) -> Iterator[None]:
-        """Have `call` called whenever less is wanted, at once if it is; twice may happen."""
-        self._heard_by.append(call)
-        try:
-            if self.is_set() or self.all_but is not None:
-                call()
-            yield
-        finally:
-            self._heard_by.remove(call)
+    def tell(self, call: Callable[[], None]) -> None:
+        """Have `call` called whenever less is wanted, at once if it is; possibly twice."""
+        self._told.append(call)
+        if self.is_set() or self.all_but is not None:
+            call()
+
+    def tell_no_more(self, call: Callable[[], None]) -> None:
+        """Have it called no more."""
+        self._told.remove(call)
 
     def is_set(self) -> bool:
         """Whether nothing is wanted any more."""
@@ -66,7 +64,7 @@ class Dropped:
         self._tell()
 
     def _tell(self) -> None:
-        for call in tuple(self._heard_by):
+        for call in tuple(self._told):
             call()
 
 

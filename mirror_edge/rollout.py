@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -184,14 +185,22 @@ class ModelDrafter:
             growth = Growth(self._graph, sampler, trunk, branches, depth, ahead, min(fed, base))
         self._grown = [branch for branch in branches if branch.slots]
         dropped = dropped or Dropped()
-        with dropped.heard_by(lambda: self._graph.stop() if dropped.is_set() else None):
+        stop = partial(self._stop_if, dropped)
+        dropped.tell(stop)
+        try:
             while growth.goes_on(dropped):
                 with suppress(StoppedError):  # If not all was dropped, it was meant for another.
                     growth.forward(missing=len(trunk) - len(self._rows))
                     self._rows += trunk.rows[len(self._rows) :]
                     self._grown = branches
+        finally:
+            dropped.tell_no_more(stop)
         now = [len(branch.tokens) for branch in branches]
         return max(a - b for a, b in zip(now, had, strict=True)) if max(now) > depth else 0
+
+    def _stop_if(self, dropped: Dropped) -> None:
+        if dropped.is_set():
+            self._graph.stop()
 
     def _settled(self, drafted: Sequence[int]) -> tuple[Trunk, Sequence[Growing]]:
         """The committed tokens and `drafted`: what is in the cache of them stands in its place.

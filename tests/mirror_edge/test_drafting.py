@@ -275,18 +275,18 @@ def test_the_target_goes_on_beside_a_draft_that_hangs() -> None:
 
 def test_who_drops_is_heard_before_and_after() -> None:
     dropped, heard = Dropped(), []
-    with dropped.heard_by(lambda: heard.append("first")):
-        assert not heard
-        dropped.set()
+    dropped.tell(lambda: heard.append("first"))
+    assert not heard
+    dropped.set()
     assert dropped.is_set()
-    with dropped.heard_by(lambda: heard.append("second")):
-        assert heard == ["first", "second"]
+    dropped.tell(lambda: heard.append("second"))
+    assert heard == ["first", "second"]
 
 
 def test_who_wants_only_a_part_is_heard_before_and_after() -> None:
     dropped, heard = Dropped(), []
-    with dropped.heard_by(lambda: heard.append(dropped.all_but)):
-        dropped.drop_all_but(Root(1, 7))
+    dropped.tell(lambda: heard.append(dropped.all_but))
+    dropped.drop_all_but(Root(1, 7))
     assert not dropped.is_set()
-    with dropped.heard_by(lambda: heard.append(dropped.all_but)):
-        assert heard == [Root(1, 7), Root(1, 7)]
+    dropped.tell(lambda: heard.append(dropped.all_but))
+    assert heard == [Root(1, 7), Root(1, 7)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -116,17 +117,18 @@ def test_what_is_started_while_the_lane_is_closed_is_still_made(
 def test_what_is_dropped_twice_is_told_once() -> None:
     told: list[bool] = []
     dropped = Dropped()
-    with dropped.heard_by(lambda: told.append(dropped.is_set())):
-        dropped.drop_all_but(Root(0, 1))
-        dropped.set()
-        dropped.set()
+    dropped.tell(lambda: told.append(dropped.is_set()))
+    dropped.drop_all_but(Root(0, 1))
+    dropped.set()
+    dropped.set()
     assert told == [False, True]
 
 
 def test_a_call_that_has_ended_hears_of_nothing_more() -> None:
     told: list[bool] = []
     dropped = Dropped()
-    with dropped.heard_by(lambda: told.append(True)):
-        pass
+    call = partial(told.append, True)
+    dropped.tell(call)
+    dropped.tell_no_more(call)
     dropped.set()
     assert told == []
