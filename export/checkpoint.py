@@ -12,12 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mirror_edge.errors import ExportError
-from mirror_edge.export.decoder import Decoder, DecoderSpec
+from mirror_edge.export.decoder import ARCHITECTURES, Decoder, DecoderSpec
 from mirror_edge.export.source import Source, read_json
 
-__all__ = ["ARCHITECTURES", "read_checkpoint", "rotary_tables"]
+__all__ = ["decoder_spec", "read_checkpoint", "rotary_tables"]
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _INDEX = "model.safetensors.index.json"
 
 

@@ -70,8 +70,7 @@ def _disk_needed(source: Source, precision: Precision) -> int:
     """About how many bytes of disk the export of one model takes at its peak."""
     files = [path for path in source.folder.rglob("*") if path.is_file()]
     stored = sum(path.stat().st_size for path in files if path.suffix in _WEIGHTS)
-    width = 4 if "32" in str(source.config.get("dtype", source.config.get("torch_dtype"))) else 2
-    return int(_COPIES * stored / width * blueprints.BYTES[precision])
+    return int(_COPIES * stored / source.weight_bytes * blueprints.BYTES[precision])
 
 
 def _context(asked: int | None, most: int) -> tuple[int, tuple[str, ...]]:

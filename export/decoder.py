@@ -19,7 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["UNSEEN", "Attend", "Decoder", "DecoderSpec", "Linear", "Norm", "Rotary", "head_of"]
+__all__ = [
+    "ARCHITECTURES",
+    "UNSEEN",
+    "Attend",
+    "Decoder",
+    "DecoderSpec",
+    "Linear",
+    "Norm",
+    "Rotary",
+    "head_of",
+]
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the rows' positions, each [S, head_size / 2]."""
@@ -27,6 +37,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Layer, queries [1, kv_heads, G·S, D], keys and values [1, kv_heads, S, D], to what the queries
 become. The G query heads that share a key head are more rows of it, so no key is ever repeated."""
 
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Those that consist of these layers."""
 UNSEEN = -1e4
 """Added to an attention score: never seen. In float16's range."""
 _LONGEST_AXIS = 16384

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from mirror_edge.errors import MirrorEdgeError, OptionError
 from mirror_edge.export import DraftShape, Recipe, conversations, distill, texts
 from mirror_edge.export.drafts import decoder, load_model
-from mirror_edge.export.hardware import pick_device
+from mirror_edge.export.hardware import move, pick_device
 from mirror_edge.export.losses import early_exit_loss
 from mirror_edge.export.output import whole_folder
 from mirror_edge.export.schedule import Budget, Schedule
@@ -193,7 +193,7 @@ def main(
                 raise OptionError(
                     f"--continue-from {continue_from}: its target is not --size {size}."
                 )
-        _move(target, device)
+        move(target, device)
         train_target(
             target,
             tokenizer,
@@ -217,10 +217,6 @@ def main(
     report = {"target": trained, "draft": made.as_dict()}
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     _echo(json.dumps(report, indent=2))
-
-
-def _move(model: torch.nn.Module, device: torch.device) -> None:
-    model.to(device)
 
 
 if __name__ == "__main__":

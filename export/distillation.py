@@ -16,7 +16,7 @@ import torch
 from mirror_edge.errors import OptionError
 from mirror_edge.export.acceptance import Acceptance, Exam, Losses, StreamAccuracy
 from mirror_edge.export.drafts import fresh, load_model, plain, replaced_streams, save, tuned
-from mirror_edge.export.hardware import autocast, pick_device
+from mirror_edge.export.hardware import autocast, move, pick_device
 from mirror_edge.export.losses import distillation_loss, streaming_loss, text_loss
 from mirror_edge.export.material import Material
 from mirror_edge.export.output import whole_folder
@@ -143,7 +143,7 @@ def run(
         assert of_draft is not None
         student = tuned(of_draft, recipe)
     for model in (teacher, student):
-        _move(model, device)
+        move(model, device)
 
     on_progress(Status("The target answers held-out prompts", 0.0))
     exam = Exam.of(teacher, material.held_out, material.ends)
@@ -305,7 +305,3 @@ def _notes(volume: Volume, ran: Run, parameters: int, *, fresh: bool) -> list[st
 def _has_compiler() -> bool:
     named = (os.environ.get("CXX"), "c++", "g++", "clang++", "cl")
     return any(name and shutil.which(name) for name in named)
-
-
-def _move(model: torch.nn.Module, device: torch.device) -> None:
-    model.to(device)

@@ -9,7 +9,7 @@ import torch
 
 from mirror_edge.errors import OptionError
 
-__all__ = ["autocast", "pick_device"]
+__all__ = ["autocast", "move", "pick_device"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -31,6 +31,11 @@ def pick_device(name: str) -> torch.device:
             "torch package for it."
         )
     return torch.device(name)
+
+
+def move(model: torch.nn.Module, device: torch.device) -> None:
+    """Move `model` to `device`, in place."""
+    model.to(device)  # transformers declares the method of its own models wrongly
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:

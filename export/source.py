@@ -44,6 +44,12 @@ class Source:
         return self.config.get("text_config") or self.config
 
     @property
+    def weight_bytes(self) -> int:
+        """How many bytes each weight of a checkpoint is stored in."""
+        config = self.text_config
+        return 4 if "32" in str(config.get("dtype", config.get("torch_dtype"))) else 2
+
+    @property
     def eos_token_ids(self) -> list[int]:
         """Every token that ends an answer, by any of the model's files.
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mirror_edge.errors import ExportError, OptionError
-from mirror_edge.export.streams import STREAMS_FILE, Streams
+from mirror_edge.export.decoder import ARCHITECTURES
+from mirror_edge.export.streams import Streams
 
 __all__ = ["StreamingDraft", "stream_mask", "streamable"]
-
-_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 class StreamingDraft(torch.nn.Module):
@@ -133,19 +132,10 @@ class StreamingDraft(torch.nn.Module):
         step = torch.einsum("bnr,srh->bnsh", residual @ self.down, self.up)
         return residual[:, :, None] + self.offset + step
 
-    def freeze_model(self) -> None:
-        """Leave only `offset`, `down` and `up` to train: the draft's own predictions stay."""
-        self.model.requires_grad_(False)
-
     def streams_at_rest(self) -> Streams:
         """The trained part, as it lies beside a checkpoint."""
         offset, down, up = (t.detach().float().cpu() for t in (self.offset, self.down, self.up))
         return Streams(offset.numpy(), down.numpy(), up.numpy(), self.layers)
-
-    def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder with the streams beside the weights."""
-        self.model.save_pretrained(folder)
-        self.streams_at_rest().write(folder)
 
     @classmethod
     def of(cls, model: PreTrainedModel, found: Streams, folder: Path) -> Self:
@@ -162,26 +152,11 @@ class StreamingDraft(torch.nn.Module):
                 getattr(made, name).copy_(torch.from_numpy(getattr(found, name)))
         return made
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """The draft that `save` wrote, in float32.
-
-        Raises:
-            ExportError: when `folder` has no streams, or unusable ones.
-        """
-        found = Streams.read(folder)
-        if found is None:
-            raise ExportError(f"{folder}: has no {STREAMS_FILE}. Train streams with distill.")
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
-        return cls.of(model, found, folder)
-
 
 def streamable(config: Any, architecture: str) -> str | None:
     """Why a model cannot have streams; None when it can."""
-    if architecture not in _ARCHITECTURES:
-        known = ", ".join(name.removesuffix("ForCausalLM") for name in _ARCHITECTURES)
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(name.removesuffix("ForCausalLM") for name in ARCHITECTURES)
         return f"streams are known for {known} only. Train this draft without streams."
     kinds = getattr(config, "layer_types", None)
     slides = "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None)

@@ -157,8 +157,7 @@ def disk_needed(source: Source, precision: Precision) -> int:
         return sum(path.stat().st_size for path in files if ".onnx" in path.name)
     config = source.text_config
     stored = sum(path.stat().st_size for path in files if path.suffix in {".safetensors", ".bin"})
-    width = 4 if "32" in str(config.get("dtype", config.get("torch_dtype"))) else 2
-    parameters = stored / width
+    parameters = stored / source.weight_bytes
     if precision == "fp32":
         return int(parameters * _BYTES[precision])
     embedding = 4 * config.get("vocab_size", 0) * config.get("hidden_size", 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import FAMILIES, VOCABULARY, Checkpoint, random_streams
+from tiny import FAMILIES, VOCABULARY, Checkpoint, random_streams, streaming_draft
 
 from mirror_edge import bundle
 from mirror_edge.bundle import Precision
@@ -229,8 +229,6 @@ def test_an_architecture_that_is_not_known(checkpoint: Checkpoint, tmp_path: Pat
 def test_a_large_draft_with_streams_is_several_packages_and_says_what_torch_says(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mirror_edge.export.streaming import StreamingDraft
-
     count, layers = 2, 2
     plain = checkpoint("Llama", tie_word_embeddings=True, num_hidden_layers=LAYERS)
     source = Path(shutil.copytree(plain, tmp_path / "draft"))
@@ -245,7 +243,7 @@ def test_a_large_draft_with_streams_is_several_packages_and_says_what_torch_says
 
     ids, rows = np.random.default_rng(0).integers(2, VOCABULARY, 60), np.arange(60)
     with torch.no_grad():
-        main, ahead = StreamingDraft.load(source).eval()(torch.from_numpy(ids)[None])
+        main, ahead = streaming_draft(source).eval()(torch.from_numpy(ids)[None])
     draft = CoreMLDraft(bundle.read(found.folder), "evaluator", Trace())
     draft.forward(ids[:9], rows[:9], 0, None, rows[8:9])
     led, close = np.array([0, 30, 50]), {"atol": 5e-4, "rtol": 0}

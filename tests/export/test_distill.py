@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import SHAPE as TINY
-from tiny import Checkpoint, make_tokenizer, write_tokenizer
+from tiny import Checkpoint, make_tokenizer, streaming_draft, write_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mirror_edge.errors import DataError, ExportError, OptionError
@@ -24,7 +24,6 @@ from mirror_edge.export import DraftShape, Recipe, acceptance, distill
 from mirror_edge.export.drafts import decoder, fresh, plain
 from mirror_edge.export.losses import text_loss
 from mirror_edge.export.schedule import Budget, Schedule
-from mirror_edge.export.streaming import StreamingDraft
 from mirror_edge.export.streams import STREAMS_FILE
 from mirror_edge.export.training import Stage, Stream, train
 
@@ -139,7 +138,7 @@ def test_the_report_and_the_targets_tokenizer_lie_in_the_drafts_folder(
     assert (target / "tokenizer.json").read_bytes() == (
         tmp_path / "draft" / "tokenizer.json"
     ).read_bytes()
-    streamed = StreamingDraft.load(tmp_path / "draft")
+    streamed = streaming_draft(tmp_path / "draft")
     assert (streamed.streams, streamed.layers) == (2, 1)
 
 

@@ -73,7 +73,7 @@ def test_streams_learn_what_the_draft_says_behind_its_own_tokens(model: LlamaFor
     """On a path of its own the draft is foreseeable; on a random text it would not be."""
     torch.manual_seed(1)
     draft = StreamingDraft(model, streams=1, layers=2, rank=16)
-    draft.freeze_model()
+    draft.model.requires_grad_(False)
     windows = torch.randint(0, 32, (16, 17))
     rows = torch.arange(16)
 

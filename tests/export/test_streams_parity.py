@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import numpy_helper
-from tiny import VOCABULARY, Checkpoint, random_streams
+from tiny import VOCABULARY, Checkpoint, random_streams, streaming_draft
 
 from mirror_edge import bundle
 from mirror_edge.devices import Device
@@ -49,11 +49,9 @@ def test_main_rows_and_streams_equal_torch(
     target: Path,
     tmp_path: Path,
 ) -> None:
-    from mirror_edge.export.streaming import StreamingDraft
-
     source = with_streams(checkpoint(family[0], **family[1]), tmp_path / "d", count, layers)
     made = export(target, source, tmp_path / "bundle", precision="fp32")
-    draft, model = opened(made), StreamingDraft.load(source).eval()
+    draft, model = opened(made), streaming_draft(source).eval()
     ids = np.random.default_rng(0).integers(2, VOCABULARY, 40)
 
     def torch_logits(text: Any) -> tuple[Any, Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mirror_edge.export.streams import Streams
+
+if TYPE_CHECKING:
+    from mirror_edge.export.streaming import StreamingDraft
 
 VOCABULARY = 320
 TEXT = "the quick brown fox jumps over the lazy dog and the slow grey wolf sleeps under the old oak"
@@ -189,6 +192,18 @@ def random_streams(count: int, layers: int, hidden: int = 64, rank: int = 8) -> 
     return Streams(
         **{name: (scale[name] * w).astype(np.float32) for name, w in weights.items()}, layers=layers
     )
+
+
+def streaming_draft(folder: Path) -> StreamingDraft:
+    """The checkpoint in `folder` with the streams beside it, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    from mirror_edge.export.streaming import StreamingDraft
+
+    found = Streams.read(folder)
+    assert found is not None
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float()
+    return StreamingDraft.of(model, found, folder)
 
 
 def write_genai_folder(folder: Path) -> Path:
