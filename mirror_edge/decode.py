@@ -24,7 +24,7 @@ from mirror_edge.driving import Parts, waited
 from mirror_edge.hypotheses import Branch
 from mirror_edge.ngram import foretold
 from mirror_edge.policy import Mode
-from mirror_edge.stats import Decided, DraftRecord, StepRecord
+from mirror_edge.stats import DraftRecord, StepRecord
 from mirror_edge.verify import Verdict
 
 __all__ = ["Said", "decode"]
@@ -194,8 +194,10 @@ def step(answer: Answer, asked: float) -> Step | None:
     (verdict, branch, rollout), proposed = outcome, len(answer.drafted)
     said = Said(answer.commit(verdict, branch), answer.finish_reason)
     answer.until = on.clock()
-    decided = partial(  # Made by the reader, while the devices are at work.
-        Decided,
+    record = partial(
+        StepRecord.of,
+        on.trace.take(),
+        (began, answer.until),
         mode=answer.plan.mode,
         waited=answer.waited,
         proposed=proposed,
@@ -210,5 +212,4 @@ def step(answer: Answer, asked: float) -> Step | None:
         foretold=foretold(answer.match.tokens, said.tokens),
         reviewed=answer.draft.reviewed,
     )
-    spans, window = on.trace.take(), (began, answer.until)
-    return Step(said, lambda: StepRecord.of(spans, window, decided()), answer.draft.record)
+    return Step(said, record, answer.draft.record)

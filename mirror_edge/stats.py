@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict, Unpack
 
 from mirror_edge.policy import DrafterName, Mode
 from mirror_edge.trace import Span, covered, overlap
@@ -16,9 +16,27 @@ if TYPE_CHECKING:
 __all__ = ["Decided", "DraftRecord", "Stats", "StepRecord"]
 
 
+class Decided(TypedDict):
+    """The fields of a `StepRecord` that the step itself decided."""
+
+    mode: Mode
+    waited: float
+    proposed: int
+    accepted: int
+    committed: int
+    depth: int
+    roots: int
+    rank: int | None
+    hit: bool | None
+    drafter: NotRequired[DrafterName]
+    match: NotRequired[int]
+    foretold: NotRequired[tuple[int, int]]
+    reviewed: NotRequired[Sequence[bool] | None]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Decided:
-    """What one step decided."""
+class StepRecord:
+    """One step: what it decided, and its times in seconds."""
 
     mode: Mode
     waited: float
@@ -44,12 +62,6 @@ class Decided:
     reviewed: Sequence[bool] | None = None
     """For tokens that the target generated alone, whether the draft would have predicted them;
     empty while it still reads them beside the target, None where it had not missed many."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRecord(Decided):
-    """One step: what it decided, and its times in seconds."""
-
     began: float
     """On the trace's clock."""
     seconds: float
@@ -97,7 +109,7 @@ class StepRecord(Decided):
         cls,
         spans: tuple[Sequence[Span], Sequence[Span]],
         window: tuple[float, float],
-        decided: Decided,
+        **decided: Unpack[Decided],
     ) -> StepRecord:
         """Sort the (calls, runs) that ended during the step by what they were.
 
@@ -111,7 +123,7 @@ class StepRecord(Decided):
         busy = {name: covered(some) for name, some in named.items()}
         rollout = [call for call in calls if call.name == "rollout"]
         return cls(
-            **vars(decided),
+            **decided,
             began=began,
             seconds=ended - began,
             prefix=busy.get("prefix", 0.0),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror_edge.stats import Decided, Stats, StepRecord
+from mirror_edge.stats import Stats, StepRecord
 from mirror_edge.trace import Span, Trace, covered, overlap
 
 
@@ -67,7 +67,9 @@ def step(
     roots: int = 6,
     hit: bool | None = True,
 ) -> StepRecord:
-    decided = Decided(
+    return StepRecord.of(
+        (calls, runs),
+        window,
         mode="mirror",
         waited=0.0,
         depth=4,
@@ -78,7 +80,6 @@ def step(
         roots=roots,
         hit=hit,
     )
-    return StepRecord.of((calls, runs), window, decided)
 
 
 CALLS = [
