@@ -12,79 +12,80 @@ if TYPE_CHECKING:
 
 __all__ = ["export_command"]
 
-PrecisionOption = Literal["int4", "int8", "fp16", "fp32"]
+_Precision = Literal["int4", "int8", "fp16", "fp32"]
 
 
 def export_command(
     target: Annotated[
         str,
         typer.Argument(
-            help="The model whose answers you want: a Hugging Face folder, a name on the hub, "
-            "a folder in ONNX Runtime GenAI's format, or one written by optimum-cli; for Core ML "
-            "also a bundle."
+            help="The model whose answers you want: a Hugging Face folder, a name on the hub, a "
+            "folder in ONNX Runtime GenAI's format, or one written by optimum-cli; with --format "
+            "coreml also an ONNX bundle."
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")],
     draft: Annotated[
         str | None,
         typer.Option(
-            help="The small model that guesses ahead, with the same tokenizer; early-exit: the "
-            "target's own first layers; left out: none, the n-gram drafter needs no model."
+            help="The small model that drafts, with the target's tokenizer; early-exit uses the "
+            "target's own first layers (default: none; the n-gram drafter needs no model)."
         ),
     ] = None,
     exit_layer: Annotated[
         str,
         typer.Option(
-            help="After how many layers the target names its candidates; auto is half, or what "
-            "--calibrate finds best."
+            help="Layer after which the exit head sits; auto is the middle layer, or the best one "
+            "found by --calibrate."
         ),
     ] = "auto",
     calibrate: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A file of text (JSON lines, or plain *.txt) that the exit head is fitted to; "
-            "repeatable."
+            help="Text file (JSON lines, or plain *.txt) to fit the exit head to; repeatable."
         ),
     ] = None,
     exit_rank: Annotated[
-        int | None, typer.Option(help="Of the fitted correction, 8 to 128.  [default: 64]")
+        int | None, typer.Option(help="Rank of the fitted correction, 8 to 128 (default: 64).")
     ] = None,
     precision: Annotated[
-        PrecisionOption | None,
-        typer.Option(help="Of the weights; int4 unless TARGET is an ONNX folder."),
+        _Precision | None,
+        typer.Option(help="Weight precision (default: int4; fixed for ONNX folders)."),
     ] = None,
     draft_precision: Annotated[
-        PrecisionOption | None, typer.Option(help="Of the draft's weights; as --precision.")
+        _Precision | None, typer.Option(help="The draft's weight precision (default: the same).")
     ] = None,
     format: Annotated[
         Literal["onnx", "coreml"],
-        typer.Option(help="What the graphs are: for ONNX Runtime, or for Apple's devices."),
+        typer.Option(help="Bundle format: ONNX Runtime, or Core ML for Apple devices."),
     ] = "onnx",
     context: Annotated[
         int | None,
-        typer.Option(help="Tokens that Core ML programs are made for; 4096 at most unless told."),
+        typer.Option(
+            help="Context length of the Core ML programs (default: the model's, at most 4096)."
+        ),
     ] = None,
     draft_for: Annotated[
         str | None,
-        typer.Option(help="Also write the draft for NPUs of this kind: qnn or openvino."),
+        typer.Option(help="Also write the draft for this kind of NPU: qnn or openvino."),
     ] = None,
     draft_vocabulary: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="How many tokens the draft can say, the commonest (lowest ids); by default all. "
-            "Fewer make it faster where the vocabulary is large.",
+            help="Limit the draft to the N most common tokens, i.e. the lowest ids (default: all). "
+            "This speeds up drafts with a large vocabulary.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing bundle.")] = False,
 ) -> None:
-    """Make a bundle of a target model and its draft, and check it against both."""
+    """Make a bundle from a target model and its draft, and check it against both."""
     from mirror_edge.apps.progress import stages
     from mirror_edge.errors import OptionError
     from mirror_edge.export import export
 
     if exit_layer != "auto" and not exit_layer.isdecimal():
-        raise OptionError(f"--exit-layer {exit_layer}: must be auto or a number.")
+        raise OptionError(f"--exit-layer {exit_layer}: must be auto or a whole number.")
     with stages() as show:
         made = export(
             target,
@@ -106,7 +107,7 @@ def export_command(
 
 
 def _print(made: Exported) -> None:
-    """Say what was written."""
+    """Print what was written, and how exact it is."""
     from rich.console import Console
     from rich.table import Table
 
@@ -126,20 +127,23 @@ def _print(made: Exported) -> None:
     )
     if made.calibration is not None:
         found = made.calibration.content()
-        rank = f"rank {found['rank']}" if found["rank"] else "the plain head foresees best there"
+        rank = (
+            f"rank {found['rank']}"
+            if found["rank"]
+            else "without a correction, which did not help there"
+        )
         console.print(
             f"Coverage on {found['held_out_rows']:,} held-out tokens (how often the next token is "
-            f"among κ candidates; {rank}), and what a step is expected to take, in "
-            "passes of the target:",
+            f"among κ candidates; {rank}), and the expected duration of a step, in target passes:",
             soft_wrap=True,
         )
         console.print(coverage_table(found["coverage"], found["expected_step"]))
         console.print()
-    files = Table("file", "size", "what it is", box=None)
+    files = Table("file", "size", "contents", box=None)
     for file, entry in manifest.files.items():
         files.add_row(file, _size(entry.bytes), _CONTENTS.get(file, ""))
     console.print(files)
-    console.print("\nChecked, in standard deviations of the logits:")
+    console.print("\nLargest deviations found, in standard deviations of the logits:")
     for name, off in made.deviations.items():
         console.print(f"  {name}: {off:.2g}")
     for note in made.notes:
@@ -151,18 +155,18 @@ def _print(made: Exported) -> None:
 _CONTENTS = {
     "target/prefix.onnx": "embedding and the layers up to the exit",
     "target/exit.onnx": "the exit head: candidates for the draft",
-    "target/suffix.onnx": "the layers behind the exit, and the LM head",
+    "target/suffix.onnx": "the layers after the exit, and the LM head",
     "target/weights.bin": "the weights of the target's graphs",
     "target/exit.bin": "the exit head's own weights",
-    "target/draft.onnx": "the target's own layers up to the exit, as the draft",
+    "target/draft.onnx": "the draft: the target's own layers up to the exit",
     "draft/draft.onnx": "the draft, with positions and mask as inputs",
     "draft/fixed_prefill.onnx": "the draft for NPUs, reading a prompt",
-    "draft/fixed_rollout.onnx": "the draft for NPUs, rolling out",
+    "draft/fixed_rollout.onnx": "the draft for NPUs, drafting branches",
     "draft/weights.bin": "the draft's weights",
-    "tokenizer.json": "the tokenizer that both share",
+    "tokenizer.json": "the tokenizer of both models",
     "tokenizer_config.json": "its settings",
-    "generation_config.json": "which tokens end an answer",
-    "coverage.json": "how well exit heads foresee, as measured here",
+    "generation_config.json": "end-of-sequence tokens and sampling defaults",
+    "coverage.json": "measured coverage of the exit heads",
     "chat_template.jinja": "how a conversation becomes a prompt",
 }
 

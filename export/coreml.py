@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,10 +105,11 @@ def run(
     on_progress: OnProgress,
 ) -> Exported:
     """See `mirror_edge.export.export`."""
-    refuse_taken(output, force=options.force)
+    refuse = partial(refuse_taken, output, force=options.force)
+    refuse()
     models = find_models(target, draft, options, on_progress)
     coremltools()  # or a refusal, before the models are read
-    with whole_folder(output) as folder:
+    with whole_folder(output, refuse) as folder:
         refuse_without_space(output, bytes_needed(models, options))
         inherited = _inherited_exit(models.target, options)
         one = _write_target(models, inherited, folder, options, on_progress)

@@ -24,7 +24,7 @@ from mirror_edge.export import DraftShape, Recipe, conversations, distill, texts
 from mirror_edge.export.drafts import decoder, load_model
 from mirror_edge.export.hardware import move, pick_device
 from mirror_edge.export.losses import early_exit_loss
-from mirror_edge.export.output import whole_folder
+from mirror_edge.export.output import refuse_existing, whole_folder
 from mirror_edge.export.schedule import Budget, Schedule
 from mirror_edge.export.source import locate, read_json
 from mirror_edge.export.training import Checkpoint, Progress, Stage, Stream, train
@@ -134,7 +134,7 @@ def train_target(
         checkpoint=checkpoint,
         on_progress=_Percents(),
     )
-    with whole_folder(output) as partial:
+    with whole_folder(output, lambda: refuse_existing(output)) as partial:
         save(model.eval(), tokenizer, partial)
         (partial / RUN_FILE).write_text(json.dumps(asdict(run), indent=2) + "\n")
     checkpoint.file.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from mirror_edge.export.drafts import fresh, load_model, plain, replaced_streams
 from mirror_edge.export.hardware import autocast, move, pick_device
 from mirror_edge.export.losses import distillation_loss, streaming_loss, text_loss
 from mirror_edge.export.material import Material
-from mirror_edge.export.output import whole_folder
+from mirror_edge.export.output import refuse_existing, whole_folder
 from mirror_edge.export.outputs import OwnOutputs
 from mirror_edge.export.recipe import DraftShape, Recipe
 from mirror_edge.export.schedule import Budget, Schedule
@@ -105,8 +105,7 @@ def run(
     on_progress: Callable[[Status], None],
 ) -> Distilled:
     """See `mirror_edge.export.distill`."""
-    if output.exists():
-        raise OptionError(f"-o {output}: exists already. Choose another folder, or delete it.")
+    refuse_existing(output)
     if recipe.lossless and isinstance(draft, DraftShape):
         raise OptionError("--lossless keeps a draft's own predictions, so it needs --draft.")
     device = pick_device(recipe.device)
@@ -183,7 +182,7 @@ def run(
     made = Distilled(
         output, parameters, ran, volume, *exam.grade(student, teacher), notes=tuple(notes)
     )
-    with whole_folder(output) as partial:
+    with whole_folder(output, lambda: _refuse_created(output, checkpoint)) as partial:
         unchanged = of_draft if recipe.lossless else None
         save(student, partial, of_target, tokenizer, unchanged=unchanged)
         (partial / REPORT_FILE).write_text(json.dumps(made.as_dict(), indent=2) + "\n")
@@ -300,6 +299,15 @@ def _notes(volume: Volume, ran: Run, parameters: int, *, fresh: bool) -> list[st
             "each parameter are usual. It would go on learning with more time."
         )
     return notes
+
+
+def _refuse_created(output: Path, checkpoint: Checkpoint) -> None:
+    """Refuse to replace what was created at `output` during hours of training."""
+    if output.exists():
+        raise OptionError(
+            f"-o {output}: was created while the draft was trained. Move it away and run the same "
+            f"command again: {checkpoint.file} keeps what was trained."
+        )
 
 
 def _has_compiler() -> bool:

@@ -7,24 +7,36 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mirror_edge.bundle import MANIFEST
 from mirror_edge.errors import ExportError, OptionError
 
-__all__ = ["refuse_taken", "refuse_without_space", "whole_folder"]
+__all__ = ["refuse_existing", "refuse_taken", "refuse_without_space", "whole_folder"]
 
 
-def refuse_taken(
-    output: Path, *, force: bool, label: str = "mirror_edge.json", kind: str = "bundle"
-) -> None:
-    """Raise when something is at `output` that may not be replaced.
+def refuse_existing(output: Path) -> None:
+    """Refuse an `output` where there is something already.
 
-    A folder of this `kind` has the file `label`.
+    Raises:
+        OptionError: naming it.
+    """
+    if output.exists():
+        raise OptionError(f"-o {output}: already exists. Choose another folder, or delete it.")
+
+
+def refuse_taken(output: Path, *, force: bool, label: str = MANIFEST, kind: str = "bundle") -> None:
+    """Refuse an `output` that cannot be written, or where something is that may not be replaced.
+
+    With `force`, a folder of this `kind` may be, which is known by its file `label`.
+
+    Raises:
+        OptionError: naming what is there.
     """
     if output.exists() and not force:
         raise OptionError(
-            f"-o {output}: exists already. Choose another folder, or replace it with --force."
+            f"-o {output}: already exists. Choose another folder, or replace it with --force."
         )
     if output.is_dir() and any(output.iterdir()) and not (output / label).is_file():
         raise OptionError(
@@ -40,8 +52,16 @@ def refuse_taken(
 
 
 @contextlib.contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes `output` when the block ends well."""
+def whole_folder(output: Path, refuse: Callable[[], None]) -> Iterator[Path]:
+    """A temporary folder beside `output` that becomes `output` when the block ends well.
+
+    It replaces what is there by then, unless `refuse` raises: a long block gives others the time to
+    create something.
+
+    Raises:
+        OptionError: when `output` cannot be written.
+        ExportError: when the disk is full, or another error of the system.
+    """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
@@ -51,6 +71,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
         ) from error
     try:
         yield partial
+        refuse()
         partial.chmod(0o755)
         _replace(partial, output)
     except OSError as error:
@@ -66,7 +87,11 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 
 def refuse_without_space(output: Path, needed: int) -> None:
-    """Raise when the disk that `output` goes to has less than `needed` bytes left."""
+    """Refuse to start when the disk that `output` goes to has less than `needed` bytes left.
+
+    Raises:
+        ExportError: with both numbers.
+    """
     folder = next(path for path in output.absolute().parents if path.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -77,7 +102,7 @@ def refuse_without_space(output: Path, needed: int) -> None:
 
 
 def _replace(partial: Path, output: Path) -> None:
-    """Put `partial` in `output`'s place; what was there is kept until the new one stands."""
+    """Move `partial` to `output`; what was there is only deleted once the new one is in place."""
     if not output.exists():
         partial.rename(output)
         return
@@ -98,7 +123,7 @@ def _no_space(output: Path) -> ExportError:
 
 
 def _ran_out(error: BaseException | None) -> bool:
-    """Whether a full disk is behind `error`, whatever it was turned into on its way."""
+    """Whether a full disk caused `error`, whatever it was turned into on its way."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -77,10 +77,11 @@ def run(
     on_progress: OnProgress,
 ) -> Exported:
     """See `mirror_edge.export.export`."""
-    refuse_taken(output, force=options.force)
+    refuse = partial(refuse_taken, output, force=options.force)
+    refuse()
     documents = _documents(options.calibrate)
     models = find_models(target, draft, options, on_progress)
-    with whole_folder(output) as folder:
+    with whole_folder(output, refuse) as folder:
         refuse_without_space(output, bytes_needed(models, options))
         built = _build(models, folder, options, on_progress)
         leave, found = _choose_exit(models, built, folder, documents, options, on_progress)

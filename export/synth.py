@@ -79,7 +79,8 @@ def synth(
         ExportError: too little disk.
     """
     output = Path(output).expanduser()
-    refuse_taken(output, force=force, label=_LABEL, kind="planted pair")
+    refuse = partial(refuse_taken, output, force=force, label=_LABEL, kind="planted pair")
+    refuse()
     target = shape_of(asked.target_shape, "--target-shape")
     draft = shape_of(asked.draft_shape, "--draft-shape", target.vocabulary)
     if target.layers < 2:
@@ -106,7 +107,7 @@ def synth(
         "target": (target, target_planting(language, BYTES, f"{asked.seed} target")),
         "draft": (draft, draft_planting(language, f"{asked.seed} draft")),
     }
-    with whole_folder(output) as folder:
+    with whole_folder(output, refuse) as folder:
         needed = sum(size(shape.config(), dtype) for shape, _ in models.values())
         refuse_without_space(output, needed)
         count = {}

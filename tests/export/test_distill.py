@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mirror_edge.errors import DataError, ExportError, OptionError
 from mirror_edge.export import DraftShape, Recipe, acceptance, distill
+from mirror_edge.export.distillation import Status
 from mirror_edge.export.drafts import decoder, fresh, plain
 from mirror_edge.export.losses import text_loss
 from mirror_edge.export.schedule import Budget, Schedule
@@ -292,8 +293,37 @@ def test_a_draft_of_another_tokenizer_is_refused(
 
 
 def test_what_is_there_is_not_written_over(target: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="exists already"):
+    with pytest.raises(OptionError, match="already exists"):
         distill(target, SHAPE, [data], tmp_path, recipe=recipe())
+
+
+@quick
+def test_nor_is_what_was_created_meanwhile_and_the_training_is_kept(
+    target: Path, data: Path, tmp_path: Path
+) -> None:
+    output, settings = tmp_path / "draft", recipe(tokens=20_000)
+
+    def create(status: Status) -> None:
+        if status.stage == "Measuring":
+            output.touch()
+
+    with pytest.raises(OptionError, match=r"was created while .*draft\.checkpoint keeps"):
+        distill(target, SHAPE, [data], output, recipe=settings, on_progress=create)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "draft.checkpoint"]
+    assert output.read_bytes() == b""
+    output.unlink()
+    stages: list[tuple[str, float]] = []
+    made = distill(
+        target,
+        SHAPE,
+        [data],
+        output,
+        recipe=settings,
+        on_progress=lambda status: stages.append((status.stage, status.share)),
+    )
+    assert made.run.tokens >= 20_000
+    assert all(share >= 1.0 for stage, share in stages if stage in {"text", "distillation"})
+    assert [path.name for path in tmp_path.iterdir()] == ["draft"]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_the_command_writes_a_bundle_and_says_what_it_is(
     assert "Exit after layer 2 of 3; the exit head names 320 of 320 tokens." in done.stdout
     for name in bundle.read(output).manifest.files:
         assert re.search(rf"{name} +[\d.,]+ (kB|MB)", done.stdout)
-    assert "Checked, in standard deviations of the logits:" in done.stdout
+    assert "Largest deviations found, in standard deviations of the logits:" in done.stdout
     assert "Checking the draft" in done.stderr
 
 
@@ -52,8 +52,22 @@ def test_an_export_that_is_told_to_end_leaves_nothing(
 
 
 def test_an_exit_layer_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--exit-layer half: must be auto or a number"):
+    with pytest.raises(OptionError, match="--exit-layer half: must be auto or a whole number"):
         export_command("a", "b", tmp_path / "bundle", exit_layer="half")
+
+
+def test_an_error_before_any_stage_prints_nothing_else(tmp_path: Path) -> None:
+    arguments = ["nowhere", "-o", str(tmp_path / "bundle"), "--exit-rank", "64"]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, OptionError)
+    assert done.output == ""
+
+
+def test_the_help_names_every_default() -> None:
+    done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
+    shown = " ".join(done.stdout.split())
+    for default in ("(default: 64)", "(default: int4; fixed for ONNX folders)", "[default: auto]"):
+        assert default in shown
 
 
 def test_the_command_is_light_to_import() -> None:

@@ -22,7 +22,7 @@ def test_an_existing_bundle_is_replaced_only_by_force(
 ) -> None:
     output = tmp_path / "bundle"
     export(target, draft, output, precision="fp32", exit_layer=1)
-    with pytest.raises(OptionError, match=r"bundle: exists already. .* --force"):
+    with pytest.raises(OptionError, match=r"bundle: already exists. .* --force"):
         export(target, draft, output, precision="fp32", exit_layer=2)
     assert bundle.read(output).manifest.target.exit_layer == 1
     export(target, draft, output, precision="fp32", exit_layer=2, force=True)
@@ -43,6 +43,22 @@ def test_force_never_removes_what_is_no_bundle(target: Path, draft: Path, tmp_pa
     with pytest.raises(OptionError, match=r"cat.jpg: is a file"):
         export(target, draft, output / "cat.jpg", force=True)
     assert (output / "cat.jpg").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_created_meanwhile_is_not_replaced(
+    force: bool, target: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "photos"
+
+    def create(stage: str, _: float) -> None:
+        if stage == "Writing the bundle" and not output.exists():
+            output.mkdir()
+            (output / "cat.jpg").touch()
+
+    with pytest.raises(OptionError, match="photos: is not a bundle" if force else "already exists"):
+        export(target, None, output, precision="fp32", force=force, on_progress=create)
+    assert [path.name for path in tmp_path.rglob("*")] == ["photos", "cat.jpg"]
 
 
 def test_a_failing_replacement_keeps_the_old_bundle(

@@ -287,7 +287,7 @@ def test_the_command_writes_a_labelled_pair(tmp_path: Path) -> None:
     for role in ("target", "draft"):
         for file in ("config.json", "tokenizer_config.json"):
             assert json.loads((folder / role / file).read_text())["planted"] == asked
-    with pytest.raises(OptionError, match="pair: exists already"):
+    with pytest.raises(OptionError, match="pair: already exists"):
         CliRunner().invoke(app, command, catch_exceptions=False)
     assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
     (folder / "planted.json").unlink()
