@@ -1,4 +1,4 @@
-"""How often a draft is right, by the place in its window."""
+"""How often draft tokens are accepted, by their position in the window."""
 
 from __future__ import annotations
 
@@ -17,40 +17,43 @@ if TYPE_CHECKING:
 __all__ = ["Acceptance"]
 
 _PRIOR, _WEIGHT = 0.6, 12.0
+"""The acceptance rate assumed at first, and the number of observations it counts as."""
 _LASTING = 256.0
-"""Observations after which an old one counts for 1/e."""
+"""Number of observations after which an old one is weighted by 1/e."""
 _CHANGED = 0.15
-"""So much the latest observations differ by chance hardly ever: the text has become another one."""
+"""A larger difference between the recent and the lasting rate is hardly chance: the text
+changed."""
 _AFRESH = 8.0
-"""Observations that what is held then counts for, since some of them are of the old one."""
+"""Observations that the averages count as then: few, since some are of the old text."""
 _PLACES = 7
-"""Places of a window that are told apart."""
+"""Window positions with counts of their own."""
 _ALIKE = 16.0
-"""Observations that the mean over all places counts for in each of them."""
+"""Observations that the mean over all positions counts as at each position."""
 
 
 @dataclass
 class Acceptance:
-    """Of a draft token whose predecessors in the window were accepted.
+    """The acceptance rate of draft tokens whose predecessors in the window were all accepted.
 
-    What is remembered goes far back, lest a dozen unlucky windows decide; but where the latest ones
-    differ by more than chance would have it, what was before them is forgotten.
+    The lasting average reaches far back, so that a dozen unlucky windows decide nothing. But when
+    the latest observations differ from it by more than chance explains, everything before them is
+    forgotten.
     """
 
     lasting: Fading = field(default_factory=lambda: Fading(_PRIOR, _WEIGHT, _LASTING))
-    """Over all places."""
+    """Over all positions, with a long memory."""
     latest: Fading = field(default_factory=lambda: Fading(_PRIOR, _WEIGHT))
-    """The same, soon forgotten."""
+    """The same with a short memory."""
     places: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, _PLACES)))
-    """By place, from d1 on: how many such tokens were accepted, of how many."""
+    """[2, positions], from d1 on: tokens accepted, and tokens judged."""
 
     @property
     def mean(self) -> float:
-        """What to expect, over all places."""
+        """The expected rate over all positions."""
         return self.lasting.mean
 
     def add(self, accepted: int, proposed: int) -> None:
-        """Note a window: the target judges what it accepts and the first that it does not."""
+        """Record a window; the target judged its accepted tokens and the first rejected one."""
         judged = min(accepted + 1, proposed)
         if not judged:
             return
@@ -66,16 +69,19 @@ class Acceptance:
             self.places[:] = 0.0
 
     def review(self, right: Sequence[bool]) -> None:
-        """Note the windows that would have been, had the draft been asked for these tokens."""
+        """Record the windows that would have resulted, had the draft proposed these tokens.
+
+        `right` is whether it would have proposed the target's own token.
+        """
         at = 0
         while at < len(right):
             window = right[at : at + _PLACES]
             accepted = next((place for place, good in enumerate(window) if not good), len(window))
             self.add(accepted, len(window))
-            at += accepted + 1  # The token behind the accepted ones is the target's own.
+            at += accepted + 1  # The token after the accepted ones is the target's own.
 
     def chances(self, window: int) -> NDArray[np.float64]:
-        """For each of so many places; one that was seldom seen is taken to be like the others."""
+        """The rate at each of `window` positions; rarely seen positions are drawn to the mean."""
         found = np.full(window, self.mean)
         right, seen = self.places[:, :window]
         found[: len(seen)] = (right + _ALIKE * self.mean) / (seen + _ALIKE)

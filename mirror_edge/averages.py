@@ -1,4 +1,4 @@
-"""Averages that forget, so that what changes is noticed."""
+"""Averages that forget, so that changes are noticed."""
 
 from __future__ import annotations
 
@@ -13,72 +13,73 @@ if TYPE_CHECKING:
 __all__ = ["MEMORY", "Fading", "Typical"]
 
 MEMORY = 48.0
-"""Observations after which an old one counts for 1/e of a new one."""
+"""Number of observations after which an old one is weighted by 1/e."""
 _LAST = 24
-"""Times of which the median counts."""
+"""How many of the latest values the median is taken over."""
 
 
 @dataclass
 class Fading:
-    """A mean that forgets: it starts at `prior`, as if `weight` observations had said so."""
+    """A fading mean that starts at `prior`, as if that were the mean of `weight` observations."""
 
     prior: InitVar[float]
     weight: InitVar[float] = 4.0
     memory: float = MEMORY
-    """See there."""
+    """Number of observations after which an old one is weighted by 1/e."""
     _sum: float = field(init=False)
     _count: float = field(init=False)
 
     def __post_init__(self, prior: float, weight: float) -> None:
-        """With what is held before anything was seen."""
+        """Start from the prior."""
         self._sum, self._count = prior * weight, weight
 
     def add(self, value: float, count: float = 1.0) -> None:
-        """Note `count` observations of mean `value`."""
+        """Record `count` observations of mean `value`."""
         keep = (1.0 - 1.0 / self.memory) ** count
         self._sum = self._sum * keep + value * count
         self._count = self._count * keep + count
 
     @property
     def mean(self) -> float:
-        """What to expect."""
+        """The current mean."""
         return self._sum / self._count
 
     @property
     def learnt(self) -> tuple[float, float]:
-        """The sum of what was noted, and how much that was."""
+        """The weighted sum of the observations, and their total weight."""
         return self._sum, self._count
 
     def go_on(self, learnt: tuple[float, float]) -> None:
-        """From what another one had learnt."""
+        """Continue from what another instance had `learnt`."""
         self._sum, self._count = map(float, learnt)
 
 
 @dataclass
 class Typical:
-    """What a time mostly is: the median of the last ones, so that a machine's bad moments, which
-    come in bursts and always make things slower, do not count.
+    """A typical time: the median of the latest ones.
+
+    A machine's slowdowns come in bursts and only ever make things slower; a median ignores them.
     """
 
     prior: float
     weight: int = 2
-    """So often it is held to have been seen."""
+    """How many observations `prior` counts as."""
     _last: deque[float] = field(default_factory=lambda: deque(maxlen=_LAST))
 
     def add(self, value: float) -> None:
-        """Note one."""
+        """Record a value."""
         self._last.append(value)
 
     @property
     def value(self) -> float:
-        """What to expect."""
+        """The median."""
         return statistics.median((*[self.prior] * self.weight, *self._last))
 
     @property
     def learnt(self) -> list[float]:
-        """The last ones."""
+        """The latest values."""
         return list(self._last)
 
     def go_on(self, learnt: Iterable[float]) -> None:
-        """From what another one had learnt."""
+        """Continue from what another instance had `learnt`."""
         self._last.extend(map(float, learnt))

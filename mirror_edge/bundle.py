@@ -1,7 +1,7 @@
 """A bundle: one folder with the graphs of a target and its draft, the tokenizer, and a manifest.
 
-The manifest, ``mirror_edge.json``, says what the graphs are and holds the SHA-256 of every file.
-`read` refuses what it cannot vouch for; `write_manifest` makes the manifest of a finished folder.
+The manifest, ``mirror_edge.json``, describes the graphs and holds the SHA-256 of every file. `read`
+refuses a bundle that does not match it; `write_manifest` writes it for a finished folder.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ __all__ = [
 
 MANIFEST = "mirror_edge.json"
 COVERAGE = "coverage.json"
-"""How well exit heads foresee the target's tokens, where export measured it."""
+"""How well exit heads predict the target's tokens; written if export measured it."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder whose manifest was read and whose files were checked."""
+    """A folder whose manifest has been read and whose files have been checked."""
 
     folder: Path
     manifest: Manifest
@@ -67,12 +67,12 @@ class Bundle:
 
 
 def demo() -> Path:
-    """The folder of the pair that comes with the package."""
+    """The folder of the demo pair that comes with the package."""
     return Path(__file__).parent / "demo"
 
 
 def digest(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """The SHA-256 of a file, read in blocks; `on_bytes` hears the size of each."""
+    """The SHA-256 of a file, read in blocks; `on_bytes` is called with the size of each."""
     sha = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -89,9 +89,9 @@ def write_manifest(
     draft: DraftSpec | None,
     packages: Mapping[str, Package] | None = None,
 ) -> Manifest:
-    """Hash every file under `folder` and write its manifest, last and atomically.
+    """Hash every file under `folder` and write the manifest, last and atomically.
 
-    With `packages` it is a bundle for Core ML.
+    With `packages` it is a Core ML bundle.
     """
     partial = folder / (MANIFEST + ".partial")
     partial.unlink(missing_ok=True)
@@ -117,7 +117,7 @@ def write_manifest(
 def read(folder: Path, *, verify: bool = True) -> Bundle:
     """Read and check a bundle.
 
-    Sizes are always checked; with `verify` so are the hashes.
+    Sizes are always checked, and with `verify` the hashes too.
 
     Raises:
         BundleError: naming the file at fault, what is wrong with it, and what to do.
@@ -141,7 +141,7 @@ def read(folder: Path, *, verify: bool = True) -> Bundle:
         raise BundleError(f"{path}: has no schema version. Export again.")
     if schema > SCHEMA:
         raise BundleError(
-            f"{path}: schema version {schema} is newer than this program knows ({SCHEMA}). "
+            f"{path}: schema version {schema} is newer than this program supports ({SCHEMA}). "
             "Upgrade mirror-edge."
         )
     manifest = parse(raw, path)
@@ -164,10 +164,10 @@ def _check_file(folder: Path, name: str, spec: FileSpec, *, verify: bool) -> Non
     if size != spec.bytes:
         raise BundleError(
             f"{path}: has {size:,} bytes where the manifest says {spec.bytes:,}. "
-            "It is truncated or was changed; copy the bundle again or export again."
+            "It is truncated or was modified; copy the bundle again or export again."
         )
     if found != spec.sha256:
         raise BundleError(
-            f"{path}: its SHA-256 is not the manifest's, so its content was changed. "
+            f"{path}: its SHA-256 is not the manifest's, so its content was modified. "
             "Copy the bundle again or export again."
         )

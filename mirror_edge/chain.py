@@ -1,7 +1,7 @@
-"""A branch that stands alone and guesses nothing: a token a forward, plainly causal.
+"""A serial draft: one branch without guesses, one token per forward, causal attention.
 
-Serial drafts are made of it, between two passes of the target, where every microsecond counts; it
-needs none of the bookkeeping of `Growth`, of which it is the simplest case.
+It runs between two passes of the target, where every microsecond counts, so it does without the
+bookkeeping of `Growth`, of which it is the simplest case.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Chain"]
 
 
 class Chain:
-    """One branch right behind the main rows, on its way to `depth` tokens."""
+    """One branch directly after the main rows, growing to `depth` tokens."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Chain:
         branch: Growing,
         depth: int,
     ) -> None:
-        """`branch` continues the whole of `trunk`, and has no rows yet."""
+        """`branch` continues all of `trunk` and has no rows yet."""
         self._graph, self._sampler, self._trunk = graph, sampler, trunk
         self._branch, self._depth, self._slot = branch, depth, len(trunk)
         self._known = known(graph, sampler)

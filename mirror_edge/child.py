@@ -1,4 +1,4 @@
-"""The process that a draft lives in: how it is started, asked, and ended."""
+"""The process that runs the draft: how it is started, called and ended."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ if TYPE_CHECKING:
 __all__ = ["Child", "ChildError"]
 
 _OPENING = 300.0
-"""Seconds to open the draft in: some drivers compile it first."""
+"""Seconds allowed for opening the draft: some drivers compile it first."""
 _ENDING = 2.0
-"""Seconds for a child to release its device in."""
+"""Seconds allowed for a child to release its device."""
 _RECENT = 32
+"""How many of the latest calls are timed."""
 
 
 class ChildError(Exception):
-    """What is the matter with a child."""
+    """What went wrong with a child."""
 
 
 class Child:
-    """One process and the wire to it."""
+    """A child process and the connection to it."""
 
     def __init__(self, folder: Path, device: Device, threads: int) -> None:
-        """Start it."""
+        """Start the process."""
         self.pace: deque[float] = deque(maxlen=_RECENT)
-        """Seconds a row that the last calls took."""
+        """Seconds per row in the latest calls."""
         self.placed: dict[str, dict[str, int]] = {}
-        """How many nodes of each graph run on which provider, once it is open."""
+        """How many nodes of each graph run on which provider, once the draft is open."""
         self._device = device
         self.process, connection = _spawn(
             command("mirror_edge.draft_server", str(folder), str(device), str(threads))
@@ -56,7 +57,7 @@ class Child:
         """Wait until the draft is open.
 
         Raises:
-            DeviceError: if it is not.
+            DeviceError: if it does not open.
         """
         try:
             said = self._receive(_OPENING)
@@ -73,10 +74,10 @@ class Child:
             ) from None
 
     def ask(self, message: Message, rows: int, dropped: Dropped | None = None) -> Message:
-        """The reply to a call that feeds so many rows and may take `message.floats[0]` seconds.
+        """The reply to a call that feeds `rows` rows and may take `message.floats[0]` seconds.
 
         Raises:
-            ChildError: if there is none in time.
+            ChildError: if no valid reply arrives in time.
         """
         seconds, began = message.floats[0], time.perf_counter()
         with self._asking:
@@ -94,12 +95,12 @@ class Child:
             finally:
                 dropped.tell_no_more(drop)
         if (reply.kind, reply.call) != (Kind.DONE, message.call) or len(reply.floats) % 2:
-            raise ChildError("invalid reply: a message of another call")
+            raise ChildError("invalid reply: it belongs to another call")
         self.pace.append((time.perf_counter() - began) / max(rows, 1))
         return reply
 
     def how_it_ended(self) -> str:
-        """What became of the process."""
+        """How the process ended, as a clause of a message."""
         try:
             code = self.process.wait(_ENDING)
         except subprocess.TimeoutExpired:
@@ -109,7 +110,7 @@ class Child:
         return f"it was killed by {next((s.name for s in signal.Signals if s == -code), -code)}"
 
     def end(self) -> None:
-        """Let the process release its device and end; kill it if it does not."""
+        """Let the process release its device and exit; kill it if it does not."""
         self._wire.end()
         try:
             self.process.wait(_ENDING)
@@ -117,18 +118,18 @@ class Child:
             self.kill()
 
     def kill(self) -> None:
-        """End the process whatever it does."""
+        """Kill the process, whatever it is doing."""
         self.process.kill()
 
     def release(self) -> None:
-        """Release the wire, once the process has ended."""
+        """Close the connection, once the process has ended."""
         with self._asking:
             self._wire.close()
 
     def _drop(self, call: int, dropped: Dropped) -> None:
-        """Tell it which of the call's branches nobody wants any more, called from any thread."""
+        """Tell the child which branches are no longer wanted; called from any thread."""
         only = () if dropped.is_set() or dropped.all_but is None else dropped.all_but
-        with contextlib.suppress(OSError):  # Whoever waits for the reply will see.
+        with contextlib.suppress(OSError):  # The thread that waits for the reply notices.
             self._wire.send(Message(Kind.DROP, call, only))
 
     def _receive(self, seconds: float) -> Message:
@@ -146,10 +147,10 @@ class Child:
 
 
 def _spawn(words: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A process of this interpreter, and our end of a socket pair.
+    """A process running `words`, and this end of a socket pair.
 
-    The other end is its standard input. What it prints goes nowhere, what it complains of to our
-    standard error. Ctrl-C does not reach it.
+    The other end is the process's standard input. Its standard output is discarded and its standard
+    error is passed through. Ctrl-C does not reach it.
     """
     ours, theirs = socket.socketpair()
     with theirs:

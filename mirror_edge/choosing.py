@@ -1,7 +1,7 @@
-"""`auto`: which device the target and the draft go to, by what was measured on each.
+"""Device `auto`: which device each model runs on, by measurement.
 
-Every device was tried once with the bundle at hand, in a child process; what came of it is kept
-until the bundle, the device's package or its driver changes. Emulated devices are never chosen.
+Every device is probed once with the bundle, in a child process. The result is kept until the
+bundle, the device's package or its driver changes. Emulated devices are never chosen.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ __all__ = ["AUTO", "Choice", "choose"]
 AUTO = "auto"
 
 _WRONG = 0.25
-"""A device whose logits differ so much from the CPU's is not trusted; see `Probe.error`."""
+"""A device whose logits are this far from the CPU's is not used; see `Probe.error`."""
 _PROBE = "probe.json"
 _USUAL = {"onnx": "cpu", "coreml": "coreml"}
-"""By the format of the bundle. Core ML itself names a device for each model."""
+"""The default device, by bundle format; `coreml` assigns a unit to each model."""
 
 
 class Choice(NamedTuple):
@@ -40,13 +40,16 @@ class Choice(NamedTuple):
     target: Device
     draft: Device
     reason: str
-    """One line; empty if nothing was left to choose."""
+    """One line; empty if there was nothing to choose."""
 
 
 def choose(bundle: Bundle, target: str, draft: str, on_try: Callable[[str], None]) -> Choice:
-    """The devices that these names stand for, of which either may be `auto`.
+    """The devices that these names stand for; either may be `auto`.
 
-    `on_try` hears which device is tried, which may take minutes.
+    `on_try` is called with a line for each device that is probed, which may take minutes.
+
+    Raises:
+        DeviceError: for cores that this process cannot use.
     """
     kind = bundle.manifest.format
     usual, reasons = Device(_USUAL[kind]), []
@@ -57,7 +60,7 @@ def choose(bundle: Bundle, target: str, draft: str, on_try: Callable[[str], None
         if name != AUTO:
             chosen[role] = Device.parse(name)
             continue
-        # Two models on one device would take turns; the CPU's cores can be shared out.
+        # Two models on one device would take turns, except that a CPU's cores can be divided.
         able = [found for found in there if role in found.roles]
         if role == "draft":
             able = [found for found in able if not _is(found, chosen["target"])]
@@ -83,7 +86,7 @@ def _cpu() -> Found:
 
 
 def _candidates() -> list[Found]:
-    """What is worth measuring beside the CPU."""
+    """The devices worth measuring besides the CPU."""
     return [
         found
         for found in all_devices()
@@ -96,7 +99,7 @@ def _sound(tried: Probe) -> bool:
 
 
 def _tried(bundle: Bundle, role: Role, found: Found, on_try: Callable[[str], None]) -> Probe:
-    """A probe of a device, from now or before."""
+    """A kept or a new probe of a device."""
 
     def now() -> Probe:
         on_try(f"Trying {found.name} for the {role} (once per bundle and driver).")
@@ -128,7 +131,7 @@ def _why(role: Role, chosen: str, tried: Iterable[Probe]) -> str:
         if one.failure:
             figures.append(f"{one.device} {one.failure.splitlines()[0]}")
         elif not _sound(one):
-            figures.append(f"{one.device} wrong by {one.error:.2g}")
+            figures.append(f"{one.device} off by {one.error:.2g}")
         else:
             figures.append(f"{one.device} {1e3 * one.step:.1f} ms")
     return f"{role} on {chosen} ({', '.join(figures)})"

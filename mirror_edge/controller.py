@@ -1,8 +1,8 @@
-"""The controller of mode `auto`: the plan that promises the most tokens a second.
+"""The controller of mode `auto`: chooses the plan that should give the most tokens per second.
 
-It predicts every plan's step by the step law, from measured costs and from what the steps so far
-have taught, and takes the best. What a mode cannot teach is found out by trying another one now and
-then (`trial.py`); the more that cost, the rarer.
+It predicts every plan's step time by the step law, from measured costs and what previous steps have
+shown, and takes the best. What a mode cannot show is learned by trying another one now and then
+(`trial.py`); the more a trial costs, the later the next one.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ _TEACHERS: dict[Mode, tuple[Mode, ...]] = {
     "sd": ("ar", "mirror"),
     "mirror": ("ar",),
 }
-"""Whom to learn from: the target alone shows how fast it is, a window what the draft is worth, the
-mirror what its roots hit."""
+"""The modes to try from each mode, for what it cannot show itself: the target alone shows its own
+speed, a window the draft's acceptance rate, the mirror the hit rate of its roots."""
 _FAR = 1.5
-"""The target alone is not asked while it is held to be slower than that: its times are no guess.
-Nor is a draft, once it has said what it would have said to what it had missed."""
+"""A mode predicted to be slower by this factor is not tried: the target alone, whose times are
+known, or a draft that has just been reviewed."""
 _NEAR = 1.2
-"""The same of a draft that has been in use before, so that its times are no guess either."""
+"""The same for a draft that has been used before, so that its times are known too."""
 _WORTH = 0.97
-"""Of the target's own time a token: a draft must promise to be faster by so much. What promises
-most among a hundred plans is often held for better than it is."""
+"""Share of the target's own time per token below which a draft is used. The best of a hundred
+predictions is often too good to be true."""
 _STAY = 0.99
-"""The same of a draft that is in use: not every unlucky dozen windows should end it."""
+"""The same for a draft in use, which a dozen unlucky windows should not end."""
 _SURE = 0.95
-"""Of the plan's time a token: what is looked up must be faster by so much."""
+"""Share of the plan's time per token below which a window is looked up."""
 _EVERY = 4
-"""Steps between two looks at what is looked up."""
+"""Plans between two updates of the windows to look up."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 48, 384
-"""Tokens between two trials that cost nothing."""
+"""Tokens between two trials, at first and at most, if the trials cost nothing."""
 _LONGEST_WAIT = 1024
-"""Tokens before the next trial, whatever the last one cost."""
+"""Most tokens before the next trial, whatever the last one cost."""
 _HOLD: dict[Mode, int] = {"ar": 8, "sd": 2, "mirror": 2}
-"""So often a plan that lasts is kept at most before it is weighed again: that takes time from the
+"""How often at most a stable plan is kept before it is reconsidered, which takes time from the
 lanes."""
 
 
 @dataclass
 class _Turn:
-    """When a mode is tried again, in tokens."""
+    """When a mode may be tried again, in tokens."""
 
     pause: int = _FIRST_PAUSE
     until: int = _FIRST_PAUSE
@@ -60,37 +60,38 @@ class _Turn:
 
 @dataclass
 class Controller:
-    """Chooses for one pair on its devices; keeps what it has learnt between answers."""
+    """Chooses for one pair on its devices; keeps what it has learned between answers."""
 
     costs: Costs
     experience: Experience = field(default_factory=Experience)
     probing: bool = False
-    """Whether the last plan was for one step only."""
+    """Whether the last plan is for one step only."""
     _chosen: Strategy | None = None
     _pace: float = 0.0
-    """Seconds that a token takes under it, by prediction."""
+    """Predicted seconds per token of the chosen plan."""
     _hold: int = 0
-    """How often it was to be kept when it was last weighed."""
+    """How often it could be kept when it was last evaluated."""
     _held: int = 0
-    """Those of them to come."""
+    """How often it may still be kept."""
     _among: Sequence[Strategy] = ()
-    """What was chosen from last: plans that stand under the `_law`, and `_windows` looked up."""
+    """The plans last chosen from: those of the `_law`, and looked-up ones with `_windows`."""
     _law: StepLaw | None = None
     _windows: Sequence[int] = ()
     _look_up: tuple[int, ...] = ()
     """See `Strategy.look_up`."""
     _given: tuple[tuple[Strategy, tuple[int, ...]], Strategy] | None = None
-    """A plan and what it was to look up, and the two in one."""
+    """A plan with the windows to look up, and the two combined."""
     _planned: int = 0
+    """Plans made from these so far."""
     _copying: bool = False
-    """Whether the last step was looked up: a trial would cost more than it is booked for."""
+    """Whether the last window was looked up: a trial would cost more than it is charged for."""
     _trial: Trial | None = None
-    """The last one, over or not."""
+    """The latest one, finished or not."""
     _turns: dict[Mode, _Turn] = field(default_factory=lambda: {"ar": _Turn(), "mirror": _Turn()})
-    """Of the target alone, and of the draft in either mode."""
+    """For the target alone, and for the draft in either mode."""
 
     def plan(self, among: Sequence[Strategy]) -> Strategy:
-        """The next step's plan."""
+        """The plan for the next step."""
         law = self._law
         if law is None or (among is not self._among and among != self._among):
             law = self._law = self._begin(among)
@@ -107,7 +108,7 @@ class Controller:
         return self._given[1]
 
     def _begin(self, among: Sequence[Strategy]) -> StepLaw:
-        """Choose from these from now on."""
+        """Choose from `among` from now on."""
         self._planned = 0
         self._windows = [plan.window for plan in among if plan.drafter == "ngram"]
         drafted = [plan for plan in among if plan.drafter == "model"]
@@ -136,7 +137,7 @@ class Controller:
             self._hold = 0
             if before is not None and (left := self._turns.get(before.mode)) is not None:
                 left.until = max(left.until, left.pause)
-            if before is None or "ar" in (chosen.mode, before.mode):  # It may be another text now.
+            if before is None or "ar" in (chosen.mode, before.mode):  # The text may have changed.
                 for turn in self._turns.values():
                     turn.pause = max(turn.pause // 2, _FIRST_PAUSE)
                     turn.until = max(turn.until, turn.pause)
@@ -146,7 +147,7 @@ class Controller:
         teachers = [] if self._copying else self._due(law, chosen.mode)
         if not teachers:
             return chosen
-        # The one that is held to come closest is the first to be asked.
+        # The one predicted to be fastest is tried first.
         seconds, tried = min((best[mode] for mode in teachers), key=lambda found: found[0])
         turn = self._turn(tried.mode)
         turn.pause = turn.until = min(2 * turn.pause, _LONGEST_PAUSE)
@@ -156,25 +157,26 @@ class Controller:
         return trial.next()
 
     def _reconsider(self, trial: Trial, law: StepLaw) -> None:
-        """Go on with the best plan of its mode, now that the draft is known better; or end it,
-        where windows have nothing to add to that, and weigh all plans.
+        """After a review: continue the trial with the best plan of its mode, or end it and evaluate
+        all plans, if windows would add nothing.
         """
         trial.reviewed, best, mode = False, self._best(law), trial.plan.mode
         seconds, trial.plan = best[mode]
         far = _NEAR if self.experience.host[mode].learnt else _FAR
         if self._turn(mode).pause == _LONGEST_PAUSE:
-            far = math.inf  # Its times are learnt in its windows only, and may be out of date.
+            # Its times are learned only while it is used, so they may be out of date.
+            far = math.inf
         if not _WORTH < seconds / best["ar"][0] < far:
             trial.left = self._held = 0
 
     def _best(self, law: StepLaw) -> dict[Mode, tuple[float, Strategy]]:
-        """The plan of each mode that promises most, and its seconds a token."""
+        """By mode: the predicted seconds per token of its best plan, and that plan."""
         seconds = law.seconds_a_token(self.experience)
         best = {mode: at[seconds[at].argmin()] for mode, at in law.modes.items()}
         return {mode: (float(seconds[at]), law.plans[at]) for mode, at in best.items()}
 
     def _due(self, law: StepLaw, mode: Mode) -> list[Mode]:
-        """Whom `mode` should ask now."""
+        """The modes that should now be tried from `mode`."""
         return [
             teacher
             for teacher in _TEACHERS[mode]
@@ -185,7 +187,7 @@ class Controller:
         return self._turns["ar" if mode == "ar" else "mirror"]
 
     def _looked_up(self, windows: Sequence[int]) -> tuple[int, ...]:
-        """By the length of a match: the window to look up where that is faster than the plan."""
+        """By length of a match: the window to look up, if that beats the plan; otherwise 0."""
         costs, known = self.costs, self.experience
         target, host = known.pace.factor("ar"), known.pace.now.value * known.host["ar"].value
         steps = [target * (costs.prefix(n + 1) + costs.suffix(n + 1)) + host for n in windows]
@@ -199,7 +201,7 @@ class Controller:
         return tuple(found)
 
     def learn(self, step: StepRecord) -> None:
-        """Take in what a step was like."""
+        """Learn from a step."""
         self.experience.learn(step, self.costs)
         for mode, turn in self._turns.items():
             if self._chosen is None or mode != self._chosen.mode:

@@ -1,7 +1,7 @@
 """From tokens back to text, piece by piece.
 
-A token need not end where a character ends. A stream gives out every character as soon as its last
-byte is there, and never half of one.
+A token need not end where a character ends. A stream emits every character as soon as its last byte
+has arrived, and never part of one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class TextStream(ABC):
 
     @abstractmethod
     def push(self, ids: Sequence[int]) -> str:
-        """The text that became final with these tokens."""
+        """The text that becomes final with these tokens."""
 
     @abstractmethod
     def finish(self) -> str:
-        """The rest, where a character that was never completed is U+FFFD."""
+        """The rest of the text; a character that was never completed becomes U+FFFD."""
 
 
 def opener(tokenizer: Tokenizer) -> Callable[[], TextStream]:
-    """What opens a new `TextStream` of this tokenizer; streams share what they learn of tokens."""
+    """Opens `TextStream`s of this tokenizer, which share a cache of tokens."""
     spelling = _Spelling(tokenizer)
     chain = _decoder_chain(tokenizer)
     if [step["type"] for step in chain] == ["ByteLevel"]:
@@ -45,7 +45,7 @@ def opener(tokenizer: Tokenizer) -> Callable[[], TextStream]:
 
 # --- tokens that are bytes ------------------------------------------------------------------------
 
-# `tokenizers` gives one U+FFFD a byte in byte-fallback, one a broken sequence in byte-level.
+# `tokenizers` emits a U+FFFD per byte with byte fallback, per broken sequence if byte-level.
 _EACH_BYTE = "mirror_edge.each_byte"
 
 
@@ -59,7 +59,7 @@ codecs.register_error(_EACH_BYTE, _replace_each_byte)
 
 
 class _ByteStream(TextStream):
-    """For tokenizers where each token stands for bytes, whatever its neighbours are."""
+    """For tokenizers in which a token stands for the same bytes whatever its neighbours are."""
 
     def __init__(self, table: _TokenBytes, errors: str, leading: tuple[str, int] = ("", 0)) -> None:
         self._table = table
@@ -73,7 +73,7 @@ class _ByteStream(TextStream):
         return self._stripped(self._decoder.decode(b"", final=True))
 
     def _stripped(self, text: str) -> str:
-        """`text` without what the tokenizer drops from the start of an answer."""
+        """`text` without what the tokenizer strips from the start of an answer."""
         while text and self._drops:
             if not text.startswith(self._drop):
                 self._drops = 0
@@ -84,7 +84,7 @@ class _ByteStream(TextStream):
 
 
 class _TokenBytes(dict[int, bytes]):
-    """The bytes of each token, worked out when first asked for; a skipped token has none."""
+    """The bytes of each token, computed on first use; a skipped token has none."""
 
     def __init__(self, spelling: _Spelling, to_bytes: Callable[[str], bytes]) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class _Spelling:
 
 
 def _decoder_chain(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The steps of the tokenizer's decoder, as tokenizer.json writes them."""
+    """The steps of the tokenizer's decoder, as in tokenizer.json."""
     if tokenizer.decoder is None:
         return []
     spec = json.loads(tokenizer.decoder.__getstate__())
@@ -129,7 +129,7 @@ _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
 def _byte_level(spelled: str) -> bytes:
     try:
         return bytes(_BYTE_OF[character] for character in spelled)
-    except KeyError:  # an added token, spelled as it reads
+    except KeyError:  # an added token, spelled literally
         return spelled.encode()
 
 
@@ -139,7 +139,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 def _byte_fallback(
     chain: list[dict[str, Any]],
 ) -> tuple[Callable[[str], bytes], tuple[str, int]] | None:
-    """Of a decoder `Replace*, ByteFallback, Fuse, [Strip]`: tokens' bytes, and what it strips.
+    """For a decoder `Replace*, ByteFallback, Fuse, [Strip]`: tokens' bytes, and what it strips.
 
     None for any other decoder.
     """
@@ -153,7 +153,7 @@ def _byte_fallback(
     strip: dict[str, Any] = {"content": " ", "start": 0, "stop": 0}
     if kinds[-1] == "Strip":
         strip = chain[-1]
-    if strip["stop"]:  # it would take back what was given out
+    if strip["stop"]:  # it would remove text that was already emitted
         return None
 
     def to_bytes(spelled: str) -> bytes:
@@ -169,18 +169,18 @@ def _byte_fallback(
 
 
 class _WindowStream(TextStream):
-    """For any other decoder: decodes the last tokens anew, holds back only a trailing U+FFFD."""
+    """For any other decoder: decodes the latest tokens again and holds back a trailing U+FFFD."""
 
     WINDOW = 16
-    """Tokens kept as the context of the next; a decoder looks no further than its neighbours."""
+    """Tokens kept as context for the next ones; a decoder looks no further than its neighbours."""
 
     def __init__(self, spelling: _Spelling) -> None:
         self._spelling = spelling
         self._ids: list[int] = []
-        self._given = 0  # characters of the window's text that were given out
+        self._given = 0  # characters of the window's text already emitted
 
     def push(self, ids: Sequence[int]) -> str:
-        # A skipped token is no context: a window of nothing else would look like a fresh start.
+        # Skipped tokens are no context: a window of nothing else would decode like a new text.
         self._ids += [token for token in ids if self._spelling(token) is not None]
         text = self._decode(self._ids)
         new = text.rstrip("\ufffd")[self._given :]
@@ -195,7 +195,7 @@ class _WindowStream(TextStream):
         return rest
 
     def _slide(self, text: str) -> None:
-        """Forget old tokens, where what is left reads as it did with them."""
+        """Forget old tokens if the others decode to the same text without them."""
         if len(self._ids) < 2 * self.WINDOW:
             return
         tail = self._ids[-self.WINDOW :]

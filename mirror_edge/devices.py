@@ -15,9 +15,18 @@ if TYPE_CHECKING:
     from mirror_edge.protocols import DraftGraph, ExitHead, Target
     from mirror_edge.trace import Trace
 
-__all__ = ["Device", "Found", "Role", "Runtime", "all_devices", "available_memory", "runtime_for"]
+__all__ = [
+    "Device",
+    "Found",
+    "Role",
+    "Runtime",
+    "all_devices",
+    "available_memory",
+    "runtime_for",
+    "usable_cores",
+]
 
-ENTRY_POINTS = "mirror_edge.runtimes"
+_ENTRY_POINTS = "mirror_edge.runtimes"
 
 Role = Literal["target", "draft"]
 
@@ -29,7 +38,7 @@ _HINTS: dict[Format, str] = {
 
 @dataclass(frozen=True)
 class Device:
-    """A place to run a graph: a kind, and within it cores (``cpu:0-3``) or a unit (``coreml:gpu``).
+    """Where to run a graph: a kind, and cores (``cpu:0-3``) or a unit of it (``coreml:gpu``).
 
     Without a unit the runtime chooses one.
     """
@@ -43,7 +52,7 @@ class Device:
         """``cpu``, ``cpu:0``, ``cpu:0-3`` or ``cpu:0,2``; other kinds by name or ``kind:unit``.
 
         Raises:
-            DeviceError: for cores that are no numbers or that this process may not use.
+            DeviceError: for cores that are not numbers or that this process cannot use.
         """
         kind, _, detail = text.partition(":")
         if kind != "cpu" or not detail:
@@ -79,7 +88,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Found:
-    """A device of this machine, or what stands in the way of one."""
+    """A device of this machine, or the reason why there is none of a kind."""
 
     name: str
     """As `Device.parse` takes it."""
@@ -91,32 +100,32 @@ class Found:
     """npu, gpu or cpu."""
     vendor: str = ""
     memory: str = ""
-    """Of its own, where known."""
+    """Size of its own memory, if known."""
     formats: tuple[Format, ...] = ("onnx",)
-    """Of bundles that it runs."""
+    """Formats of the bundles that it runs."""
     roles: tuple[Role, ...] = ("target", "draft")
     """What it can be used for."""
     usable: bool = False
     emulated: bool = False
-    """Whether it only stands for a real one, in tests."""
+    """Whether it only emulates a real one, for tests."""
     driver: str = ""
-    """What else the system tells of it."""
+    """What else the system reports about it."""
     note: str = ""
     """What is missing, or what to know about it."""
 
 
 class Runtime(Protocol):
-    """Opens the graphs of a bundle on one kind of device. Found by entry point."""
+    """Opens the graphs of a bundle on one kind of device; found by entry point."""
 
     formats: Collection[str]
-    """The formats of bundles that it runs; see `Manifest.format`."""
+    """Formats of the bundles that it runs; see `Manifest.format`."""
 
     def devices(self) -> list[Found]:
-        """The devices of this kind; without any, one line that says how to get one."""
+        """The devices of this kind; if there are none, one entry that says how to get one."""
         ...
 
     def draft_process(self, device: Device) -> bool:
-        """Whether a draft on `device` had better be in a child process.
+        """Whether a draft on `device` should run in a child process.
 
         That is so for drivers that may abort, hang, or hold the GIL while they compute.
         """
@@ -131,7 +140,7 @@ class Runtime(Protocol):
         ...
 
     def open_exit(self, bundle: Bundle, device: Device, threads: int, trace: Trace) -> ExitHead:
-        """The target's exit head on `device`, the draft's.
+        """The target's exit head on `device`, the draft's device.
 
         Raises:
             DeviceError: if it cannot run there.
@@ -143,9 +152,9 @@ def runtime_for(device: Device, format: Format) -> Runtime:
     """The runtime registered for this kind of device.
 
     Raises:
-        DeviceError: for a kind nobody registered, or whose runtime does not run this format.
+        DeviceError: for a kind without a runtime, or one whose runtime does not run this format.
     """
-    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    found = {point.name: point for point in entry_points(group=_ENTRY_POINTS)}
     if device.kind not in found:
         raise DeviceError(
             f"unknown device {device.kind!r}; choose one of {', '.join(sorted(found))}."
@@ -160,8 +169,8 @@ def runtime_for(device: Device, format: Format) -> Runtime:
 
 
 def all_devices() -> list[Found]:
-    """The devices of all registered kinds, and what stands in the way of others."""
-    points = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    """The devices of all registered kinds, and the reasons why others are missing."""
+    points = sorted(entry_points(group=_ENTRY_POINTS), key=lambda point: point.name)
     return [found for point in points for found in point.load()().devices()]
 
 
@@ -173,9 +182,9 @@ def usable_cores() -> frozenset[int]:
 
 
 def available_memory() -> int | None:
-    """Bytes of main memory to be had: what is free on Linux, what is built in elsewhere.
+    """Bytes of main memory: what is available on Linux, what is installed elsewhere.
 
-    None where it cannot be told.
+    None if unknown.
     """
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
