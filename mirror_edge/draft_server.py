@@ -1,8 +1,8 @@
-"""The draft in a process of its own: opens the bundle's draft graph and does what it is asked.
+"""The draft in a child process: opens the bundle's draft graph and answers calls.
 
 ``python -m mirror_edge.draft_server FOLDER DEVICE THREADS``, with one end of a socket pair as its
-standard input (on Windows, what `socket.share` made of it); see `process.py` for the other end.
-It ends when that end is gone.
+standard input (on Windows, the bytes from `socket.share`); see `process.py` for the other end. It
+exits when the other end is gone.
 """
 
 from __future__ import annotations
@@ -24,25 +24,23 @@ from mirror_edge.hypotheses import Root
 from mirror_edge.lanes import Dropped
 from mirror_edge.protocols import Drafter
 from mirror_edge.rollout import ModelDrafter
-from mirror_edge.sampling import Sampler, Sampling
+from mirror_edge.sampling import FORESIGHT, Sampler, Sampling
 from mirror_edge.trace import Trace
 from mirror_edge.wire import Asked, Kind, Message, Wire, in_line
 
 __all__ = ["serve"]
 
 _OPENING = 600.0
-"""Seconds until an opening that nobody stopped stops itself."""
+"""Seconds after which opening is aborted, if the parent has not ended it before."""
 _GRACE = 1.0
-"""Seconds that the other end has to end a call which takes too long, before it ends itself."""
-_FORESIGHT = 24
-"""So many positions ahead sampling noise is made ready, once the branches have left."""
+"""Seconds that the parent has to end an overdue call before this process ends itself."""
 _ROWS, _ROOTS, _DEPTH = 16, 8, 3
-"""What is tried before the first call."""
+"""Sizes of the warm-up before the first call."""
 
 
 def main() -> None:
     """Serve until the other end is gone."""
-    # Ctrl-C goes to every process of the terminal; what it means is for the other end to say.
+    # Ctrl-C reaches every process of the terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     folder, device, threads = sys.argv[1:]
     wire = Wire(_connection())
@@ -72,7 +70,7 @@ def serve(wire: Wire, drafter: Drafter, trace: Trace) -> None:
     while True:
         message = wire.receive()
         if message.kind not in (Kind.PREFILL, Kind.REVIEW, Kind.ROLLOUT):
-            continue  # A drop that came after the branches had left.
+            continue  # A drop that arrived after the branches were sent.
         _end_after(message.floats[0] + _GRACE)
         found: Sequence[int] = ()
         try:
@@ -96,11 +94,11 @@ def serve(wire: Wire, drafter: Drafter, trace: Trace) -> None:
         _end_after(None)
         times = [moment for run in trace.take()[1] for moment in (run.start, run.end)]
         wire.send(Message(Kind.DONE, message.call, found, times))
-        sampler.prepare(place, place + _FORESIGHT)
+        sampler.prepare(place, place + FORESIGHT)
 
 
 class _Dropped(Dropped):
-    """Set once the other end has dropped the call; looks when it is asked."""
+    """Set once the other end has dropped the call; checks for messages when queried."""
 
     def __init__(self, wire: Wire, call: int) -> None:
         super().__init__()
@@ -118,7 +116,7 @@ class _Dropped(Dropped):
 
 
 def _connection() -> socket.socket:
-    """The socket that stands in for standard input, which becomes empty."""
+    """The socket passed as standard input, which the null device then replaces."""
     if sys.platform == "win32":
         return socket.fromshare(sys.stdin.buffer.read())
     connection = socket.socket(fileno=os.dup(0))
@@ -129,7 +127,7 @@ def _connection() -> socket.socket:
 
 
 def _open(folder: Path, device: Device, threads: int, trace: Trace) -> tuple[ModelDrafter, float]:
-    """The draft, warmed up, and the seconds that a row takes then."""
+    """The draft, warmed up, and its seconds per row."""
     if device.cores:
         os.sched_setaffinity(0, device.cores)
     bundle = bundles.read(folder, verify=False)
@@ -146,7 +144,7 @@ def _open(folder: Path, device: Device, threads: int, trace: Trace) -> tuple[Mod
 
 
 def _end_after(seconds: float | None) -> None:
-    """Have the system end this process after `seconds`, whatever hangs then; None: do not."""
+    """Have the system end this process after `seconds`, even if it hangs; None cancels that."""
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_REAL, seconds or 0.0)
     elif seconds is None:

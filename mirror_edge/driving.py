@@ -1,4 +1,4 @@
-"""Work that is done elsewhere, as a generator of parts: what to hand out, and what to wait for.
+"""Work done elsewhere, as a generator of parts: output, and the futures to wait for.
 
 The same generator serves plain code, which waits in place, and an event loop, which awaits.
 """
@@ -16,17 +16,17 @@ __all__ = ["Parts", "drive", "drive_async", "waited"]
 T = TypeVar("T")
 
 Parts = Generator[T | Future[Any], None, None]
-"""What to hand out, and futures: whoever asks for the next part waits for them, before or then."""
+"""Yields output, and the futures that its next part depends on."""
 
 
 def waited(future: Future[T]) -> Generator[Future[T], None, T]:
-    """Within `Parts`: the future as a part, and its result once that was waited for."""
+    """Within `Parts`: yield the future, then return its result."""
     yield future
     return future.result()
 
 
 def drive(parts: Parts[T]) -> Generator[T]:
-    """The parts without the futures; this thread waits."""
+    """The output of `parts`, without the futures; this thread waits for them."""
     with closing(parts):
         for part in parts:
             if not isinstance(part, Future):
@@ -34,11 +34,11 @@ def drive(parts: Parts[T]) -> Generator[T]:
 
 
 async def drive_async(parts: Parts[T]) -> AsyncGenerator[T]:
-    """The parts without the futures; the running event loop goes on meanwhile."""
+    """The output of `parts`, without the futures; the running event loop awaits them."""
     with closing(parts):
         for part in parts:
             if isinstance(part, Future):
-                with suppress(Exception):  # It is `parts` that asks for the result.
+                with suppress(Exception):  # `parts` itself asks for the result.
                     await asyncio.wrap_future(part)
             else:
                 yield part

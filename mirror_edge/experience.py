@@ -1,6 +1,6 @@
-"""What the steps so far have taught: how often the draft is right, and how long things really take.
+"""What previous steps have shown: how often the draft is right, and how long things really take.
 
-Everything is forgotten slowly, so that a text that changes its character is noticed.
+Old observations fade, so that a change in the text is noticed.
 """
 
 from __future__ import annotations
@@ -26,75 +26,77 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST_MATCH", "Experience"]
 
 LONGEST_MATCH = 4
-"""Tokens of a match in prompt and answer that are told apart."""
+"""Tokens of the longest match in prompt and answer that is looked for."""
 
-_STRANGE: dict[Mode, int] = {"ar": 1, "sd": 3, "mirror": 3}
-"""First steps whose times say little: a draft still works at what nobody wants any more, or reads
-what it has missed, and nothing of it is in the processor's caches."""
+_UNRELIABLE: dict[Mode, int] = {"ar": 1, "sd": 3, "mirror": 3}
+"""Steps after a change of mode whose times are unreliable: a draft is still working on something
+dropped, or reading what it missed, and has left the CPU caches."""
 _RANKS = 64
-"""Ranks of an outcome among the roots that are told apart."""
+"""Ranks of the outcome among the roots that are counted."""
 
 
 @dataclass
 class Experience:
-    """Of one pair on its devices, over all the answers it has given.
+    """What has been learned about one pair on its devices, over all its answers.
 
-    The times are factors on what `Costs` says, the host's share is in seconds; both as they would
-    be at a pace of 1.
+    Times are factors on those of `Costs`, except for the host's, which are in seconds; both are
+    relative to a pace of 1.
     """
 
     acceptance: Acceptance = field(default_factory=Acceptance)
     look_up: tuple[Fading, ...] = field(
         default_factory=lambda: tuple(Fading(0.3) for _ in range(LONGEST_MATCH))
     )
-    """How often a token that is looked up is right, by the length of the match, from 1 on."""
+    """How often a looked-up token is right, by length of the match, from 1."""
     ranks: NDArray[np.float64] = field(
         default_factory=lambda: np.array([4.0 * 0.5 ** (rank + 1) for rank in range(_RANKS + 1)])
     )
-    """How often the outcome stood at each rank of the roots; the last is for those nowhere."""
+    """How often the outcome had each rank among the roots; the last entry is for none of them."""
     pace: Pace = field(default_factory=Pace)
-    """Of the target; all other times go along with it."""
+    """The target's; all other times are relative to it."""
     beside: Typical = field(default_factory=lambda: Typical(1.0))
-    """Of the suffix with a rollout beside it, on top of that."""
+    """The suffix while a rollout runs, on top of `Costs.beside`."""
     fresh: dict[Mode, Typical] = field(
         default_factory=lambda: {mode: Typical(1.0) for mode in get_args(Mode)}
     )
-    """By mode: it is slower behind a rollout that was dropped."""
+    """The serial draft, by mode: it is slower after a rollout that was dropped."""
     rollout: Typical = field(default_factory=lambda: Typical(1.0))
+    """A rollout that hits, on top of `Costs.rollout`."""
     host: dict[Mode, Typical] = field(
         default_factory=lambda: {
             mode: Typical(1e-4 if mode == "ar" else 3e-4) for mode in get_args(Mode)
         }
     )
+    """Seconds of a step beyond the step law, by mode."""
     _last: Mode | None = None
-    _strange: int = 0
-    """Steps to come whose times say little."""
+    _unreliable: int = 0
+    """Coming steps whose times do not count."""
 
     def learn(self, step: StepRecord, costs: Costs) -> None:
-        """Take in one step."""
+        """Learn from a step."""
         right, judged = step.foretold
         if judged:
             self.look_up[step.match - 1].add(right / judged, judged)
         if step.reviewed is not None:
             self.acceptance.review(step.reviewed)
-            self._strange = max(self._strange, 1)  # The draft was reading beside the target.
-        if step.drafter == "ngram":  # Its times are of no mode.
-            self._strange = max(self._strange, _STRANGE["ar"])
+            self._unreliable = max(self._unreliable, 1)  # The draft was reading alongside.
+        if step.drafter == "ngram":  # Its times belong to no mode.
+            self._unreliable = max(self._unreliable, _UNRELIABLE["ar"])
             return
         self.acceptance.add(step.accepted, step.proposed)
         if step.roots:
             self.ranks *= 1.0 - 1.0 / MEMORY
             self.ranks[_RANKS if step.rank is None else min(step.rank, _RANKS)] += 1.0
         if self._last not in (None, step.mode) and "ar" in (self._last, step.mode):
-            self._strange = _STRANGE[step.mode]
+            self._unreliable = _UNRELIABLE[step.mode]
         self._last = step.mode
-        if self._strange:
-            self._strange -= 1
+        if self._unreliable:
+            self._unreliable -= 1
         else:
             self._time(step, costs)
 
     def _time(self, step: StepRecord, costs: Costs) -> None:
-        """How long things took in it."""
+        """Learn how long its parts took."""
         rows = step.proposed + 1
         if step.mode == "mirror":
             factor = _ratio(step.prefix, costs.prefix(rows))
@@ -113,22 +115,22 @@ class Experience:
             self.rollout.add(_ratio(step.rollout, expected * pace))
 
     def tokens(self, window: int) -> list[float]:
-        """How many a step commits, 1 + Σ_j Π_{i<=j} p_i, for every window from 0 to `window`."""
+        """Tokens a step commits, 1 + Σ_j Π_{i<=j} p_i, for every window from 0 to `window`."""
         reached = np.cumprod(self.acceptance.chances(window))
         found: list[float] = np.cumsum([1.0, *reached]).tolist()
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """What was learnt, as plain JSON values."""
+        """What was learned, as plain JSON values."""
         learnt = {name: mean.learnt for name, mean in self._means().items()}
         return {"means": learnt} | {name: table.tolist() for name, table in self._tables().items()}
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Experience:
-        """From what `as_dict` gave, or JSON of it.
+        """The inverse of `as_dict`, also after a round trip through JSON.
 
         Raises:
-            ValueError: for anything else; so do KeyError and TypeError.
+            ValueError, KeyError, TypeError: for anything else.
         """
         found = cls()
         for name, table in found._tables().items():
@@ -141,7 +143,7 @@ class Experience:
         return found
 
     def _means(self) -> dict[str, Fading | Typical]:
-        """All the means and medians, by name."""
+        """All means and medians, by name."""
         found: dict[str, Fading | Typical] = {"beside": self.beside, "rollout": self.rollout}
         found |= {"acceptance": self.acceptance.lasting, "accepted lately": self.acceptance.latest}
         found |= {f"look_up.{length}": fading for length, fading in enumerate(self.look_up, 1)}
@@ -151,16 +153,16 @@ class Experience:
         return found | {f"host.{mode}": fading for mode, fading in self.host.items()}
 
     def _tables(self) -> dict[str, NDArray[np.float64]]:
-        """All the tables of counts, by name."""
+        """All tables of counts, by name."""
         return {"ranks": self.ranks, "places": self.acceptance.places}
 
     def hit_rates(self, roots: NDArray[np.integer]) -> NDArray[np.float64]:
-        """How often the outcome is among so many best roots, for each number of them."""
+        """How often the outcome is among the best roots, for each number of roots."""
         among = np.cumsum(self.ranks)
         found: NDArray[np.float64] = among[np.minimum(roots, _RANKS) - 1] / among[-1]
         return found
 
 
 def _ratio(measured: float, expected: float) -> float:
-    """How far off, within reason: a machine that slept says nothing about its devices."""
+    """The ratio, within limits: a machine that slept says nothing about its devices."""
     return min(max(measured / max(expected, 1e-9), 0.2), 5.0)

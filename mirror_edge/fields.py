@@ -1,4 +1,4 @@
-"""Dataclasses out of JSON: a missing, foreign or mistyped field is refused by name."""
+"""Dataclasses from JSON: a missing, unknown or mistyped field is refused by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _JSON_TYPES = {"int": int, "str": str}
 
 
 def checked(kind: type[Any], raw: object, path: Path, where: str) -> dict[str, Any]:
-    """The fields of the dataclass `kind` out of `raw`, which stands at `where` in `path`."""
+    """The fields of the dataclass `kind` from `raw`, which stands at `where` in `path`.
+
+    Raises:
+        BundleError: naming the field at fault.
+    """
     if not isinstance(raw, dict):
         raise BundleError(f"{path}: {where} must be an object. Export again.")
     known = {field.name: field for field in dataclasses.fields(kind)}

@@ -1,7 +1,7 @@
-"""How much guessing ahead pays: learnt from what rollouts took.
+"""How far ahead a rollout should guess, learned from the times that rollouts took.
 
-A guess saves forwards as often as it is right, and makes every forward wider. Where width costs
-nothing all of them pay; on a CPU some may pay for one branch and none for eight.
+A right guess saves a forward, and every guess makes forwards wider. Where width costs nothing, all
+guesses pay off; on a CPU some may pay off for one branch but none for eight.
 """
 
 from __future__ import annotations
@@ -13,29 +13,30 @@ from collections import deque
 __all__ = ["Foresight"]
 
 _TRIES = 3
-"""Rollouts that a choice is judged by."""
+"""Rollouts by which a way of guessing is judged."""
 _UNKNOWN = -1.0
 _HOPELESS = 1.5
-"""A way that takes so many times the fastest one's time tells that wider ones do not pay either."""
+"""If a way takes this many times as long as the fastest, wider ones are not tried."""
 _SOONEST, _LATEST = 24, 768
-"""Rollouts until the choices that lost are tried again, at first and at most."""
+"""Rollouts before the slower ways are tried again, at first and at most."""
 
 
 class _Choices:
-    """What was measured of rollouts with about the same number of branches."""
+    """Measurements of rollouts with about the same number of branches."""
 
     def __init__(self, most: int) -> None:
         self.times = [deque[float](maxlen=_TRIES) for _ in range(most + 1)]
-        """Seconds a token of a branch, by the way that was used."""
+        """Seconds per token of a branch, by way of guessing."""
         self.medians = [_UNKNOWN] * (most + 1)
-        """`_UNKNOWN` while there are too few of them."""
+        """Medians of `times`; `_UNKNOWN` while there are too few."""
         self.wait = self.left = _SOONEST
+        """Rollouts between two such trials, and rollouts before the next."""
 
 
 class Foresight:
-    """Chooses how a rollout guesses ahead: the way that was fastest for its branches.
+    """Chooses how a rollout guesses ahead: in the way that was fastest for its number of branches.
 
-    Ways are numbered, from 0 for not at all to the widest.
+    Ways are numbered from 0, no guesses, to the widest.
     """
 
     def __init__(self, most: int) -> None:
@@ -44,19 +45,19 @@ class Foresight:
         self._known: dict[int, _Choices] = {}
 
     def choose(self, branches: int, most: int) -> int:
-        """The way, up to `most`, in which a rollout of so many branches should guess."""
+        """The way, up to `most`, in which a rollout of `branches` branches should guess."""
         size = branches.bit_length()
         if size not in self._known:
             self._known[size] = _Choices(self._most)
         known = self._known[size]
         medians = known.medians[: most + 1]
-        # The least, and of those that are not known yet the first.
+        # The fastest, or the first that is still unknown.
         best = medians.index(min(medians))
         if medians[best] == _UNKNOWN:
             return best
         known.left -= 1
         if known.left == 0:
-            # It may be another text by now. The longer nothing changes, the rarer the question.
+            # The text may have changed. The longer nothing does, the rarer the trials.
             known.wait = known.left = min(2 * known.wait, _LATEST)
             for n, seconds in enumerate(known.times):
                 if n != best:
@@ -65,7 +66,7 @@ class Foresight:
         return best
 
     def learn(self, branches: int, way: int, seconds: float) -> None:
-        """A rollout that guessed in that `way` took `seconds` a token of a branch."""
+        """Record that a rollout guessing in this `way` took `seconds` per token of a branch."""
         known = self._known[branches.bit_length()]
         times = known.times[way]
         times.append(seconds)

@@ -1,4 +1,4 @@
-"""A head start: the draft goes on by itself while the target's prefix runs."""
+"""A head start: the draft continues on its own while the target's prefix runs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _WITHIN = 0.9
 
 
 class HeadStart:
-    """Measures how many draft tokens fit beside the prefix, and drafts them there."""
+    """Measures how many draft tokens fit into the prefix's time, and drafts them in it."""
 
     def __init__(self, lane: Lane, clock: Clock) -> None:
-        """On the draft's lane."""
+        """Run head starts on the draft's `lane`."""
         self._lane, self._clock = lane, clock
         self._made: Future[None] | None = None
         self._beside = 0.0
@@ -28,15 +28,15 @@ class HeadStart:
         """Seconds per token in the last head start; 0 before the first."""
 
     def fitting(self) -> int:
-        """How many tokens fit beside the prefix; one before anything has been measured."""
+        """How many tokens fit; one before anything has been measured."""
         return int(_WITHIN * self._beside / self._token) if self._token else 1
 
     def none(self) -> None:
-        """This step has none."""
+        """Note that this step has no head start."""
         self._made = None
 
     def make(self, tokens: int, draft: Callable[[], object]) -> None:
-        """Have `draft` draft so many tokens for each branch that it chooses."""
+        """Have `draft` draft `tokens` tokens for each branch that it chooses."""
 
         def call() -> None:
             began = self._clock()
@@ -46,10 +46,10 @@ class HeadStart:
         self._made = self._lane.start("head start", call)
 
     def beside(self, seconds: float) -> None:
-        """The prefix of this step took so long."""
+        """Record that this step's prefix took `seconds`."""
         self._beside = seconds
 
     def made(self) -> Callable[[], object]:
-        """Waits for the one of this step on the draft's lane, and raises what it raised."""
+        """A call that waits for this step's head start and raises what it raised."""
         made = self._made
         return (lambda: None) if made is None else made.result

@@ -1,4 +1,4 @@
-"""Another process of this Python, with the same packages: for what must not take this one along."""
+"""Other processes of this Python, with the same packages, for work that may crash its process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["command", "environment"]
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """What runs `module` as a program.
+    """The command line that runs `module` as a program.
 
     Raises:
-        DeviceError: if this program is no Python interpreter, as one that was packed into a file.
+        DeviceError: if this program is not a Python interpreter, such as one packed into a file.
     """
     if getattr(sys, "frozen", False) or not sys.executable:
         raise DeviceError(
@@ -25,7 +25,7 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's own, and where it finds packages."""
+    """This process's environment, with its search path for packages."""
     search = os.pathsep.join(path for path in sys.path if path)
     found = {**os.environ, "PYTHONPATH": search}
     if _executable() != sys.executable:
@@ -34,8 +34,11 @@ def environment() -> dict[str, str]:
 
 
 def _executable() -> str:
-    """On Windows a virtual environment's interpreter starts the real one as its own child, which
-    would not have what is handed to the first; told what launched it, the real one is as good.
+    """The interpreter to start.
+
+    On Windows the interpreter of a virtual environment starts the real one as a child of its own,
+    which cannot use a socket shared with the first. So the real one is started directly; an
+    environment variable tells it where its virtual environment is.
     """
     base: str = getattr(sys, "_base_executable", sys.executable)
     return base if sys.platform == "win32" else sys.executable

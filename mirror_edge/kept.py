@@ -1,8 +1,8 @@
-"""What is kept between runs in the user's cache folder: what was compiled, measured or learnt.
+"""What is kept between runs in the user's cache folder: compiled graphs, measurements, experience.
 
-An entry is a folder with files and the list of them, ``entry.json``, which is written last. It is
-made beside its place and moved there, so it is whole or absent; and it is checked whenever it is
-used, so a damaged one is made again.
+An entry is a folder of files with a list of them, ``entry.json``, which is written last. It is made
+in a temporary folder and renamed into place, so it is complete or absent. It is checked on every
+use, and a damaged one is made again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mirror_edge.bundle import digest
 __all__ = ["KINDS", "Key", "clear", "content", "entry", "find", "folder", "renew"]
 
 KINDS = ("compiled", "costs", "experience", "probes", "shaders", "verified")
-"""The folders in the cache folder."""
+"""The subfolders of the cache folder."""
 
 T = TypeVar("T")
 
@@ -32,11 +32,11 @@ _log = logging.getLogger("mirror_edge")
 _LIST = "entry.json"
 
 Key = Mapping[str, str]
-"""All that an entry depends on."""
+"""Everything that an entry depends on."""
 
 
 def folder() -> Path:
-    """The cache folder: ``MIRROR_EDGE_CACHE``, or the system's place for such things.
+    """The cache folder: ``MIRROR_EDGE_CACHE``, or the system's usual place.
 
     Raises:
         OSError: if there is none.
@@ -61,7 +61,7 @@ def folder() -> Path:
 
 
 def clear() -> int:
-    """Delete all that is kept; how many bytes that was.
+    """Delete everything that is kept; return how many bytes that was.
 
     Raises:
         OSError: if something cannot be deleted.
@@ -78,21 +78,21 @@ def entry(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
     """The folder of the entry for `key`; `make` fills it if it is missing, stale or damaged.
 
     Raises:
-        OSError: if nothing can be kept.
+        OSError: if the cache cannot be written.
     """
     if found := find(kind, key):
         return found
     place = _place(kind, key)
     if place.exists():
         shutil.rmtree(place)
-    return _made(place, key, make, anew=False)
+    return _made(place, key, make, replace=False)
 
 
 def content(kind: str, key: Key, make: Callable[[Path], None], read: Callable[[Path], T]) -> T:
-    """What `read` finds in the entry for `key`; one that it cannot read is made again.
+    """What `read` returns for the entry for `key`; one that it cannot read is made again.
 
     Raises:
-        OSError: if nothing can be kept.
+        OSError: if the cache cannot be written.
     """
     place = entry(kind, key, make)
     try:
@@ -103,7 +103,7 @@ def content(kind: str, key: Key, make: Callable[[Path], None], read: Callable[[P
 
 
 def find(kind: str, key: Key) -> Path | None:
-    """The folder of the entry for `key`, if there is a whole one."""
+    """The folder of the entry for `key`, if it is there and undamaged."""
     place = _place(kind, key)
     if not place.exists():
         return None
@@ -114,15 +114,15 @@ def find(kind: str, key: Key) -> Path | None:
 
 
 def renew(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
-    """The folder of the entry for `key`, which `make` fills, whatever there was before.
+    """The folder of the entry for `key`, filled by `make` even if there was one.
 
     Raises:
-        OSError: if nothing can be kept.
+        OSError: if the cache cannot be written.
     """
-    return _made(_place(kind, key), key, make, anew=True)
+    return _made(_place(kind, key), key, make, replace=True)
 
 
-def _made(place: Path, key: Key, make: Callable[[Path], None], *, anew: bool) -> Path:
+def _made(place: Path, key: Key, make: Callable[[Path], None], *, replace: bool) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
@@ -134,7 +134,7 @@ def _made(place: Path, key: Key, make: Callable[[Path], None], *, anew: bool) ->
         }
         listed = json.dumps({"key": dict(key), "files": files}, indent=2)
         (made / _LIST).write_text(listed + "\n", encoding="utf-8")
-        if anew:
+        if replace:
             shutil.rmtree(place, ignore_errors=True)
         try:
             made.rename(place)
@@ -160,5 +160,5 @@ def _damage(place: Path) -> str:
             if digest(place / name) != expected:
                 return f"{name} was changed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its list cannot be relied on ({type(error).__name__}: {error})"
+        return f"its list is invalid ({type(error).__name__}: {error})"
     return ""

@@ -1,4 +1,4 @@
-"""Lanes: one worker a device, so that two devices run at once and each does one thing at a time."""
+"""Lanes: one worker per device, so that several devices run at once, each one call at a time."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class _Work(NamedTuple):
 
 
 class Dropped:
-    """Set by one lane once it no longer wants what another is at work on, or only a part of it."""
+    """Tells a lane that its work for another is no longer wanted, or only a part of it."""
 
     def __init__(self) -> None:
-        """All is still wanted."""
+        """Everything is still wanted."""
         self._set = False
         self.all_but: Root | None = None
-        """The one root whose branch is still wanted, once that is known."""
+        """The only root whose branch is still wanted, once that is known."""
         self._told: list[Callable[[], None]] = []
 
     def tell(self, call: Callable[[], None]) -> None:
-        """Have `call` called whenever less is wanted, at once if it is; possibly twice."""
+        """Have `call` called whenever less is wanted: at once if it already is, possibly twice."""
         self._told.append(call)
         if self.is_set() or self.all_but is not None:
             call()
 
     def tell_no_more(self, call: Callable[[], None]) -> None:
-        """Have it called no more."""
+        """Undo `tell`."""
         self._told.remove(call)
 
     def is_set(self) -> bool:
@@ -53,13 +53,13 @@ class Dropped:
         return self._set
 
     def set(self) -> None:
-        """Want nothing any more."""
+        """Drop everything."""
         if not self._set:
             self._set = True
             self._tell()
 
     def drop_all_but(self, root: Root) -> None:
-        """Go on with the branch of `root` alone."""
+        """Drop everything except the branch of `root`."""
         self.all_but = root
         self._tell()
 
@@ -74,17 +74,17 @@ class ThreadLane:
     def __init__(
         self, name: str, trace: Trace, cores: Sequence[int] = (), *, shared: bool = False
     ) -> None:
-        """Start the worker; with `cores` it is confined to them where the system can do that.
+        """Start the worker, confined to `cores` if there are any and the system supports that.
 
-        A `shared` lane has no device of its own: while it is idle, whoever waits for a call that
-        was to be made `later` makes it, which is sooner done than waking two threads in turn.
+        A `shared` lane has no device of its own. While it is idle, a call passed to `later` runs on
+        the thread that waits for it, which is faster than waking two threads in turn.
         """
         self.name, self._shared = name, shared
         self._trace = trace
         self._cores = frozenset(cores)
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._left: set[Future[Any]] = set()
-        """Of calls that are queued or under way."""
+        """Futures of the calls that are queued or running."""
         self._device = threading.Lock()
         self._entry = threading.Lock()
         self._closed = False
@@ -96,7 +96,7 @@ class ThreadLane:
     ) -> Future[T]:
         """See `Lane.start`."""
         future: Future[T] = Future()
-        with self._entry:  # Nothing is to be queued behind the end.
+        with self._entry:  # Nothing may be queued after the end marker.
             if self._closed:
                 raise ClosedError("the model was closed; load it again.")
             self._left.add(future)
@@ -132,7 +132,7 @@ class ThreadLane:
             os.sched_setaffinity(0, self._cores)
         while (work := self._queue.get()) is not None:
             self._do(work)
-            del work  # It holds on to its answer, and the next one may be long in coming.
+            del work  # It references its answer, and the next call may be long in coming.
 
     def _do(self, work: _Work) -> None:
         if not work.future.set_running_or_notify_cancel():

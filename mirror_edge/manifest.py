@@ -1,6 +1,6 @@
-"""What ``mirror_edge.json`` says of a bundle, and what it may not say.
+"""The content of ``mirror_edge.json``, and every check on it.
 
-It holds what the graphs are and the SHA-256 of every file; `parse` refuses what does not add up.
+It describes the graphs and holds the SHA-256 of every file; `parse` refuses inconsistencies.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ SCHEMA = 1
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
 Format = Literal["onnx", "coreml"]
-"""What the graphs are: ONNX files, or the programs of Core ML packages."""
+"""ONNX files, or the programs of Core ML packages."""
 CacheStyle = Literal["in_place", "concat", "state", "explicit"]
-"""How a graph keeps its KV cache: written in place into the buffer it was given (past and present
-are one buffer of fixed length); returned as a new, longer tensor (past joined with new rows); a
-state of the program; or handed in, the new rows alone handed back."""
+"""How a graph keeps its KV cache. `in_place`: it writes into the buffer it was given, of fixed
+length, for past and present. `concat`: it returns a longer tensor, past and new rows. `state`: the
+program has it as its state. `explicit`: it is given the past and returns only the new rows."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What target and draft have in common."""
+    """What the specifications of target and draft have in common."""
 
     architecture: str
     layers: int
@@ -53,7 +53,7 @@ class ModelSpec:
     precision: Precision
     cache: CacheStyle
     dtype: Literal["float32", "float16"]
-    """Of the hidden rows and the KV cache."""
+    """The type of the hidden rows and the KV cache."""
 
     def cache_bytes(self, layers: int, tokens: int) -> int:
         """Bytes of the keys and values of `tokens` positions in `layers` layers."""
@@ -76,41 +76,41 @@ class TargetSpec:
 
 @dataclass(frozen=True)
 class FixedSpec:
-    """The draft's graphs of fixed shapes, for NPUs: one for prompts, one for rollouts."""
+    """The draft's graphs with fixed shapes, for NPUs: one for prompts, one for rollouts."""
 
     context: int
     slots: int
-    """Rows of the cache, branches included."""
+    """Rows of the cache, including branches."""
     chunk: int
     """Rows of the graph for prompts."""
     rows: int
     """Rows of the graph for rollouts."""
     streamed: int
-    """How many of these have streams."""
+    """How many of those have streams."""
     prefill: str = "draft/fixed_prefill.onnx"
     rollout: str = "draft/fixed_rollout.onnx"
 
 
 @dataclass(frozen=True)
 class DraftSpec:
-    """The draft: one graph, with `streams` stream rows a main row (0: a plain draft)."""
+    """The draft: one graph, with `streams` stream rows per main row (0: a plain draft)."""
 
     model: ModelSpec
     streams: int = 0
     stream_layers: int = 0
-    """The top layers that streams go through; 0 without streams."""
+    """How many of the top layers streams go through; 0 without streams."""
     branch_rows: int = 0
-    """Rows its cache may hold beyond the context, for branches and their streams."""
+    """Cache rows in addition to the context, for branches and their streams."""
     shared_bytes: int = 0
-    """Of the target's weights, which a draft out of the target's own layers uses too."""
+    """Bytes of the target's weights that a draft made from the target's own layers uses too."""
     head_vocabulary: int = 0
-    """How many tokens its head names, those with the lowest ids; 0 for all."""
+    """How many tokens its head covers, those with the lowest ids; 0 for all."""
     graph: str = "draft/draft.onnx"
     fixed: FixedSpec | None = None
 
     @property
     def named(self) -> int:
-        """How many tokens its logits are of."""
+        """How many tokens its logits cover."""
         return self.head_vocabulary or self.model.vocabulary
 
 
@@ -132,21 +132,21 @@ class Manifest:
     tokenizer: str
     """SHA-256 of ``tokenizer.json``, which target and draft share."""
     files: Mapping[str, FileSpec]
-    """Every file but the manifest, by its path inside the bundle, with forward slashes."""
+    """Every file except the manifest, by its path inside the bundle, with forward slashes."""
     schema: int = SCHEMA
     format: Format = "onnx"
     packages: Mapping[str, Package] = field(default_factory=dict)
     """The Core ML packages among the files, by their path inside the bundle."""
 
     def holds(self, name: str) -> bool:
-        """Whether `name` is one of the files, or a package with some of them."""
+        """Whether `name` is one of the files, or a package with at least one of them."""
         if name in self.packages:
             return any(file.startswith(f"{name}/") for file in self.files)
         return name in self.files
 
 
 def parse(raw: dict[str, Any], path: Path) -> Manifest:
-    """The manifest out of the JSON object at `path`.
+    """The manifest in the JSON object read from `path`.
 
     Raises:
         BundleError: naming the field at fault.

@@ -22,12 +22,14 @@ from mirror_edge.values import require_number, require_whole
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LEAST_TEMPERATURE", "Sampler", "Sampling", "gumbel"]
+__all__ = ["FORESIGHT", "LEAST_TEMPERATURE", "Sampler", "Sampling", "gumbel"]
 
 LEAST_TEMPERATURE = 0.001
 """The least one above 0, which is greedy."""
 _HOTTEST, _LEAST_PENALTY, _MOST_PENALTY = 1e6, 0.001, 1000.0
-"""Logits are float32, and are to stay finite."""
+"""Limits that keep float32 logits finite."""
+FORESIGHT = 24
+"""How many positions ahead to prepare noise: further than a window and its branches."""
 
 
 @dataclass(frozen=True)
