@@ -1,7 +1,7 @@
-"""From two models, checkpoints or ONNX folders, to a bundle; and from a target to its draft.
+"""From two models (checkpoints or ONNX folders) to a bundle, and from a target to its draft.
 
-Needs the ``[export]`` extra for checkpoints; ONNX folders need onnx alone. Nothing heavy is
-imported before `export` or `distill` is called.
+Checkpoints need the ``[export]`` extra; ONNX folders need only onnx. Nothing heavy is imported
+before `export` or `distill` is called.
 """
 
 from __future__ import annotations
@@ -42,33 +42,36 @@ def export(
     force: bool = False,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Exported:
-    """Write the bundle `output` for a target and its draft (None: without one), or nothing at all.
+    """Write the bundle `output` for a target and its draft (None: no draft), or nothing at all.
 
     `target` and `draft` are each a Hugging Face folder, a name on the hub, or a folder in ONNX
-    Runtime GenAI's format; the target may also be a folder that optimum wrote. Graphs are compared
-    with the models they come from before anything stays on disk.
+    Runtime GenAI's format; the target may also be a folder written by optimum. A draft
+    ``early-exit`` means the target's own layers up to the exit, unless there is a folder of that
+    name. Graphs are compared with the models they come from before anything stays on disk.
 
-    With `format` coreml the bundle holds Core ML packages; the models are then each a checkpoint, a
-    folder in GenAI's format that is not quantised, or a bundle of ONNX graphs, of which `target`
-    means the target and `draft` the draft. `context` is the length they are made for.
+    With `format` ``coreml`` the bundle holds Core ML packages, made for `context` tokens (default:
+    the target's own context, at most 4096). Each model is then a checkpoint, a folder in GenAI's
+    format that is not quantised, or an ONNX bundle, whose target or draft is converted.
 
-    `exit_layer` is half of the target's layers unless given. `precision` is int4 for checkpoints
-    unless given, and fixed for ONNX folders. `exit_tokens` are the ids that the exit head can name
-    (otherwise all of a small vocabulary, the commonest of a large one); `correction` is its trained
-    low-rank step. `on_progress` hears the name of each stage and its share done, 0 to 1.
+    `exit_layer` is half of the target's layers by default. `precision` is int4 for checkpoints by
+    default, and that of the files for ONNX folders; `draft_precision` is the same by default.
+    `exit_tokens` are the ids that the exit head can name (by default all of a small vocabulary, the
+    most common ones of a large one); `correction` is its trained low-rank step.
 
-    With text files to `calibrate` on, a correction of rank `exit_rank` (64 unless given) is fitted
-    behind several layers, the exit layer is the best of them unless given, and the exit head names
-    the tokens that are commonest there. The draft may be ``early-exit``, the target's own layers up
-    to the exit, if no folder has that name.
+    With text files to `calibrate` on, a correction of rank `exit_rank` (default 64) is fitted after
+    several layers, the best of them becomes the exit layer unless one is given, and the exit head
+    names the tokens that are most common in the text.
 
     With `draft_for`, ``qnn`` or ``openvino``, the bundle also holds the draft at fixed shapes, for
-    an NPU. With `draft_vocabulary` the draft names so many tokens only, those with the lowest ids:
-    it is faster, and the target alone says the others.
+    an NPU. With `draft_vocabulary` N the draft names only the N tokens with the lowest ids, which
+    makes it faster; the target still names every token.
+
+    `force` replaces a bundle at `output`. `on_progress` is called with the name of each stage and
+    the share of it done, 0 to 1.
 
     Raises:
         OptionError: an argument that cannot be honoured.
-        DataError: text to calibrate on that cannot be used, by file and line.
+        DataError: naming the file, and the line, to calibrate on that cannot be used.
         ExportError: a model that cannot be exported, or whose graphs differ from it.
         MissingExtraError: with the line that installs what is missing.
     """
@@ -114,12 +117,12 @@ def distill(
 ) -> Distilled:
     """Train a draft for `target` and write it to the folder `output`, or nothing at all.
 
-    `target` is a checkpoint, a folder or a name on the hub; `draft` another one, with the same
-    tokenizer, to go on with, or the shape of a fresh one. `data` and `held_out` are files of JSON
-    lines or plain text; without `held_out`, some of the documents in `data` are held out.
+    `target` is a checkpoint, a folder or a name on the hub; `draft` is another one with the same
+    tokenizer, to continue training, or the shape of a fresh one. `data` and `held_out` are files of
+    JSON lines or plain text; without `held_out`, some of the documents in `data` are held out.
 
-    A checkpoint of the run stands beside `output` until it is done: called again with the same
-    arguments, an interrupted run goes on. `on_progress` hears how far it is.
+    A checkpoint of the run is kept next to `output` until it is finished: called again with the
+    same arguments, an interrupted run resumes. `on_progress` is called with its status.
 
     Raises:
         OptionError: an argument that cannot be honoured, or a checkpoint of another run.

@@ -1,4 +1,4 @@
-"""How well a draft foresees its target, on the target's own answers to held-out prompts."""
+"""How well a draft predicts its target, on the target's own answers to held-out prompts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Acceptance",
+    "Exam",
     "HeldOut",
+    "Losses",
     "StreamAccuracy",
     "agreement",
     "forwards",
@@ -34,47 +36,47 @@ __all__ = [
 ]
 
 _AT_ONCE = 16
-"""Sequences that go through a model at once."""
+"""Sequences per forward."""
 _PROMPTS, _ANSWER = 96, 128
-"""Held-out prompts, and tokens of an answer at most."""
+"""Held-out prompts, and the most tokens of each answer."""
 _OPENING = 32
-"""Tokens of held-out text that are a prompt where there is none."""
+"""Tokens of held-out text used as the prompt when there are no prompts."""
 _NUMBERS = 2**28
-"""Logits on which a draft is measured, at most: fewer prompts for a large vocabulary."""
+"""The most logits that a draft is measured on: a large vocabulary gets fewer prompts."""
 _TOKENS = 65536
-"""Held-out tokens for the losses."""
+"""Held-out tokens that the losses are measured on."""
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """How often a draft's token is the target's, a token at a time, all before it being right."""
+    """How often a draft's token is accepted, given that all tokens before it were."""
 
     greedy: float
     """Temperature 0."""
     shared: float
-    """Temperature 1, both choose with the same noise."""
+    """Temperature 1, both sample with the same noise."""
     greedy_draft: float
-    """Temperature 1, the draft takes its likeliest token."""
+    """Temperature 1, the draft takes its most likely token."""
     independent: float
-    """Temperature 1, each samples on its own."""
+    """Temperature 1, both sample independently."""
     best: float
-    """Temperature 1, the most that any way of choosing can reach: 1 - total variation."""
+    """Temperature 1, the theoretical maximum: 1 - total variation."""
 
 
 @dataclass(frozen=True)
 class StreamAccuracy:
-    """What the streams foresee of the draft's own tokens, behind places of held-out answers."""
+    """How well the streams predict the draft's own next tokens, within held-out answers."""
 
     right: tuple[float, ...]
     """For each stream, how often its guess is the draft's own later token."""
     forwards: float
-    """Forwards that a branch of `branch` tokens takes on average; the first gives one token."""
+    """Mean forwards for a branch of `branch` tokens; the first one gives one token."""
     branch: int
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Cross-entropies on held-out text, in nats a token."""
+    """Cross-entropies on held-out text, in nats per token."""
 
     target: float
     """The target's, with the text."""
@@ -91,7 +93,7 @@ class HeldOut:
     ids: torch.Tensor
     """[n, length]: prompt, answer, padding."""
     answered: torch.Tensor
-    """[n, length - 1] bool: the row predicts a token of the answer."""
+    """[n, length - 1] bool: whether the row predicts a token of the answer."""
 
     @classmethod
     def of(
@@ -115,7 +117,7 @@ class HeldOut:
         return cls(ids.to(target.device), answered.to(target.device))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """`ids` and `answered`, some sequences at a time."""
+        """`ids` and `answered`, a few sequences at a time."""
         yield from zip(self.ids.split(_AT_ONCE), self.answered.split(_AT_ONCE), strict=True)
 
     def text(self) -> Tokens:
@@ -146,8 +148,8 @@ class Exam:
         count = max(1, min(_PROMPTS, _NUMBERS // (config.vocab_size * _ANSWER)))
         chosen = [fitting[i] for i in np.linspace(0, len(fitting) - 1, count).astype(int)]
         answers = [
-            HeldOut.of(target, chosen, temperature=warmth, length=_ANSWER, ends=ends)
-            for warmth in (0.0, 1.0)
+            HeldOut.of(target, chosen, temperature=temperature, length=_ANSWER, ends=ends)
+            for temperature in (0.0, 1.0)
         ]
         return cls(corpus.tokens[:_TOKENS], *answers)
 
@@ -158,7 +160,7 @@ class Exam:
     def grade(
         self, draft: Draft, target: PreTrainedModel
     ) -> tuple[Losses, Acceptance, dict[str, StreamAccuracy]]:
-        """Everything there is to measure of `draft`; of its streams by temperature, "0" and "1"."""
+        """All measurements of `draft`; those of its streams by temperature, "0" and "1"."""
         model = plain(draft)
         losses = (text_loss(target), text_loss(model), distillation_loss(model, target, 0.0))
         found = (held_out_loss(loss, self.tokens, target.device) for loss in losses)
@@ -173,7 +175,7 @@ class Exam:
 
 @torch.no_grad()
 def agreement(draft: PreTrainedModel, greedy: HeldOut) -> float:
-    """How often the draft finds the token likeliest that the target said at temperature 0."""
+    """How often the draft's most likely token is the target's, at temperature 0."""
     right = count = 0
     for ids, answered in greedy:
         found = _logits(draft, ids)[answered].argmax(-1)
@@ -220,8 +222,8 @@ def measure_streams(
     count: int = 128,
     context: int = 64,
 ) -> StreamAccuracy:
-    """Let the draft go on by `branch` tokens at `count` places of `text`, and hold its streams
-    against what it said.
+    """Continue `text` with the draft by `branch` tokens at `count` positions, and compare what its
+    streams predicted.
     """
     context = min(context, len(text))
     starts = np.linspace(0, len(text) - context, count).astype(np.int64)
@@ -251,7 +253,7 @@ def measure_streams(
 def forwards(own: torch.Tensor, guesses: torch.Tensor) -> torch.Tensor:
     """Forwards until a branch's tokens `own` [n, γ] are known, [n].
 
-    `guesses` [n, γ, s] are the streams of the rows in front of each token: stream k of row i
+    `guesses` [n, γ, s] are the streams of the rows preceding each token: stream k of row i
     guesses ``own[:, i + k]``. A forward checks the guesses of the last right row.
     """
     branch = own.shape[1]

@@ -1,4 +1,4 @@
-"""How far the attention of a whole graph looks back, and how far its rotary tables reach."""
+"""How far the attention of a full graph looks back, and how far its rotary tables reach."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ __all__ = [
 ]
 
 _ATTENTION, _PAST, _COS, _SIN = "GroupQueryAttention", 3, 7, 8
-"""And three of its inputs."""
-_RING, _WINDOW, _TURN = "sliding_window_cache", "local_window_size", "do_rotary"
+"""The operator, and three of its inputs."""
+_RING, _WINDOW, _ROTARY = "sliding_window_cache", "local_window_size", "do_rotary"
 
 
 class LayerKind(NamedTuple):
     """What attention does in one layer of a checkpoint."""
 
     windowed: bool
-    """It looks back through the model's window only, where the model has one."""
-    turned: bool
-    """It turns queries and keys by their positions."""
+    """Whether it only looks back through the model's sliding window, if the model has one."""
+    rotary: bool
+    """Whether queries and keys get rotary embeddings."""
 
 
 def settle(model: ModelProto, source: Source) -> None:
-    """Give all layers whole caches, and what the builder left out or put in, in place.
+    """Make caches hold all rows, and windows and rotary embeddings what the checkpoint has.
 
-    A ring of a window's size forgets what stood before a row, which cannot be taken back then.
+    In place. A ring buffer would lose rows that are needed again after a rejected guess.
     """
     left_out = sliding_window(source) if looks_back(model) is None else None
     kinds = layer_kinds(source)
     for node in _attention(model):
         kind = kinds[int(node.input[_PAST].split(".")[1])] if kinds else LayerKind(True, True)
-        changed = {} if kind.turned else {_TURN: 0}
+        changed = {} if kind.rotary else {_ROTARY: 0}
         if left_out and kind.windowed:
             changed[_WINDOW] = left_out
-        if not kind.turned:
+        if not kind.rotary:
             node.input[_COS] = node.input[_SIN] = ""
         kept = [item for item in node.attribute if item.name not in {_RING, *changed}]
         del node.attribute[:]
@@ -54,16 +54,16 @@ def settle(model: ModelProto, source: Source) -> None:
 
 
 def looks_back(model: ModelProto) -> int | None:
-    """The shortest window that a layer of the graph looks back through, if any does."""
+    """The shortest sliding window in the graph, in tokens; None without one."""
     found = [attribute(node, _WINDOW) for node in _attention(model)]
     windows = [window for window in found if isinstance(window, int) and window > 0]
     return min(windows, default=None)
 
 
 def keep_short_tables(model: ModelProto) -> int | None:
-    """Where the rotary tables depend on the length of the text (LongRoPE), keep the short ones.
+    """Keep only the short one of two sets of rotary tables (LongRoPE), in place.
 
-    In place. How many positions these have; None where there is no such choice.
+    Returns how many positions it covers; None where there is no such choice.
     """
     graph = model.graph
     names = {node.input[_COS] for node in _attention(model) if len(node.input) > _COS}
@@ -84,7 +84,7 @@ def keep_short_tables(model: ModelProto) -> int | None:
 
 
 def sliding_window(source: Source) -> int | None:
-    """How far back attention of a checkpoint looks, where that is limited."""
+    """The sliding window of a checkpoint, in tokens; None without one."""
     config = source.text_config
     if source.kind != "checkpoint" or not config.get("use_sliding_window", True):
         return None
@@ -93,9 +93,9 @@ def sliding_window(source: Source) -> int | None:
 
 
 def layer_kinds(source: Source) -> list[LayerKind]:
-    """The kind of each layer of a checkpoint, as transformers tells them apart; empty: all alike.
+    """The kind of each layer of a checkpoint by transformers; empty if they are all alike.
 
-    Published configurations often do not spell them out.
+    Published configurations often leave this to transformers.
     """
     if source.kind != "checkpoint":
         return []
@@ -103,18 +103,18 @@ def layer_kinds(source: Source) -> list[LayerKind]:
 
     config = AutoConfig.from_pretrained(source.folder, local_files_only=True).get_text_config()
     types = getattr(config, "layer_types", None) or []
-    turned = getattr(config, "no_rope_layers", None) or [1] * len(types)
-    types = types or ["sliding_attention"] * len(turned)
+    rotary = getattr(config, "no_rope_layers", None) or [1] * len(types)
+    types = types or ["sliding_attention"] * len(rotary)
     return [
-        LayerKind(kind == "sliding_attention", bool(turns))
-        for kind, turns in zip(types, turned, strict=True)
+        LayerKind(kind == "sliding_attention", bool(rotates))
+        for kind, rotates in zip(types, rotary, strict=True)
     ]
 
 
 def steady_context(source: Source) -> int | None:
-    """Tokens from which on a checkpoint turns all positions otherwise, if it ever does (LongRoPE).
+    """The length beyond which LongRoPE changes the rotary embedding of every position, in tokens.
 
-    What is cached by then would be another text's, so no step may cross it.
+    None without LongRoPE. Cached keys would be wrong beyond it, so no text may cross it.
     """
     config = source.text_config
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -129,7 +129,7 @@ def _attention(model: ModelProto) -> list[NodeProto]:
 
 
 def _tables(choice: NodeProto) -> list[list[TensorProto]]:
-    """The constants that each branch of an `If` gives, in the order of its outputs."""
+    """The constants that each branch of an `If` returns, in the order of its outputs."""
     found = []
     for branch in (item.g for item in choice.attribute):
         made = {node.output[0]: node for node in branch.node if node.op_type == "Constant"}

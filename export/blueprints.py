@@ -1,4 +1,4 @@
-"""The Core ML packages of a target and of a draft: which programs, of which shapes and bits."""
+"""The Core ML packages of target and draft: their programs, with shapes and precisions."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ __all__ = [
 
 TARGET = "target/target.mlpackage"
 WIDTHS = (1, 2, 4, 8, 16)
-"""Rows of a window that the target's programs are made for."""
+"""Window widths, in rows, that the target's programs are made for."""
 PREFILL = 128
-"""Rows of a piece of a prompt."""
+"""Rows of a prompt's chunk."""
 DRAFT_WIDTH = 32
 CANDIDATES = 256
-"""Candidates that the exit head names a row: as many as a step asks for when it samples."""
+"""Candidates per row from the exit head: as many as a sampling step asks for."""
 CHUNK = 1 << 30
-"""Bytes of weights in one package of the draft: the Neural Engine takes no large ones."""
+"""Bytes of weights per package of the draft: the Neural Engine does not take large ones."""
 BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.53}
-"""Of a weight, with its share of a scale or a palette."""
+"""Bytes of a weight, including its share of a scale or a palette."""
 
 
 def model_spec(decoder: Decoder, context: int, precision: Precision, role: Role) -> ModelSpec:
-    """What the manifest says of a decoder."""
+    """A decoder as the manifest describes it."""
     spec, exact = decoder.spec, precision == "fp32"
     return ModelSpec(
         architecture=spec.architecture,
@@ -69,7 +69,7 @@ def model_spec(decoder: Decoder, context: int, precision: Precision, role: Role)
 
 
 def capacity(context: int, role: Role) -> int:
-    """Rows of a cache: behind the context there is room for padding, or for a draft's branches."""
+    """Rows of a cache: the context, and room for padding or for a draft's branches."""
     return 32 * math.ceil((context + (PREFILL if role == "target" else BRANCH_ROWS)) / 32)
 
 
@@ -107,7 +107,7 @@ def write_target(
     folder: Path,
     on_share: Callable[[float], None],
 ) -> tuple[TargetSpec, Package]:
-    """Write the target's package under `folder`, the bundle's."""
+    """Write the target's package into the bundle `folder`."""
     states = spec.cache == "state"
     room = capacity(spec.context, "target")
     prefix = Prefix(decoder, exit_layer, room, states=states)
@@ -148,7 +148,7 @@ def write_draft(
     folder: Path,
     on_share: Callable[[float], None],
 ) -> tuple[DraftSpec, dict[str, Package]]:
-    """Write the draft's packages under `folder`; its weights are rounded and in channels."""
+    """Write the draft's packages into the bundle `folder`; its weights are rounded already."""
     parts = list(chunks(decoder, spec.precision, CHUNK))
     names = [f"draft/draft-{at:02d}.mlpackage" for at in range(1, len(parts) + 1)]
     ahead = None if streams is None else StreamRows(streams, DRAFT_WIDTH)
@@ -201,9 +201,9 @@ def _past(cache: tuple[int, ...], spec: ModelSpec) -> tuple[Feature, ...]:
 
 
 def chunks(decoder: Decoder, precision: Precision, limit: int) -> Iterator[range]:
-    """Runs of layers whose weights stay under `limit` bytes, embedding and head included.
+    """Consecutive layers whose weights stay under `limit` bytes, embedding and head included.
 
-    A layer is never split, so one that is larger stands alone.
+    A layer is never split: one that is larger gets a chunk of its own.
     """
     spec = decoder.spec
     ends = spec.vocabulary * spec.hidden

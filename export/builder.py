@@ -29,19 +29,24 @@ def build(
     *,
     layers: int | None = None,
 ) -> Path:
-    """Write the full graph of a checkpoint to `folder` (only its first `layers`, if given)."""
+    """Write the full graph of a checkpoint to `folder` (only its first `layers`, if given).
+
+    Raises:
+        ExportError: for a damaged checkpoint, or one that the builder cannot build.
+        MissingExtraError: without the model builder.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's code, run whole
+            warnings.simplefilter("ignore")  # third-party code on import
             from onnxruntime_genai.models.builder import create_model, parse_extra_options
     except ImportError as error:
         raise install_line(error.name or "onnxruntime-genai") from error
 
     # fp16 graphs with GroupQueryAttention are only built for GPU providers.
     provider = "webgpu" if precision == "fp16" else "cpu"
-    # Of these it would fuse the norms of queries and keys too, as only the GPU's kernels know it.
+    # For these it would also fuse the norms of queries and keys, which only GPU kernels support.
     extra = ["hf_token=false", "fuse_qk_norm_gqa=false"]
-    pictures = "text_config" in source.config  # of which the option below is not the decoder's
+    pictures = "text_config" in source.config  # for which the option below is not the decoder's
     extra += [f"num_hidden_layers={layers}"] if layers and not pictures else []
     count = layers or source.text_config.get("num_hidden_layers") or 1
     cache = folder / "cache"
@@ -61,18 +66,18 @@ def build(
         _refuse_damage(source.folder)
         said = shorten(str(error), 300, placeholder=" …").rstrip(".")
         if isinstance(error, ImportError):
-            raise ExportError(f"{source.folder}: cannot be read as it is: {said}.") from error
+            raise ExportError(f"{source.folder}: cannot be read: {said}.") from error
         raise ExportError(
             f"{source.folder}: the model builder of onnxruntime-genai cannot build a graph of "
             f"{_architecture(source)} ({type(error).__name__}: {said}). If another tool can "
             "export this model to ONNX, give the folder that it wrote."
         ) from error
-    gc.collect()  # the builder's model refers to itself, and is as large as the checkpoint
+    gc.collect()  # the builder's model is a reference cycle, and as large as the checkpoint
     return folder / "model.onnx"
 
 
 def _refuse_damage(folder: Path) -> None:
-    """Refuse weights that cannot be read, as of a download that broke off."""
+    """Refuse weights that cannot be read, such as an incomplete download."""
     from safetensors import SafetensorError, safe_open
 
     for index in folder.glob("*.index.json"):
@@ -93,7 +98,7 @@ def _architecture(source: Source) -> str:
 
 
 class _Lines(io.StringIO):
-    """Standard output of the builder: swallowed, but for the layers it has read."""
+    """The builder's standard output, discarded except for the number of layers it has read."""
 
     def __init__(self, on_layer: Callable[[int], None]) -> None:
         super().__init__()

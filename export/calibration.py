@@ -13,10 +13,10 @@ from mirror_edge.export.coverage import CHUNK, ExitHead, Rows, Shares, coverage,
 from mirror_edge.export.exit_fit import fit
 from mirror_edge.export.exit_head import Correction, Exit
 from mirror_edge.export.exit_layer import KAPPA, best, candidates, costs, expected_step
+from mirror_edge.export.full_graph import FullGraph
 from mirror_edge.export.source import OnProgress
 from mirror_edge.export.states import Head, States, collect, scaffold
 from mirror_edge.export.texts import Document
-from mirror_edge.export.whole import Whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "calibrate"]
 
 _ROWS = 65536
-"""To fit on, at most."""
+"""The most rows to fit on."""
 _MEMORY = 1 << 30
-"""Bytes that rows may take, in float16."""
+"""The most bytes of rows, in float16."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibrating found."""
+    """A calibrated exit, and the measurements it was chosen by."""
 
     exit: Exit
     coverage: Mapping[ExitHead, Shares]
     held_out: int
-    """Rows that it was measured on."""
+    """Rows that coverage was measured on."""
     steps: Mapping[int, float]
-    """By layer, the expected time of a step in passes of the target."""
+    """By layer, the expected duration of a step in target passes."""
 
     def content(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As ``coverage.json`` has it."""
         kept = self.exit.correction
         return {
             "held_out_rows": self.held_out,
@@ -56,7 +56,7 @@ class Calibration:
 
 
 def calibrate(
-    model: Whole,
+    model: FullGraph,
     text: Text,
     documents: Sequence[Document],
     *,
@@ -66,10 +66,10 @@ def calibrate(
     rollout: float | None,
     on_progress: OnProgress,
 ) -> Calibration:
-    """Fit exit heads behind several layers of a target and choose one of them.
+    """Fit exit heads after several layers of a target and choose one of them.
 
-    `layer` is the one that is wanted (None: the best), `tokens` chooses those that the exit head
-    names, given how often each occurs, and `rollout` is what the draft reads, as in `Costs`.
+    `layer` is the one to choose (None: the best), `tokens` chooses those that the exit head names,
+    given how often each occurs, and `rollout` is what the draft reads, as in `Costs`.
 
     Raises:
         DataError: for too little text, or text that cannot be used.
@@ -109,12 +109,12 @@ def calibrate(
 
 
 def _at_kappa(shares: Shares) -> float:
-    """Ω_8, over the temperatures."""
+    """Ω_8, averaged over temperatures."""
     return sum(found[KAPPA] for found in shares.values()) / len(shares)
 
 
 def _counts(head: Head, texts: Sequence[Ids], final: NDArray[np.float16]) -> NDArray[np.float64]:
-    """How often each token occurs: in the texts, and in what the target would say itself."""
+    """How often each token occurs, in the texts and in the target's own predictions."""
     counts = np.bincount(np.concatenate(texts), minlength=head.spec.vocabulary).astype(np.float64)
     for at in range(0, len(final), CHUNK):
         logits = head.logits(final[at : at + CHUNK])
@@ -132,7 +132,7 @@ def _rows(
     tokens: Ids | None,
     on_progress: OnProgress,
 ) -> Iterator[Rows]:
-    """The rows of `texts`, and what each exit head says to them."""
+    """The rows of `texts`, with the output of each exit head."""
     final, (matrix, bias) = states.layers[head.spec.layers], over
     total, done = sum(map(len, texts)), 0
     for number, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""Trust no graph unchecked: the exported graphs, run as a decoder runs them."""
+"""Checks of the exported graphs: run as a decoder runs them, compared with what is expected."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ __all__ = [
 
 # Quantised kernels round differently at different widths.
 _CUT = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.15, "int4": 0.15}
-# Unrelated logits are at 1.41. Quantisation is no error of the export, so it has room.
+# Unrelated logits deviate by 1.41. Rounding is not an error of the export, so it is allowed.
 _SOURCE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5, "int4": 1.2}
 SHORTEST = 16
-"""Tokens a text must have to be checked on."""
+"""Fewest tokens of a text to check on."""
 TREE_NODES = 6
 _TAIL = 10
-"""Tokens of the sample kept for a window and for single steps."""
+"""Tokens at the end of the text that are fed as a window and in single steps."""
 _UNNAMED = -1e8
 _REFUSED = -1e4
-"""Added to an attention score: never seen. In float16's range."""
+"""Added to an attention score to mask it; within float16's range."""
 
 
 def _cut_limit(spec: ModelSpec) -> float:
-    """How far a cut graph may be from the uncut one; see `compare`."""
+    """How far a cut graph may deviate from the full one; see `compare`."""
     return _CUT[spec.precision]
 
 
 def source_limit(spec: ModelSpec) -> float:
-    """How far the uncut graph may be from the source; see `compare`."""
+    """How far the full graph may deviate from the source; see `compare`."""
     return _SOURCE[spec.precision]
 
 
 def compare(graph: str, found: Rows, expected: Rows, limit: float) -> float:
     """The worst row's root mean square error, in standard deviations of the expected logits.
 
-    Tokens that an exit head cannot name must have no more than that logit, and count nothing.
+    Tokens that an exit head cannot name must have the logit for these, and are not counted.
 
     Raises:
-        ExportError: when it is over `limit`, naming `graph`.
+        ExportError: naming `graph`, when it is above `limit`.
     """
     named = (expected > _UNNAMED).any(axis=0)
     if (found[:, ~named] > _UNNAMED).any():
@@ -78,8 +78,8 @@ def compare(graph: str, found: Rows, expected: Rows, limit: float) -> float:
         worst = float(np.abs(found - expected).max())
         raise ExportError(
             f"{graph}: its logits are off by {worst:.3g} from the source model's, a root mean "
-            f"square error of {deviation:.3g} standard deviations where {limit:.3g} is allowed. "
-            "This architecture or configuration is not exported correctly: no bundle was written."
+            f"square error of {deviation:.3g} standard deviations; {limit:.3g} are allowed. This "
+            "architecture or configuration cannot be exported correctly: no bundle was written."
         )
     return deviation
 
@@ -100,7 +100,7 @@ class CachedGraph:
         }
 
     def run(self, start: int, width: int, **feeds: NDArray[Any]) -> NDArray[Any]:
-        """Feed `width` rows behind the `start` rows that are cached; the first output."""
+        """Feed `width` rows after the `start` rows that are cached; returns the first output."""
         total = start + width
         if self._grown:
             feeds["attention_mask"] = np.ones((1, total), np.int64)
@@ -113,7 +113,7 @@ class CachedGraph:
             found = self._session.run(None, {**feeds, **past})
         except Exception as error:
             raise ExportError(
-                f"{self._name}: does not run with {start} rows cached and {width} new ones, so "
+                f"{self._name}: fails with {start} rows cached and {width} new ones, so "
                 f"this architecture is not supported: {error}"
             ) from error
         outputs = dict(zip(self._outputs, found, strict=True))
@@ -125,7 +125,7 @@ class CachedGraph:
 
 
 def check_target(folder: Path, spec: ModelSpec, ids: Ids, expected: Rows) -> float:
-    """Prompt in chunks, a window, wrong tokens taken back, single steps: each row as expected."""
+    """Check a prompt in chunks, a window, rejected tokens and single steps; the deviation."""
     prefix = CachedGraph(folder / "prefix.onnx", spec, len(ids))
     suffix = CachedGraph(folder / "suffix.onnx", spec, len(ids))
 
@@ -151,7 +151,7 @@ def check_target(folder: Path, spec: ModelSpec, ids: Ids, expected: Rows) -> flo
 
 @dataclass(frozen=True)
 class Tree:
-    """A few branching guesses behind a text; a node's parent is -1 for the text itself."""
+    """A few branching guesses after a text; a node's parent is -1 for the text itself."""
 
     tokens: Ids
     parents: tuple[int, ...]
@@ -162,7 +162,7 @@ class Tree:
         return [*([] if parent < 0 else self.path(parent)), node]
 
     def texts(self, ids: Ids) -> list[Ids]:
-        """Every node's path, behind `ids`."""
+        """`ids` followed by each node's path."""
         return [
             np.concatenate([ids, self.tokens[self.path(node)]]) for node in range(len(self.parents))
         ]
@@ -187,10 +187,10 @@ def check_draft(
     expected: list[Rows],
     ahead: list[Rows] | None = None,
 ) -> float:
-    """A prompt in chunks, a tree, then the text again in its place: each row as expected.
+    """Check a prompt in chunks, a tree, then the text in the tree's place; the deviation.
 
     `expected` are the logits of `ids`, then of each of the tree's texts; `ahead` those of the
-    streams of each text in `streamed`, for a draft that has any.
+    streams of each text in `streamed`, for a draft with streams.
     """
     size, count = len(tree.parents), 0 if ahead is None else len(ahead[0])
     draft = CachedGraph(folder / "draft.onnx", spec, len(ids) + size * (1 + count))
@@ -265,7 +265,7 @@ def _stream_bias(bias: Rows, of: Sequence[int], count: int) -> Rows:
 
 
 def check_exit(folder: Path, spec: ModelSpec, size: int, correction: Correction | None) -> float:
-    """The exit head's candidates, in order, as norm, correction and full head rank them."""
+    """Compare the exit head's candidates with norm, correction and full head; the deviation."""
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((1, 3, spec.hidden)).astype(numpy_type(spec))
     feeds = {"hidden": hidden, "top": np.array([min(4, size)])}
@@ -275,7 +275,7 @@ def check_exit(folder: Path, spec: ModelSpec, size: int, correction: Correction 
         rows = correction.apply(rows.astype(np.float32)).astype(rows.dtype)
     (logits,) = session(folder / "head.onnx").run(["logits"], {"normed": rows})
     expected = np.take_along_axis(logits, ids, axis=-1)
-    # Log-probabilities are logits less a constant of the row.
+    # Log-probabilities are logits minus a constant of the row.
     found = found + (expected - found).mean(axis=-1, keepdims=True)
     limit = max(_cut_limit(spec), 1e-2)
     return compare("target/exit.onnx", found[0], expected[0], limit)

@@ -1,4 +1,4 @@
-"""A decoder out of a Hugging Face folder: its configuration, its weights, its rotary tables."""
+"""A decoder read from a Hugging Face folder: its configuration, weights and rotary tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_checkpoint(source: Source, context: int) -> Decoder:
     """The decoder of a checkpoint, in float32, with tables for `context` positions.
 
     Raises:
-        ExportError: naming what this decoder does not know, or the file that is damaged.
+        ExportError: naming what the decoder does not support, or the file that is damaged.
     """
     spec = decoder_spec(source)
     weights = _weights(source.folder)
@@ -42,17 +42,24 @@ def read_checkpoint(source: Source, context: int) -> Decoder:
 
 
 def decoder_spec(source: Source) -> DecoderSpec:
-    """The shape of a checkpoint, or a refusal of what the decoder does not compute."""
+    """The shape of a checkpoint.
+
+    Raises:
+        ExportError: for an architecture or activation that the decoder does not support.
+    """
     config = source.config
     architecture = (config.get("architectures") or ["an unnamed architecture"])[0]
     if architecture not in ARCHITECTURES:
         raise ExportError(
-            f"{source.folder}: Core ML programs are made of {', '.join(ARCHITECTURES)}, "
+            f"{source.folder}: Core ML programs are made from {', '.join(ARCHITECTURES)}, "
             f"and this is {architecture}. Choose another model, or --format onnx."
         )
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
-        raise ExportError(f"{source.folder}: its hidden_act is {activation}; silu is known.")
+        raise ExportError(
+            f"{source.folder}: its hidden_act is {activation}, but only silu "
+            "is supported. Choose another model, or --format onnx."
+        )
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         return DecoderSpec(
@@ -69,11 +76,11 @@ def decoder_spec(source: Source) -> DecoderSpec:
         )
     except KeyError as error:
         raise ExportError(
-            f"{source.folder}: config.json does not say {error}. Copy the model folder again."
+            f"{source.folder}: config.json lacks {error}. Copy the model folder again."
         ) from error
     except (TypeError, ValueError) as error:
         raise ExportError(
-            f"{source.folder}: config.json does not say its sizes in numbers ({error}). "
+            f"{source.folder}: config.json has sizes that are not numbers ({error}). "
             "Copy the model folder again."
         ) from error
 
@@ -84,7 +91,7 @@ def rotary_tables(source: Source, size: int, context: int) -> tuple[Tensor, Tens
         frequencies = _frequencies(source, size)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ExportError(
-            f"{source.folder}: config.json does not say how its rotary positions are scaled "
+            f"{source.folder}: config.json does not define how its rotary embeddings are scaled "
             f"({type(error).__name__}: {error}). Copy the model folder again."
         ) from error
     angles = torch.outer(torch.arange(context).float(), frequencies)
@@ -103,14 +110,14 @@ def _frequencies(source: Source, size: int) -> Tensor:
         return _llama3(frequencies, scaling)
     if kind != "default":
         raise ExportError(
-            f"{source.folder}: its rotary positions are scaled by {kind}; "
-            "known are linear and llama3. Choose another model, or --format onnx."
+            f"{source.folder}: its rotary embeddings are scaled by {kind}; only "
+            "linear and llama3 are supported. Choose another model, or --format onnx."
         )
     return frequencies
 
 
 def _llama3(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    """Long waves stretched by the factor, short ones left, and a ramp between the two."""
+    """Low frequencies divided by the factor, high ones kept, and a ramp in between."""
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     waves = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     kept = ((waves - low) / (high - low)).clamp(0, 1)

@@ -1,8 +1,8 @@
-"""Weights in fewer bits: scales or palettes beside a layer, from which Core ML unpacks it.
+"""Weights in fewer bits: scales or palettes with which Core ML unpacks a layer's weights.
 
-coremltools reads them off buffers of the torch module, by the names of its guide "Use compression
-info embedded in torch models". The weight itself is left rounded, so the torch module computes what
-the program will.
+coremltools takes them from buffers of the torch module, named as in its guide "Use compression info
+embedded in torch models". The weight itself is rounded too, so the torch module computes what the
+program will.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 __all__ = ["BLOCK", "GROUP", "palettise", "quantise"]
 
 BLOCK = 32
-"""Inputs that share a scale, in 4 bits; in 8 bits all inputs of an output do."""
+"""Inputs that share a scale in 4 bits; in 8 bits, all inputs of an output do."""
 GROUP = 32
 """Outputs that share a palette of 16 weights."""
 _QUANTISED, _PALETTISED = torch.tensor([3]), torch.tensor([2])
@@ -50,7 +50,7 @@ def palettise(layer: nn.Linear) -> None:
 
 
 def _centres(values: Tensor, count: int) -> Tensor:
-    """Rising k-means centres [groups, count] of each row of `values` [groups, n]."""
+    """Ascending k-means centres [groups, count] of each row of `values` [groups, n]."""
     ordered = values.sort(1).values
     size = ordered.shape[1]
     sums = F.pad(ordered.double().cumsum(1), (1, 0))

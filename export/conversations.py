@@ -1,4 +1,4 @@
-"""How the demo pair writes a conversation: its special tokens and its chat template."""
+"""The demo pair's chat format: its special tokens and its chat template."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 
 
 def render(content: str | list[Message]) -> str:
-    """The text of one document, as `CHAT_TEMPLATE` would write a conversation."""
+    """The text of one document, rendered as `CHAT_TEMPLATE` would."""
     if isinstance(content, str):
         return content + END
     turns = (f"<|{turn['role']}|>{turn['content']}{END}" for turn in content)

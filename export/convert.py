@@ -1,4 +1,4 @@
-"""Torch modules to the functions of one Core ML package, and what such a package says of itself."""
+"""From torch modules to the functions of one Core ML package, and its description."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mirror_edge.runtimes.coreml.library import coremltools
 __all__ = ["SYSTEM", "Blueprint", "write_package"]
 
 SYSTEM = "iOS 18, macOS 15"
-"""The first that know states and packages of several functions."""
+"""The first systems that support states and packages of several functions."""
 _NOT_FOR_DECODERS = {
     f"common::{name}"
     for name in (
@@ -42,31 +42,35 @@ _NOT_FOR_DECODERS = {
         "merge_affine_dequantize_with_consecutive_ops",
     )
 }
-"""Passes of coremltools that would look for what is not there, half as long again."""
+"""Passes of coremltools that never apply to a decoder; they would take half as long again."""
 _TORCH = {"int32": torch.int32, "float16": torch.float32, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """One function to be: a module, its arguments in order, its results and its states by name."""
+    """A function to convert: a module, its arguments in order, its results and states by name."""
 
     part: nn.Module
     inputs: tuple[Feature, ...]
     outputs: Mapping[str, str]
-    """Types by name."""
+    """Data types by name."""
     states: tuple[str, ...] = ()
-    """Buffers of the module."""
+    """Names of buffers of the module."""
 
 
 def write_package(
     blueprints: Mapping[str, Blueprint], dtype: str, path: Path, on_share: Callable[[float], None]
 ) -> Package:
-    """Convert all, computing in `dtype`, and join them at `path`, where they share weights."""
+    """Convert all, computing in `dtype`, into one package at `path`, in which they share weights.
+
+    Raises:
+        ExportError: when coremltools cannot convert one of them.
+    """
     tools = coremltools()
     joined = tools.utils.MultiFunctionDescriptor()
     scratch, usual = path.with_suffix(".parts"), tempfile.tempdir
     scratch.mkdir()
-    # coremltools leaves copies of all weights in the temporary folder until the program ends.
+    # coremltools leaves copies of all weights in the temporary folder until the program exits.
     tempfile.tempdir = str(scratch)
     try:
         for at, (name, blueprint) in enumerate(blueprints.items()):
@@ -78,7 +82,7 @@ def write_package(
         joined.default_function_name = next(iter(blueprints))
         with quiet():
             tools.utils.save_multifunction(joined, str(path))
-            gc.collect()  # or the last copies would be cleaned up later, with a warning
+            gc.collect()  # otherwise the last copies are deleted later, with a warning
     finally:
         tempfile.tempdir = usual
         shutil.rmtree(scratch, ignore_errors=True)
@@ -128,7 +132,7 @@ def _convert(tools: Any, blueprint: Blueprint, dtype: str, path: Path) -> None:
 
 
 def _describe(tools: Any, path: Path) -> Package:
-    """What the specification of a package says goes in and comes out."""
+    """The inputs, outputs and states of a package, from its specification."""
     spec = tools.models.utils.load_spec(str(path))
     kinds = tools.proto.FeatureTypes_pb2.ArrayFeatureType.ArrayDataType
 

@@ -1,8 +1,8 @@
-"""From two models to a bundle of Core ML packages, checked by computing the written programs.
+"""From two models to a bundle of Core ML packages, checked by evaluating the written programs.
 
-A model is read into the decoder of `mirror_edge.export.decoder`, which is held against its source;
-its weights are rounded in place; the packages are made of it; and the programs in them, evaluated,
-are held against the rounded decoder.
+A model is read into the decoder of `mirror_edge.export.decoder`, which is compared with its source;
+its weights are rounded in place; packages are made from it; and the programs in them, evaluated,
+are compared with the rounded decoder.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Target:
-    """The written target, and what its programs are to compute."""
+    """The written target, and what its programs should compute."""
 
     spec: TargetSpec
     package: Package
@@ -86,7 +86,7 @@ class _Target:
 
 @dataclass(frozen=True)
 class _Draft:
-    """The written draft, and what its programs are to compute."""
+    """The written draft, and what its programs should compute."""
 
     spec: DraftSpec
     packages: dict[str, Package]
@@ -108,7 +108,7 @@ def run(
     refuse = partial(refuse_taken, output, force=options.force)
     refuse()
     models = find_models(target, draft, options, on_progress)
-    coremltools()  # or a refusal, before the models are read
+    coremltools()  # refuses now, rather than after the models are read, if it is missing
     with whole_folder(output, refuse) as folder:
         refuse_without_space(output, bytes_needed(models, options))
         inherited = _inherited_exit(models.target, options)
@@ -186,7 +186,7 @@ def _write_draft(
 def _check(
     bundle: Bundle, one: _Target, two: _Draft | None, on_progress: OnProgress
 ) -> dict[str, float]:
-    """Evaluate the written programs; all deviations of the export, theirs last."""
+    """Evaluate the written programs; all deviations of the export, these last."""
     on_progress("Checking the programs", 0.0)
     deviations = one.deviations | ({} if two is None else two.deviations)
     deviations["target, evaluated"] = coreml_check.check_target(bundle, one.ids, one.logits)
@@ -207,7 +207,7 @@ def _read(
     precision: Precision,
     on_progress: OnProgress,
 ) -> _Model:
-    """Read a model, hold it against its source, and round its weights."""
+    """Read a model, compare it with its source, and round its weights."""
     stage = f"Reading the {role}"
     on_progress(stage, 0.0)
     decoder = read_decoder(source, role, blueprints.capacity(context, role))

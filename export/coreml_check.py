@@ -1,4 +1,4 @@
-"""The programs of written Core ML packages, evaluated and run as a decoder runs them."""
+"""Checks of written Core ML packages: their programs, evaluated as a decoder runs them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = ["check_draft", "check_exit", "check_target", "limit"]
 
 _LIMIT = {"float32": 1e-3, "float16": 5e-2}
 _PROMPT, _WINDOW = 0.7, 0.8
-"""Shares of the text that are fed as a prompt, and up to the end of a window."""
+"""Shares of the text up to the end of the prompt, and up to the end of the window."""
 
 
 def limit(dtype: str) -> float:
-    """How far a program may be from the decoder it was made of; see `check.compare`."""
+    """How far a program may deviate from the decoder it was made from; see `check.compare`."""
     return _LIMIT[dtype]
 
 
 def check_target(bundle: Bundle, ids: Ids, expected: Rows) -> float:
-    """A prompt, a window, wrong tokens taken back, single steps: each row as expected."""
+    """Check a prompt, a window, rejected tokens and single steps; the deviation."""
     target = CoreMLTarget(bundle, EVALUATOR, Trace())
     text, length = ids.tolist(), len(ids)
     prompt, window = int(_PROMPT * length), int(_WINDOW * length)
@@ -53,7 +53,7 @@ def check_target(bundle: Bundle, ids: Ids, expected: Rows) -> float:
 
 
 def check_exit(bundle: Bundle, head: ExitHead) -> float:
-    """The exit head's candidates are the decoder's, with its log-probabilities."""
+    """Compare the exit head's candidates with the decoder's; the deviation."""
     spec = bundle.manifest.target
     program = open_program(bundle.file(spec.exit), "exit", EVALUATOR)
     widest = bundle.manifest.packages[spec.exit].functions["exit"].shapes("hidden")[-1]
@@ -64,13 +64,13 @@ def check_exit(bundle: Bundle, head: ExitHead) -> float:
     named = np.zeros((2, widest[1], spec.model.vocabulary), np.float32)
     np.put_along_axis(named[0], outputs["exit_ids"][0], outputs["exit_logprobs"][0], axis=-1)
     np.put_along_axis(named[1], ids[0].long().numpy(), logprobs[0].numpy(), axis=-1)
-    # Near the end of the list rounding may change who is on it.
+    # Near the end of the list, rounding may change which tokens are on it.
     both = (named != 0).all(axis=0)
     return compare("the exit head", named[0][both][None], named[1][both][None], limit("float16"))
 
 
 def check_draft(bundle: Bundle, ids: Ids, tree: Tree, expected: list[Rows]) -> float:
-    """A prompt, a tree of guesses, the text again in its place: each row as expected.
+    """Check a prompt, a tree of guesses, then the text in its place; the deviation.
 
     `expected` are the logits of `ids`, then of each of the tree's texts, and then, for a draft with
     streams, those of the streams of `ids`, [length, s, vocabulary].

@@ -1,4 +1,4 @@
-"""The two models of a Core ML export, found and held against its options."""
+"""The two models of a Core ML export, found and checked against its options."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["CoreMLModels", "bytes_needed", "find_models"]
 _CONTEXT = 4096
 """The default: attention runs over the whole cache at every step, so a long one always costs."""
 _COPIES = 4
-"""Of the weights on disk at the peak: every function alone, and all of them joined."""
+"""Copies of the weights on disk at the peak: each function alone, and all of them joined."""
 _WEIGHTS = {".safetensors", ".bin", ".data"}
 
 
 @dataclass(frozen=True)
 class CoreMLModels:
-    """The sources of a bundle, and the context that it is made for."""
+    """The sources of a bundle, and the context it is made for, in tokens."""
 
     target: Source
     draft: Source | None
@@ -40,7 +40,12 @@ class CoreMLModels:
 def find_models(
     target: str | Path, draft: str | Path | None, options: ExportOptions, on_progress: OnProgress
 ) -> CoreMLModels:
-    """Find both models and hold them against the options, before anything is built."""
+    """Find both models, downloading those that are names on the hub.
+
+    Raises:
+        OptionError: for an option that these models cannot honour.
+        ExportError: for a model that cannot be a bundle's, or a draft with another tokenizer.
+    """
     source, guide = locate(target, "TARGET", on_progress), None
     tokenizer = read_tokenizer(source)
     chosen_layer(options.exit_layer, layers_of(source, "target"))
@@ -74,7 +79,7 @@ def _disk_needed(source: Source, precision: Precision) -> int:
 
 
 def _context(asked: int | None, most: int) -> tuple[int, tuple[str, ...]]:
-    """The context of the bundle, and what to say of it."""
+    """The context of the bundle, and a note on it for the user."""
     if asked is not None and not check.SHORTEST <= asked <= most:
         raise OptionError(
             f"--context {asked}: must be from {check.SHORTEST} to {most}, the target's own."
@@ -82,5 +87,5 @@ def _context(asked: int | None, most: int) -> tuple[int, tuple[str, ...]]:
     length = asked or min(_CONTEXT, most)
     if asked or length == most:
         return length, ()
-    note = f"the context is {length:,} of the target's {most:,} tokens; --context sets it."
+    note = f"the context is {length:,} of the target's {most:,} tokens; --context changes that."
     return length, (note,)

@@ -1,8 +1,8 @@
 """Coverage Ω_κ: how often the target's next token is among the exit head's κ candidates.
 
-At temperature 1 the target's token is the one that it would say under the shared noise, and the
-candidates are ranked with the same noise, out of as many as a decoder asks of the exit head. κ
-counts all candidates here; a decoder drops the drafted token first.
+At temperature 1 the target's token is sampled with the shared noise, and the candidates are ranked
+with the same noise, out of as many as a decoder asks the exit head for. κ counts all candidates
+here; a decoder drops the drafted token first.
 """
 
 from __future__ import annotations
@@ -43,56 +43,58 @@ POOL = resolve(
     Speculation("mirror", candidates=max(CANDIDATES)),
     can_draft=True,
 ).pool(Sampling(temperature=1.0))
-"""Candidates that a decoder asks of the exit head, before the noise ranks them."""
+"""Candidates that a decoder asks the exit head for, before the noise ranks them."""
 CHUNK = 64
-"""Rows taken at once, as many as a sampler keeps the noise of."""
+"""Rows per forward: as many as a sampler keeps the noise of."""
 
 ExitHead = tuple[int, str]
-"""Its layer, and ``plain``, ``fitted``, or ``own`` for the one that a bundle has."""
+"""Its layer, and ``plain``, ``fitted``, or ``own`` for a bundle's."""
 Shares = Mapping[float, Mapping[int, float]]
 """Ω by temperature and κ."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of one text that follow each other."""
+    """Consecutive rows of one text."""
 
     text: int
     """Which text; it seeds the noise."""
     start: int
-    """The position of the first row; a row predicts the token behind its position."""
+    """The position of the first row; each row predicts the token after its position."""
     logits: NDArray[np.float32]
     """[rows, vocabulary], the target's."""
     signals: Mapping[ExitHead, ExitSignal]
-    """What each exit head says, `POOL` candidates a row."""
+    """The output of each exit head, `POOL` candidates per row."""
 
 
 def coverage(chunks: Iterable[Rows]) -> dict[ExitHead, Shares]:
-    """Ω of every exit head over `chunks`; a text's noise starts anew with its seed."""
+    """Ω of every exit head over `chunks`; each text has its own noise."""
     within: dict[tuple[ExitHead, float], NDArray[np.int64]] = {}
     count = 0
     for rows in chunks:
         positions = range(rows.start + 1, rows.start + 1 + len(rows.logits))
         count += len(rows.logits)
-        for heat in TEMPERATURES:
-            sampler = Sampler(Sampling(temperature=heat, seed=rows.text), rows.logits.shape[1])
+        for temperature in TEMPERATURES:
+            sampler = Sampler(
+                Sampling(temperature=temperature, seed=rows.text), rows.logits.shape[1]
+            )
             truth = sampler.choose(rows.logits, positions)
-            for name, said in rows.signals.items():
-                scores = sampler.scores(said.ids, said.logprobs, positions)
+            for name, signal in rows.signals.items():
+                scores = sampler.scores(signal.ids, signal.logprobs, positions)
                 order = np.argsort(-scores, axis=-1, kind="stable")[:, : max(CANDIDATES)]
-                hits = np.take_along_axis(said.ids, order, axis=-1) == truth[:, None]
-                total = within.setdefault((name, heat), np.zeros(len(CANDIDATES), np.int64))
+                hits = np.take_along_axis(signal.ids, order, axis=-1) == truth[:, None]
+                total = within.setdefault((name, temperature), np.zeros(len(CANDIDATES), np.int64))
                 total += [hits[:, :kappa].any(axis=-1).sum() for kappa in CANDIDATES]
     shares: dict[ExitHead, dict[float, dict[int, float]]] = {}
-    for (name, heat), hits in within.items():
-        shares.setdefault(name, {})[heat] = {
+    for (name, temperature), hits in within.items():
+        shares.setdefault(name, {})[temperature] = {
             kappa: int(hit) / count for kappa, hit in zip(CANDIDATES, hits, strict=True)
         }
     return dict(shares)
 
 
 def signal(logits: NDArray[np.float32], tokens: NDArray[np.int64] | None) -> ExitSignal:
-    """What an exit head says that gives `tokens` (None: all) these `logits` [rows, tokens]."""
+    """The output of an exit head that gives `tokens` (None: all) these `logits` [rows, tokens]."""
     count = min(POOL, logits.shape[1])
     top = np.argpartition(-logits, count - 1, axis=-1)[:, :count]
     best = np.take_along_axis(logits, top, axis=-1)
@@ -104,16 +106,16 @@ def signal(logits: NDArray[np.float32], tokens: NDArray[np.int64] | None) -> Exi
 
 
 def entries(covered: Mapping[ExitHead, Shares]) -> list[dict[str, Any]]:
-    """As JSON has it: an entry for each exit head and temperature, with Ω by κ as `shares`."""
+    """As JSON: an entry for each exit head and temperature, with Ω by κ as `shares`."""
     return [
         {
             "layer": layer,
             "head": head,
-            "temperature": heat,
+            "temperature": temperature,
             "shares": {str(kappa): share for kappa, share in shares.items()},
         }
         for (layer, head), found in covered.items()
-        for heat, shares in found.items()
+        for temperature, shares in found.items()
     ]
 
 
@@ -123,13 +125,13 @@ def rows_of(
     texts: Sequence[NDArray[np.int64]],
     on_share: Callable[[float], None],
 ) -> Iterator[Rows]:
-    """Have the target of a bundle read `texts`, with the exit head that it has behind `layer`."""
+    """The rows of a bundle's target over `texts`, with its exit head after `layer`."""
     total, done = sum(map(len, texts)), 0
     for number, text in enumerate(texts):
         for start in range(0, len(text), CHUNK):
             window = text[start : start + CHUNK].tolist()
-            said = target.prefix(window, start, POOL)
-            assert said is not None
-            yield Rows(number, start, target.suffix(), {(layer, "own"): said})
+            signal = target.prefix(window, start, POOL)
+            assert signal is not None
+            yield Rows(number, start, target.suffix(), {(layer, "own"): signal})
             done += len(window)
             on_share(done / total)

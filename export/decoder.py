@@ -1,12 +1,12 @@
-"""A decoder in torch, small enough to read: what the Core ML programs are converted from.
+"""A small decoder in torch, from which the Core ML programs are converted.
 
-RMS norms, rotary positions, grouped-query attention with optional biases and query and key norms,
-SwiGLU, a head that may be the embedding: Llama, Mistral, Qwen2 and Qwen3. Modules are named as in
-their checkpoints. There is no cache here: whoever runs the layers says how rows attend, so the same
-layers serve a whole text, a cache that is a state, and one that is handed in and out.
+RMS norms, rotary embeddings, grouped-query attention with optional biases and query and key norms,
+SwiGLU, and an LM head that may be tied: Llama, Mistral, Qwen2 and Qwen3. Modules are named as in
+their checkpoints. There is no cache here: the caller decides how rows attend, so the same layers
+serve a whole text, a cache that is a state, and one that is an input and an output.
 
-Rows lie as [1, S, features], or as [1, features, 1, S], the layout that the Neural Engine prefers,
-in which a linear layer is a convolution by one. The number of axes says which.
+Rows are [1, S, features], or [1, features, 1, S] ("in channels"), the layout that the Neural Engine
+prefers, in which a linear layer is a 1x1 convolution. The number of axes tells which.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ __all__ = [
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the rows' positions, each [S, head_size / 2]."""
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Layer, queries [1, kv_heads, G·S, D], keys and values [1, kv_heads, S, D], to what the queries
-become. The G query heads that share a key head are more rows of it, so no key is ever repeated."""
+"""From layer, queries [1, kv_heads, G·S, D], keys and values [1, kv_heads, S, D] to the attended
+queries. The G query heads that share a key head are more rows of it, so keys are never repeated."""
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""Those that consist of these layers."""
+"""The architectures that consist of these layers."""
 UNSEEN = -1e4
-"""Added to an attention score: never seen. In float16's range."""
+"""Added to an attention score to mask it; within float16's range."""
 _LONGEST_AXIS = 16384
-"""Of a tensor on the Neural Engine."""
+"""Longest axis of a tensor on the Neural Engine."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class DecoderSpec:
     kv_heads: int
     head_size: int
     epsilon: float
-    """Of the norms."""
+    """Epsilon of the norms."""
 
     @property
     def group(self) -> int:
@@ -76,12 +76,12 @@ class Decoder(nn.Module):
     def __init__(
         self, spec: DecoderSpec, weights: Mapping[str, Tensor], cos: Tensor, sin: Tensor
     ) -> None:
-        """Take `weights`, by their names in a checkpoint, and tables [context, head_size / 2].
+        """Take `weights` by their names in a checkpoint, and tables [context, head_size / 2].
 
-        Without an ``lm_head`` the head is the embedding.
+        Without an ``lm_head`` the embedding is the head.
 
         Raises:
-            ValueError: naming weights that are missing, foreign or of another shape.
+            ValueError: naming weights that are missing, unexpected or of another shape.
         """
         super().__init__()
         self.spec = spec
@@ -123,12 +123,12 @@ class Decoder(nn.Module):
         return rows if self.pieces is None else rows.transpose(1, 2)[:, :, None]
 
     def head(self, rows: Tensor) -> Tensor:
-        """What the rows behind the last layer say: logits, as the head or its pieces give them."""
+        """Logits of the last layer's rows, as the head or its pieces return them."""
         logits: Tensor = (self.pieces or self.lm_head)(self.norm(rows))
         return logits
 
     def as_channels(self) -> Decoder:
-        """Change to the layout [1, features, 1, S], in place; the head comes in pieces."""
+        """Change to the layout [1, features, 1, S], in place; the head is split into pieces."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.weight = nn.Parameter(module.weight[:, :, None, None], requires_grad=False)
@@ -142,10 +142,10 @@ class Decoder(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual."""
+    """Attention and MLP, each after a norm and added to the residual."""
 
     def __init__(self, spec: DecoderSpec, index: int, names: Set[str]) -> None:
-        """Layer `index`; `names` of the checkpoint's weights say which biases and norms it has."""
+        """Layer `index`; the weights' `names` tell which biases and norms it has."""
         super().__init__()
         self.index = index
         self.input_layernorm = Norm(spec.hidden, spec.epsilon)
@@ -154,14 +154,14 @@ class Layer(nn.Module):
         self.mlp = Gated(spec, f"model.layers.{index}.mlp", names)
 
     def forward(self, rows: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
-        """The residual stream behind this layer, in the layout of `rows`."""
+        """The residual stream after this layer, in the layout of `rows`."""
         rows = rows + self.self_attn(self.input_layernorm(rows), self.index, rotary, attend)
         residual: Tensor = rows + self.mlp(self.post_attention_layernorm(rows))
         return residual
 
 
 class Attention(nn.Module):
-    """Queries, keys and values of the rows, turned to their positions, and what comes of them."""
+    """Attention with rotary embeddings; the caller's `Attend` combines rows and cache."""
 
     def __init__(self, spec: DecoderSpec, name: str, names: Set[str]) -> None:
         """See `Layer`."""
@@ -205,13 +205,13 @@ class Gated(nn.Module):
         self.down_proj = Linear(spec.mlp, spec.hidden, f"{name}.down_proj.bias" in names)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows to rows."""
+        """From rows to rows, in either layout."""
         mixed: Tensor = self.down_proj(F.silu(self.gate_proj(rows)) * self.up_proj(rows))
         return mixed
 
 
 class Linear(nn.Linear):
-    """A linear layer in either layout; in the second its weight is [out, in, 1, 1]."""
+    """A linear layer in either layout; in channels, its weight is [out, in, 1, 1]."""
 
     def forward(self, rows: Tensor) -> Tensor:
         """[1, S, in] to [1, S, out], or [1, in, 1, S] to [1, out, 1, S]."""
@@ -221,10 +221,10 @@ class Linear(nn.Linear):
 
 
 class Pieces(nn.ModuleList):
-    """A head in channels as pieces of one size, zeros behind the last, that fit a device."""
+    """A head in channels as pieces of one size that fit a device, the last one zero-padded."""
 
     def __init__(self, weight: Tensor) -> None:
-        """Cut `weight` [out, in, 1, 1]."""
+        """Split `weight` [out, in, 1, 1]."""
         count = math.ceil(len(weight) / _LONGEST_AXIS)
         size = 32 * math.ceil(len(weight) / count / 32)
         padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, count * size - len(weight)))
@@ -236,7 +236,7 @@ class Pieces(nn.ModuleList):
 
 
 def head_of(weight: Tensor) -> Linear:
-    """A head with some of the rows of another's weight."""
+    """A head with this `weight`, such as some rows of another head's."""
     with torch.device("meta"):
         head = Linear(weight.shape[1], len(weight), bias=False)
     head.weight = nn.Parameter(weight, requires_grad=False)
@@ -244,7 +244,7 @@ def head_of(weight: Tensor) -> Linear:
 
 
 class Norm(nn.Module):
-    """The RMS norm over the features of rows, in either layout, or of each head."""
+    """The RMS norm over the features of rows in either layout, or over those of each head."""
 
     floor: Tensor
 
@@ -257,9 +257,9 @@ class Norm(nn.Module):
         self.least, self.of_heads = epsilon**0.5, of_heads
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Squares of a residual stream leave float16's range, so rows are brought to 1 first.
+        """Squares of a residual stream overflow float16, so rows are first scaled to at most 1.
 
-        The floor makes that exact: what is divided out of the rows is divided out of epsilon too.
+        The floor keeps that exact: epsilon is scaled along with the rows.
         """
         channels = rows.dim() == 4 and not self.of_heads
         axis = 1 if channels else -1

@@ -1,8 +1,7 @@
 """The recipe of the demo pair: a byte-level BPE, a Llama-shaped chat target, and its draft.
 
 Run it as ``python -P -m mirror_edge.export.demo --train FILE --held-out FILE -o FOLDER``. The
-target learns the text; the draft is distilled from it. Called again after an interruption, it goes
-on where it was.
+target learns the text; the draft is distilled from it. Run again after an interruption, it resumes.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ RUN_FILE = "training.json"
 VOCABULARY = 4096
 CONTEXT = 1024
 SIZES = {
-    # 4.6M and 1.4M parameters: a few hours on a CPU.
+    # 4.6M and 1.4M parameters; trains for a few hours on a CPU.
     "small": (
         DraftShape(layers=6, hidden=256, heads=4, kv_heads=2, intermediate=512),
         DraftShape(layers=2, hidden=192, heads=6, kv_heads=2, intermediate=384),
     ),
-    # 21M and 1.6M parameters: for a GPU.
+    # 21M and 1.6M parameters; for a GPU.
     "large": (
         DraftShape(layers=8, hidden=512, heads=8, kv_heads=4, intermediate=1024),
         DraftShape(layers=2, hidden=192, heads=6, kv_heads=2, intermediate=512),
@@ -54,7 +53,7 @@ SIZES = {
 
 
 def train_tokenizer(file: Path) -> Tokenizer:
-    """Byte-level BPE: every byte has a token, so any text survives the round trip."""
+    """Train a byte-level BPE: every byte has a token, so any text survives a round trip."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -141,7 +140,7 @@ def train_target(
 
 
 class _Percents:
-    """A line for every percent of a stage."""
+    """Prints a line for every percent of a stage."""
 
     def __init__(self) -> None:
         self.shown: tuple[str, int] | None = None
@@ -163,17 +162,24 @@ def _echo(line: str) -> None:
 
 
 def main(
-    train_file: Annotated[Path, typer.Option("--train", help="Conversations, JSON lines.")],
-    held_out_file: Annotated[Path, typer.Option("--held-out", help="The same, for the report.")],
+    train_file: Annotated[
+        Path, typer.Option("--train", help="Conversations to train on, JSON lines.")
+    ],
+    held_out_file: Annotated[
+        Path, typer.Option("--held-out", help="Held-out conversations, for the report.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
-    size: Annotated[Literal["small", "large"], typer.Option(help="See SIZES.")] = "small",
+    size: Annotated[
+        Literal["small", "large"],
+        typer.Option(help="Size of the pair: small for a CPU, large for a GPU."),
+    ] = "small",
     target_minutes: float = 60.0,
     draft_minutes: float = 25.0,
     continue_from: Annotated[
-        Path | None, typer.Option(help="An earlier pair, whose target is trained further.")
+        Path | None, typer.Option(help="An earlier pair, whose target to continue training.")
     ] = None,
     seed: int = 0,
-    compiled: Annotated[bool, typer.Option(help="torch.compile; needs a C++ compiler.")] = True,
+    compiled: Annotated[bool, typer.Option(help="Use torch.compile; needs a C++ compiler.")] = True,
 ) -> None:
     """Train the demo pair and write OUTPUT/target, OUTPUT/draft and OUTPUT/report.json."""
     torch.manual_seed(seed)
@@ -191,7 +197,8 @@ def main(
             found = (target.config.num_hidden_layers, target.config.hidden_size)
             if found != (target_shape.layers, target_shape.hidden):
                 raise OptionError(
-                    f"--continue-from {continue_from}: its target is not --size {size}."
+                    f"--continue-from {continue_from}: its target is not of --size {size}. "
+                    "Give its own size."
                 )
         move(target, device)
         train_target(

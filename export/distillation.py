@@ -1,8 +1,7 @@
-"""A draft for a target: trained on text, then on what the target makes of it and says itself."""
+"""A draft for a target: trained on text, then on the target's predictions and own outputs."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,13 +16,14 @@ from mirror_edge.errors import OptionError
 from mirror_edge.export.acceptance import Acceptance, Exam, Losses, StreamAccuracy
 from mirror_edge.export.drafts import fresh, load_model, plain, replaced_streams, save, tuned
 from mirror_edge.export.hardware import autocast, move, pick_device
+from mirror_edge.export.identity import identity
 from mirror_edge.export.losses import distillation_loss, streaming_loss, text_loss
 from mirror_edge.export.material import Material
 from mirror_edge.export.output import refuse_existing, whole_folder
 from mirror_edge.export.outputs import OwnOutputs
 from mirror_edge.export.recipe import DraftShape, Recipe
 from mirror_edge.export.schedule import Budget, Schedule
-from mirror_edge.export.source import Source, locate
+from mirror_edge.export.source import locate
 from mirror_edge.export.streaming import StreamingDraft
 from mirror_edge.export.texts import Corpus
 from mirror_edge.export.tokenizer import read_tokenizer, refuse_different
@@ -38,26 +38,26 @@ __all__ = ["REPORT_FILE", "Distilled", "Status", "Volume", "run"]
 
 REPORT_FILE = "distill.json"
 _TEXT_SHARE = 0.1
-"""Of the budget of a fresh draft: what it first learns from the text alone."""
+"""Share of a fresh draft's budget in which it learns from the text alone."""
 _FRESH_RATE, _TUNED_RATE, _STREAMS_RATE = 4e-3, 5e-4, 4e-3
 _NUMBERS_AT_ONCE = {"cpu": 2**27, "mps": 2**27, "cuda": 2**29}
-"""Logits of one forward in training; 2**27 are half a gigabyte in float32."""
+"""Logits per forward in training; 2**27 are half a gigabyte in float32."""
 _LONG = 1024
-"""Tokens of a window in every fourth step, where context and text allow."""
+"""Tokens per window in every fourth step, where context and text allow."""
 _LOOKS = 20
-"""How often in a run the acceptance is measured."""
+"""How often acceptance is measured in a run."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is going on, for a progress bar."""
+    """The status of a run, for a progress bar."""
 
     stage: str
     share: float
-    """Of the whole budget while training, else of the stage."""
+    """Share done: of the whole budget while training, otherwise of the stage."""
     loss: float | None = None
     acceptance: float | None = None
-    """At temperature 0, as measured last."""
+    """At temperature 0, as last measured."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Volume:
     documents: int
     tokens: int
     held_out: int
-    """Tokens."""
+    """Held-out tokens."""
     own_outputs: int
     """Tokens of prompts and the target's answers to them."""
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """A finished draft, and what it is worth on held-out text."""
+    """A finished draft, and how good it is on held-out text."""
 
     folder: Path
     parameters: int
@@ -85,10 +85,10 @@ class Distilled:
     streams: dict[str, StreamAccuracy]
     """By temperature, "0" and "1"; empty for a plain draft."""
     notes: tuple[str, ...]
-    """What the user should know beside."""
+    """What else the user should know."""
 
     def as_dict(self) -> dict[str, Any]:
-        """As ``distill.json`` has it: everything but where the draft is."""
+        """As in ``distill.json``: everything except the folder."""
         found = asdict(self)
         del found["folder"]
         return found
@@ -107,10 +107,12 @@ def run(
     """See `mirror_edge.export.distill`."""
     refuse_existing(output)
     if recipe.lossless and isinstance(draft, DraftShape):
-        raise OptionError("--lossless keeps a draft's own predictions, so it needs --draft.")
+        raise OptionError("--lossless: keeps a draft's own predictions, so it needs --draft.")
     device = pick_device(recipe.device)
     if recipe.compiled and device.type == "cpu" and not _has_compiler():
-        raise OptionError("--compile needs a C++ compiler on a CPU. Install one, or leave it out.")
+        raise OptionError(
+            "--compile: needs a C++ compiler on a CPU. Install one, or omit the option."
+        )
 
     def downloading(stage: str, share: float) -> None:
         on_progress(Status(stage, share))
@@ -124,9 +126,9 @@ def run(
     checkpoint = Checkpoint(
         output.with_name(output.name + ".checkpoint"),
         recipe.checkpoint_seconds,
-        _identity(of_target, of_draft or draft, data, recipe),
+        identity(of_target, of_draft or draft, data, recipe),
     )
-    went_on = checkpoint.load(torch.device("cpu")) is not None
+    resumed = checkpoint.load(torch.device("cpu")) is not None
 
     on_progress(Status("Reading text", 0.0))
     material = Material.read(of_target, tokenizer, data, held_out, recipe)
@@ -144,7 +146,7 @@ def run(
     for model in (teacher, student):
         move(model, device)
 
-    on_progress(Status("The target answers held-out prompts", 0.0))
+    on_progress(Status("Answering held-out prompts", 0.0))
     exam = Exam.of(teacher, material.held_out, material.ends)
     own = OwnOutputs(
         teacher,
@@ -177,8 +179,8 @@ def run(
     notes = _notes(volume, ran, parameters, fresh=of_draft is None)
     if of_draft is not None:
         notes += replaced_streams(of_draft, recipe)
-    if went_on:
-        notes.insert(0, f"The run went on from {checkpoint.file}.")
+    if resumed:
+        notes.insert(0, f"The run was resumed from {checkpoint.file}.")
     made = Distilled(
         output, parameters, ran, volume, *exam.grade(student, teacher), notes=tuple(notes)
     )
@@ -236,7 +238,7 @@ def _schedule(
 
 
 class _Reporter:
-    """Hands the progress of training on, with the acceptance as it was measured last."""
+    """Passes training progress on, with the acceptance as last measured."""
 
     def __init__(self, student: Draft, exam: Exam, on_progress: Callable[[Status], None]) -> None:
         self.student, self.exam, self.on_progress = student, exam, on_progress
@@ -252,36 +254,8 @@ class _Reporter:
         self.on_progress(Status(at.stage, at.share, at.loss, self.acceptance))
 
 
-def _identity(
-    target: Source, draft: Source | str | Path | DraftShape, data: Sequence[Path], recipe: Recipe
-) -> dict[str, str]:
-    """What a run must have in common with a checkpoint to go on from it."""
-    options = {name: str(value) for name, value in asdict(recipe).items()}
-    for name in ("device", "compiled", "checkpoint_seconds"):
-        del options[name]
-    return {
-        **options,
-        "target": _digest(_model_files(target)),
-        "draft": _digest(_model_files(draft)) if isinstance(draft, Source) else str(draft),
-        "data": _digest([file for file in data if file.is_file()]),
-    }
-
-
-def _model_files(source: Source) -> list[Path]:
-    wanted = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
-    return sorted(file for pattern in wanted for file in source.folder.glob(pattern))
-
-
-def _digest(files: Sequence[Path]) -> str:
-    sha = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            sha.update(hashlib.file_digest(opened, "sha256").digest())
-    return sha.hexdigest()[:12]
-
-
 def _notes(volume: Volume, ran: Run, parameters: int, *, fresh: bool) -> list[str]:
-    """What the amount of text and training means for the draft."""
+    """Notes on what the amounts of text and training mean for the draft."""
     notes = []
     passes = ran.tokens / (volume.tokens + volume.own_outputs)
     if passes > 8:
@@ -290,13 +264,13 @@ def _notes(volume: Volume, ran: Run, parameters: int, *, fresh: bool) -> list[st
         )
     if volume.tokens < 1_000_000:
         notes.append(
-            f"{volume.tokens:,} tokens of text are few: expect the draft to foresee text of this "
-            "kind, and to be worse on any other than these figures say."
+            f"{volume.tokens:,} tokens of text are few: expect the draft to do worse than "
+            "this report on any other kind of text."
         )
     if fresh and ran.tokens < 10 * parameters:
         notes.append(
-            f"A fresh draft of {parameters:,} parameters saw {ran.tokens:,} tokens; 10 to 20 for "
-            "each parameter are usual. It would go on learning with more time."
+            f"A fresh draft of {parameters:,} parameters saw {ran.tokens:,} tokens; 10 to 20 per "
+            "parameter are usual. It would keep improving with more time."
         )
     return notes
 

@@ -1,4 +1,4 @@
-"""A draft that names common tokens alone: a large vocabulary's head is half of a small model.
+"""A draft's head for common tokens only: a large vocabulary's head is half of a small model.
 
 Frequency-ranked speculative sampling (arXiv 2502.14856) does this to a draft's head. A byte-pair
 vocabulary lists its merges by frequency, so the lowest ids are the common tokens.
@@ -15,22 +15,23 @@ from onnx import ModelProto, NodeProto, TensorProto
 from mirror_edge.errors import OptionError
 from mirror_edge.export import check, reference, weights
 from mirror_edge.export.exit_head import head_of, keep_rows
+from mirror_edge.export.full_graph import FullGraph
 from mirror_edge.export.graph import copy
-from mirror_edge.export.whole import Whole
 
 __all__ = ["narrowed", "refuse_size"]
 
 _SAME = 1e-3
-"""How far the rows that are kept may be from what they were: they are the same numbers."""
+"""How far the remaining logits may deviate: they are computed from the same numbers."""
 
 
-def narrowed(draft: Whole, size: int | None) -> tuple[Whole, dict[str, float]]:
-    """`draft` with a head that names the tokens 0..size-1; None, or all of them: as it is.
+def narrowed(draft: FullGraph, size: int | None) -> tuple[FullGraph, dict[str, float]]:
+    """`draft` with a head for the tokens 0..size-1 only, and the deviation; unchanged for None.
 
-    ``full.onnx`` and the weights are written anew, and held against what they were.
+    ``full.onnx`` and the weights are rewritten, and compared with what they were.
 
     Raises:
-        OptionError: for a size that it cannot have.
+        OptionError: for a size above its vocabulary.
+        ExportError: if the logits deviate.
     """
     spec, folder = draft.spec, draft.folder
     if size is None or size == spec.vocabulary:
@@ -50,10 +51,10 @@ def narrowed(draft: Whole, size: int | None) -> tuple[Whole, dict[str, float]]:
 
 
 def refuse_size(size: int | None, vocabulary: int) -> None:
-    """Refuse a head of more tokens than the `vocabulary` of its draft has."""
+    """Refuse a head for more tokens than the draft's `vocabulary` has."""
     if size is not None and not 1 <= size <= vocabulary:
         raise OptionError(
-            f"--draft-vocabulary {size}: must be from 1 to {vocabulary}, the draft's tokens."
+            f"--draft-vocabulary {size}: must be from 1 to {vocabulary}, the draft's own."
         )
 
 
@@ -63,7 +64,7 @@ def _declare(graph: ModelProto, size: int) -> None:
 
 
 def _set_apart(graph: ModelProto) -> None:
-    """Give the head tensors of its own where it shares them, as with tied embeddings."""
+    """Give the head its own copies of tensors that it shares, as with tied embeddings."""
     own = _head_nodes(graph)
     others = {name for node in graph.graph.node if node not in own for name in node.input}
     for tensor in list(graph.graph.initializer):
@@ -81,7 +82,7 @@ def _set_apart(graph: ModelProto) -> None:
 
 
 def _head_nodes(graph: ModelProto) -> list[NodeProto]:
-    """The head, what comes behind it, and what makes its weight out of a stored one."""
+    """The head, what follows it, and what derives its weight from a stored one."""
     nodes = list(graph.graph.node)
     head = head_of(graph)
     own = nodes[next(i for i, node in enumerate(nodes) if node == head) :]

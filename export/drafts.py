@@ -1,4 +1,4 @@
-"""Where a draft comes from, a fresh one or a checkpoint, and how it is written."""
+"""Drafts to train: fresh ones, and those read from and written as checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Draft = PreTrainedModel | StreamingDraft
-"""Without or with streams."""
+"""A draft without or with streams."""
 
 __all__ = ["Draft", "decoder", "fresh", "load_model", "plain", "replaced_streams", "save", "tuned"]
 
@@ -42,12 +42,12 @@ def load_model(source: Source, option: str, dtype: torch.dtype) -> PreTrainedMod
     """
     if source.kind != "checkpoint":
         raise OptionError(
-            f"{option} {source.folder}: is a folder of ONNX graphs, which cannot be trained with. "
-            "Give the checkpoint that they were made from."
+            f"{option} {source.folder}: is a folder of ONNX graphs, which cannot be used for "
+            "training. Give the checkpoint that they were made from."
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's code, run whole
+            warnings.simplefilter("ignore")  # third-party code on import
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 source.folder, dtype=dtype, local_files_only=True
             )
@@ -56,7 +56,7 @@ def load_model(source: Source, option: str, dtype: torch.dtype) -> PreTrainedMod
             f"{option} {source.folder}: cannot be loaded by transformers "
             f"({type(error).__name__}: {error}). Copy the model folder again."
         ) from error
-    # A model's own sampling settings would join in when it generates.
+    # The model's own sampling settings would affect what it generates.
     model.generation_config = GenerationConfig()
     return model
 
@@ -81,7 +81,7 @@ def decoder(
 
 
 def fresh(shape: DraftShape, target: PreTrainedModel, recipe: Recipe) -> Draft:
-    """An untrained draft for `target`, which knows already which tokens are alike."""
+    """An untrained draft for `target`, whose embeddings start as a projection of the target's."""
     config: Any = target.config
     named = {name: getattr(config, name, None) for name in _NAMED}
     model = decoder(shape, config.vocab_size, config.max_position_embeddings, named)
@@ -94,7 +94,7 @@ def fresh(shape: DraftShape, target: PreTrainedModel, recipe: Recipe) -> Draft:
 
 
 def _narrowed(table: torch.Tensor, hidden: int) -> torch.Tensor:
-    """The rows of `table` [V, H] along its `hidden` strongest directions: their angles stay."""
+    """`table` [V, H] projected on its `hidden` principal directions, which keeps angles."""
     directions: torch.Tensor = torch.linalg.eigh(table.T @ table)[1]
     return table @ directions[:, -hidden:]
 
@@ -103,7 +103,7 @@ _NAMED = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def tuned(source: Source, recipe: Recipe) -> Draft:
-    """The checkpoint `source` to go on with; its own streams too, if they are as `recipe` says.
+    """The checkpoint `source` to continue training, with its streams if they fit `recipe`.
 
     Raises:
         ExportError: as `load_model` and `StreamingDraft`.
@@ -121,13 +121,13 @@ def tuned(source: Source, recipe: Recipe) -> Draft:
 
 
 def replaced_streams(source: Source, recipe: Recipe) -> list[str]:
-    """A note on streams that the checkpoint has and that `recipe` does not go on with."""
+    """A note on streams of the checkpoint that do not fit `recipe`; none where they do."""
     found = Streams.read(source.folder)
     if found is None or _as_asked(found, recipe):
         return []
     return [
         f"{source.folder} had {found.count} streams of rank {found.down.shape[1]} through "
-        f"{found.layers} layers. They were not gone on with, because others were asked for."
+        f"{found.layers} layers. They were replaced, because others were asked for."
     ]
 
 
@@ -165,7 +165,7 @@ def save(
 ) -> None:
     """Write a Hugging Face folder with the target's tokenizer.
 
-    Of a model that is `unchanged`, the files are copied and only its streams are written.
+    The files of an `unchanged` checkpoint are copied, and only the streams are new.
     """
     model = plain(draft)
     if unchanged is not None:
@@ -175,5 +175,5 @@ def save(
     else:
         model.save_pretrained(folder)
     if isinstance(draft, StreamingDraft):
-        draft.streams_at_rest().write(folder)
+        draft.stored_streams().write(folder)
     write_files(target, tokenizer, folder, model.config.max_position_embeddings)

@@ -14,14 +14,14 @@ from onnx import ModelProto, TensorProto, helper
 
 from mirror_edge.export import weights
 from mirror_edge.export.exit_head import Exit
+from mirror_edge.export.full_graph import FullGraph
 from mirror_edge.export.graph import copy, part, reads, rename, value
 from mirror_edge.export.residuals import opened, residuals
-from mirror_edge.export.whole import Whole
 
 __all__ = ["EARLY_EXIT", "early_exit", "is_early_exit", "shared_bytes"]
 
 EARLY_EXIT = "early-exit"
-"""What the option --draft calls it."""
+"""Its name as --draft."""
 _OWN = "exit/own/"
 _NEVER = -1e9
 """The logit of a token that the exit head cannot name."""
@@ -32,10 +32,10 @@ def is_early_exit(draft: str | Path | None) -> bool:
     return str(draft) == EARLY_EXIT and not Path(EARLY_EXIT).exists()
 
 
-def early_exit(target: Whole, leave: Exit, logits: ModelProto) -> Whole:
-    """The uncut graph of the draft: `target` up to the exit, then `logits`, from `hidden`.
+def early_exit(target: FullGraph, leave: Exit, logits: ModelProto) -> FullGraph:
+    """The full graph of the draft: `target` up to the exit, then `logits`, from `hidden`.
 
-    It is written to ``full.onnx``, in the place of the target's.
+    It is written to ``full.onnx``, in place of the target's.
     """
     spec, folder, layer = target.spec, target.folder, leave.layer
     cut = residuals(target.model, spec, layer)[-1]
@@ -62,7 +62,7 @@ def early_exit(target: Whole, leave: Exit, logits: ModelProto) -> Whole:
 
 
 def _apart(logits: ModelProto, cut: str) -> ModelProto:
-    """The exit head, reading `cut`, with names that the target's own LM head does not have too."""
+    """The exit head, reading `cut`, with names that differ from those of the target's LM head."""
     head = copy(logits)
     names = {name for node in head.graph.node for name in [*reads(node), *node.output]}
     rename(head, {name: _OWN + name for name in names} | {"hidden": cut})
@@ -74,7 +74,7 @@ def _names(caches: str, layers: int) -> set[str]:
 
 
 def _widened(narrow: str, wide: str) -> list[onnx.NodeProto]:
-    """One more logit behind those of a row, which all tokens take that have none of their own."""
+    """Append one logit to a row, for all tokens that the exit head cannot name."""
     never = helper.make_tensor("never", TensorProto.FLOAT, [], [_NEVER])
     pads = helper.make_tensor("pads", TensorProto.INT64, [6], [0, 0, 0, 0, 0, 1])
     return [
@@ -86,7 +86,7 @@ def _widened(narrow: str, wide: str) -> list[onnx.NodeProto]:
 
 
 def shared_bytes(graph: ModelProto) -> int:
-    """Bytes outside of a graph that it refers to."""
+    """Bytes of external weights that a graph refers to."""
     return sum(
         weights.size(tensor)
         for tensor in graph.graph.initializer

@@ -1,4 +1,4 @@
-"""The exit head: a target's own norm and LM head over the commonest tokens, and the best few."""
+"""The exit head: a target's own norm and LM head over the most common tokens, and a top-k."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ class Correction:
 
 @dataclass(frozen=True)
 class Exit:
-    """Where a target names its candidates, and with what."""
+    """Where the exit head sits in a target, and what it consists of."""
 
     layer: int
     tokens: NDArray[np.int64] | None
-    """Those that the exit head can name, in rising order; None: all."""
+    """Those that the exit head can name, ascending; None: all."""
     correction: Correction | None
 
 
 def exit_logits(tail: ModelProto, spec: ModelSpec, folder: Path, leave: Exit) -> ModelProto:
-    """The exit head up to the `logits` of its tokens, from `hidden`.
+    """The exit head's graph from `hidden` to the `logits` of its tokens.
 
-    What the graph does not share with the others goes to ``exit.bin`` in `folder`.
+    Weights that it does not share with the other graphs go to ``exit.bin`` in `folder`.
     """
     graph, tokens, correction = copy(tail), leave.tokens, leave.correction
     head, file = head_of(graph), folder / "exit.bin"
@@ -75,7 +75,7 @@ def exit_logits(tail: ModelProto, spec: ModelSpec, folder: Path, leave: Exit) ->
 
 
 def exit_graph(logits: ModelProto, folder: Path, tokens: NDArray[np.int64] | None) -> ModelProto:
-    """Candidates from `hidden`: the best of what `exit_logits` made."""
+    """The exit head's whole graph, from `hidden` to candidates; `logits` is from `exit_logits`."""
     graph = copy(logits)
     nodes = graph.graph.node
     graph.graph.initializer.append(numpy_helper.from_array(np.array([0]), "exit/first"))
@@ -95,11 +95,11 @@ def exit_graph(logits: ModelProto, folder: Path, tokens: NDArray[np.int64] | Non
 
 
 def norm_and_head(tail: ModelProto, spec: ModelSpec) -> tuple[ModelProto, ModelProto]:
-    """`tail` as two graphs: from `hidden` to `normed`, what the LM head reads, and to `logits`."""
+    """`tail` as two graphs: `hidden` to `normed`, which the LM head reads, and that to `logits`."""
     graph = copy(tail)
     head = head_of(graph)
     read = head.input[0]
-    # Some models narrow the rows behind their norm.
+    # Some models narrow the rows after their norm.
     normed = value("normed", element_type(spec), [1, "S", "W"])
     graph.graph.node.append(helper.make_node("Identity", [read], ["normed"]))
     norm = part(graph, list(tail.graph.input), [normed])
@@ -109,10 +109,10 @@ def norm_and_head(tail: ModelProto, spec: ModelSpec) -> tuple[ModelProto, ModelP
 
 
 def head_of(graph: ModelProto) -> NodeProto:
-    """The node that makes the logits.
+    """The node that computes the logits.
 
     Raises:
-        ExportError: if there is none that is known.
+        ExportError: if there is no known one.
     """
     found: NodeProto | None = next(
         (node for node in reversed(graph.graph.node) if node.op_type in _HEADS), None
@@ -123,7 +123,7 @@ def head_of(graph: ModelProto) -> NodeProto:
 
 
 def _candidates() -> list[NodeProto]:
-    """Where the best of `logits` are, and their log-softmax; GPU providers have the operators."""
+    """Top-k of `logits` and its log-softmax, in operators that GPU providers have."""
     return [
         helper.make_node("TopK", ["logits", "top"], ["exit/best", "exit/at"], axis=-1),
         helper.make_node("Gather", ["exit/best", "exit/first"], ["exit/most"], axis=-1),
@@ -165,9 +165,9 @@ def _correct(
 def keep_rows(
     graph: ModelProto, spec: ModelSpec, tokens: NDArray[np.int64], folder: Path, file: Path
 ) -> None:
-    """Keep the head's rows of `tokens`: of its weight, and of every bias and scale behind it.
+    """Keep only the head's rows of `tokens`: of its weight, and of every bias and scale after it.
 
-    In place; what is kept goes to the end of `file`.
+    In place; what is kept is appended to `file`.
     """
     head = head_of(graph)
     for item in head.attribute:
@@ -189,7 +189,7 @@ def keep_rows(
 
 
 def _rows(values: NDArray[Any], tokens: NDArray[np.int64], vocabulary: int) -> NDArray[Any] | None:
-    """The part of `values` that is about `tokens`, or None when it is not one entry a token."""
+    """The entries of `values` for `tokens`; None when there is not one for each token."""
     if vocabulary in values.shape:
         return np.take(values, tokens, axis=values.shape.index(vocabulary))
     if values.ndim == 1 and values.size > vocabulary and values.size % vocabulary == 0:

@@ -1,12 +1,12 @@
-"""Behind which layer to leave: what a step is expected to take, for every layer that was measured.
+"""The exit layer: the expected duration of a step, for every layer that was measured.
 
-A later exit foresees more, so fewer steps end in a fresh draft; an earlier one leaves a longer
-suffix, which hides more of the rollout. The law of the step weighs the two:
+A later exit predicts better, so that fewer steps need a fresh draft; an earlier one leaves a longer
+suffix, which hides more of the rollout. The step law weighs the two:
 
     prefix + exit head + max(suffix, rollout) + misses · fresh draft
 
-Times are bytes of weights that are read, as decoding one answer is bound by them, and both devices
-are taken to read equally fast.
+Times are counted in bytes of weights read, which is what bounds decoding a single answer; both
+devices are assumed to read equally fast.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 KAPPA = 8
-"""Of the coverage that says how many steps miss."""
+"""κ of the coverage from which missed steps are counted."""
 _WINDOW = 7
 _SEVERAL = 5
 _PRODUCTS = {"MatMul", "MatMulNBits", "Gemm"}
@@ -41,16 +41,16 @@ _SAME_WEIGHT = {"Transpose", "Cast", "Identity"}
 
 @dataclass(frozen=True)
 class Costs:
-    """What is read, in bytes of weights."""
+    """Bytes of weights that are read."""
 
     layers: int
-    """Of the target."""
+    """How many the target has."""
     layer: float
-    """By one of them, in a forward."""
+    """By one layer, in a forward."""
     head: float
     exit_head: float
     rollout: float | None
-    """By a rollout or a fresh draft; None: the draft is the target's own prefix."""
+    """By a rollout or a fresh draft; None when the draft is the target's own prefix."""
 
 
 def chosen_layer(asked: int | None, layers: int) -> int:
@@ -74,7 +74,7 @@ def chosen_layer(asked: int | None, layers: int) -> int:
 
 
 def candidates(layers: int, asked: int | None) -> list[int]:
-    """The layers worth measuring: a handful from a quarter to three quarters, and `asked`."""
+    """The layers worth measuring: a few from a quarter to three quarters, and `asked`."""
     low, high = max(1, round(layers / 4)), max(1, min(layers - 1, round(3 * layers / 4)))
     steps = min(_SEVERAL, high - low + 1)
     found = {low + round(i * (high - low) / max(steps - 1, 1)) for i in range(steps)}
@@ -82,7 +82,7 @@ def candidates(layers: int, asked: int | None) -> list[int]:
 
 
 def expected_step(layer: int, spent: Costs, covered: float) -> float:
-    """What a step takes on average with the exit behind `layer`, in target passes.
+    """The expected duration of a step with the exit after `layer`, in target passes.
 
     `covered` is Ω_8 there.
     """
@@ -93,14 +93,14 @@ def expected_step(layer: int, spent: Costs, covered: float) -> float:
 
 
 def best(steps: Mapping[int, float], layers: int) -> int:
-    """The layer with the shortest step; of equal ones, to a thousandth, the one nearest to half."""
+    """The layer with the shortest step; of those equal to a thousandth, the most central one."""
     return min(steps, key=lambda layer: (round(steps[layer], 3), abs(2 * layer - layers), layer))
 
 
 def costs(
     model: ModelProto, spec: ModelSpec, exit_vocabulary: int, rank: int, rollout: float | None
 ) -> Costs:
-    """The costs of a target by its uncut graph; `rollout` as in `Costs`."""
+    """The costs of a target, from its full graph; `rollout` as in `Costs`."""
     read = _reads(model)
     width = 4 if spec.dtype == "float32" else 2
     exit_head = read[-1] * exit_vocabulary / spec.vocabulary + 2 * spec.hidden * rank * width
@@ -108,12 +108,12 @@ def costs(
 
 
 def rollout_bytes(draft: ModelProto, streams: int) -> float:
-    """What a draft reads for a branch of 7 tokens; half of what its streams guess is to hold."""
+    """Bytes that a draft reads for a branch of 7 tokens, if half of its streams' guesses hold."""
     return sum(_reads(draft)) * _WINDOW / (1 + streams / 2)
 
 
 def _reads(model: ModelProto) -> list[int]:
-    """Bytes of weights that each matrix product of a graph reads; the last is its LM head."""
+    """Bytes of weights that each matrix product of a graph reads; the LM head is last."""
     stored = {tensor.name: weights.size(tensor) for tensor in model.graph.initializer}
     made = {name: node for node in model.graph.node for name in node.output}
     return [
@@ -124,7 +124,7 @@ def _reads(model: ModelProto) -> list[int]:
 
 
 def _sources(node: NodeProto, made: Mapping[str, NodeProto]) -> Iterator[str]:
-    """The names under which what `node` reads is stored."""
+    """The names of the stored weights that `node` reads."""
     for name in node.input[1:]:
         while (maker := made.get(name)) is not None and maker.op_type in _SAME_WEIGHT:
             name = maker.input[0]

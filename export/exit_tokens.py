@@ -1,4 +1,4 @@
-"""The tokens that an exit head can name: those that were asked for, or the commonest."""
+"""The tokens that an exit head can name: those asked for, or the most common ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["FULL_VOCABULARY", "common_tokens", "exit_tokens"]
 
 FULL_VOCABULARY = 16384
-"""The exit head names all tokens of a vocabulary up to this size, and so many of a larger one."""
+"""The exit head names all tokens of a vocabulary up to this size, this many of a larger one."""
 
 
 def exit_tokens(
@@ -27,7 +27,7 @@ def exit_tokens(
     vocabulary: int,
     counts: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64] | None:
-    """The ids in `asked`, or else the commonest by `counts`, in rising order; None for all.
+    """The ids in `asked`, else the most common ones by `counts`, ascending; None for all.
 
     Raises:
         OptionError: for ids that `vocabulary` does not have.
@@ -47,10 +47,10 @@ def common_tokens(
     size: int,
     counts: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64] | None:
-    """The `size` commonest tokens with all special ones, in rising order; None for all.
+    """The `size` most common tokens and all special ones, ascending; None for all.
 
-    A byte-pair vocabulary lists its merges by frequency, so low ids are common tokens: they come
-    after those that `counts` [vocabulary] has seen more often.
+    A byte-pair vocabulary lists its merges by frequency, so low ids are common tokens; `counts`
+    [vocabulary], if given, decides first.
     """
     if vocabulary <= size:
         return None

@@ -1,4 +1,4 @@
-"""What a bundle's manifest states of a model, read off its full graph and its configuration."""
+"""A model's entry in the manifest, from its full graph and its configuration."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ _BITS: dict[object, Precision] = {4: "int4", 8: "int8"}
 
 
 def model_spec(source: Source, model: ModelProto, genai: dict[str, object]) -> ModelSpec:
-    """What `model` is; `genai` is the builder's configuration of a graph that it just wrote."""
+    """The specification of `model`; `genai` is the builder's configuration, if it built the graph.
+
+    Raises:
+        ExportError: for a graph that is not a decoder, or an unknown size.
+    """
     inputs = {entry.name: entry for entry in model.graph.input}
     layers = sum(f"past_key_values.{i}.key" in inputs for i in range(len(inputs)))
     logits = next((entry for entry in model.graph.output if entry.name == "logits"), None)
     if "input_ids" not in inputs or not layers or logits is None:
         raise ExportError(
-            f"{source.folder}: its graph is not a decoder with a cache: it wants the inputs "
+            f"{source.folder}: its graph is not a decoder with a cache: it needs the inputs "
             "input_ids and past_key_values.*.key and the output logits. "
             "With optimum, export with `--task text-generation-with-past`."
         )
     own = {f"past_key_values.{i}.{kind}" for i in range(layers) for kind in ("key", "value")}
     if strange := {name for name in inputs if name.startswith("past")} ^ own:
         raise ExportError(
-            f"{source.folder}: not all of its layers remember keys and values (its graph has or "
-            f"lacks {min(strange)}), and what other layers remember cannot be taken back when a "
-            "guess was wrong. This architecture is not supported."
+            f"{source.folder}: some of its layers keep state other than keys and values (its graph "
+            f"has or lacks {min(strange)}), which cannot be rolled back after a rejected guess. "
+            "This architecture is not supported."
         )
     section = genai.get("model") or source.genai.get("model") or {}
     assert isinstance(section, dict)
@@ -71,15 +75,15 @@ def model_spec(source: Source, model: ModelProto, genai: dict[str, object]) -> M
 
 
 def probe_layers(kinds: Sequence[object], layers: int) -> int:
-    """How many of a model's first layers show every kind of layer it has; two at least."""
+    """How many of the first layers include every kind of layer; at least two."""
     first = [kinds.index(kind) + 1 for kind in set(kinds)]
     return min(max([2, *first]), layers)
 
 
 def graph_precision(model: ModelProto) -> Precision:
-    """The width of a graph's weights."""
+    """The precision of a graph's weights."""
     bits = {attribute(n, "bits") for n in model.graph.node if n.op_type == "MatMulNBits"}
-    # Mixed graphs keep a few sensitive matrices at 8 bits: the many say what it is.
+    # Mixed graphs keep a few sensitive matrices in 8 bits: the majority counts.
     for width, name in _BITS.items():
         if width in bits:
             return name
@@ -88,7 +92,7 @@ def graph_precision(model: ModelProto) -> Precision:
 
 
 def _dim(entry: ValueInfoProto, at: int) -> int:
-    """A constant dimension, or 0."""
+    """A constant dimension; 0 if it is not constant."""
     dims = entry.type.tensor_type.shape.dim
     return int(dims[at].dim_value) if dims else 0
 
@@ -96,7 +100,7 @@ def _dim(entry: ValueInfoProto, at: int) -> int:
 def _known(source: Source, name: str, found: object) -> int:
     if not isinstance(found, int) or found < 1:
         raise ExportError(
-            f"{source.folder}: neither its graph nor its configuration says its {name}. "
+            f"{source.folder}: neither its graph nor its configuration gives its {name}. "
             "Copy the model folder again, or export it again."
         )
     return found

@@ -1,7 +1,7 @@
-"""The draft for devices that run fixed shapes only: two graphs of plain operators, same weights.
+"""The draft for devices with fixed shapes only: two graphs of plain operators, same weights.
 
-One takes chunks of a prompt and hands out their keys and values, the other takes the rows of a
-rollout and hands out their logits too. docs/graphs.md has their inputs and outputs.
+One takes chunks of a prompt and returns their keys and values, the other takes the rows of a
+rollout and also returns their logits. docs/graphs.md lists their inputs and outputs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["fixed_graph", "fixed_spec", "unfit"]
 
 _ATTENTION, _POSITIONS, _COS = "GroupQueryAttention", 9, 7
 _PLAIN = {"SimplifiedLayerNormalization", "LayerNormalization"}
-"""Operators of ONNX Runtime's own that NPU providers know."""
+"""Operators specific to ONNX Runtime that NPU providers support."""
 _CONTEXT, _BRANCH_ROWS = 2048, 256
 _CHUNK, _ROWS, _STREAMED = 128, 32, 16
 
 
 def fixed_spec(spec: ModelSpec, streams: int) -> FixedSpec:
-    """The sizes to export a draft of this shape with."""
+    """The fixed sizes for a draft of this shape."""
     context = min(spec.context, _CONTEXT)
     return FixedSpec(
         context=context,
@@ -40,12 +40,12 @@ def fixed_spec(spec: ModelSpec, streams: int) -> FixedSpec:
 def fixed_graph(
     draft: ModelProto, spec: ModelSpec, fixed: FixedSpec, streams: int, *, rollout: bool, named: int
 ) -> ModelProto:
-    """The graph `draft` at fixed shapes: for the rows of a rollout, or for a prompt's chunks.
+    """The graph `draft` at fixed shapes, for the rows of a rollout or for a prompt's chunks.
 
-    Its logits are of `named` tokens.
+    Its logits are those of `named` tokens.
 
     Raises:
-        ExportError: for an architecture that has no spelling in plain operators here.
+        ExportError: for an architecture that cannot be written in plain operators.
     """
     fed = fixed.rows if rollout else fixed.chunk
     extra = fixed.streamed * streams if rollout else 0
@@ -65,7 +65,7 @@ def fixed_graph(
 
 
 def _without_choice(model: ModelProto, *, joined: bool) -> None:
-    """Every row has its logits and all of its streams, or none if they are not `joined`."""
+    """Give every row its logits and all its streams, or no stream unless they are `joined`."""
     made = {name: node for node in model.graph.node for name in node.output}
     names = {"mirror/rows": made["mirror/rows"].input[0]}
     if "mirror/stream/rows" in made:
@@ -84,11 +84,11 @@ def _read_instead(model: ModelProto, names: Mapping[str, str]) -> None:
 
 
 def _spell(model: ModelProto, spec: ModelSpec, main: Rows, top: Rows) -> None:
-    """Attention in plain operators, in place."""
+    """Write attention in plain operators, in place."""
     tables = {tensor.name: tensor.dims[1] for tensor in model.graph.initializer if tensor.dims[1:]}
     attention = [node for node in model.graph.node if node.op_type == _ATTENTION]
-    turned = [tables.get(node.input[_COS], 0) for node in attention if len(node.input) > _COS]
-    spelling = Spelling(spec.kv_heads, spec.head_size, max(turned, default=0))
+    rotary = [tables.get(node.input[_COS], 0) for node in attention if len(node.input) > _COS]
+    spelling = Spelling(spec.kv_heads, spec.head_size, max(rotary, default=0))
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         if node.op_type != _ATTENTION:
@@ -105,17 +105,17 @@ def _spell(model: ModelProto, spec: ModelSpec, main: Rows, top: Rows) -> None:
 
 
 def _refuse_own_operators(model: ModelProto) -> None:
-    """Refuse what is left of ONNX Runtime's own operators."""
+    """Refuse remaining operators that are specific to ONNX Runtime."""
     own = {node.op_type for node in model.graph.node if node.domain} - _PLAIN
     if own:
-        raise unfit(f"{', '.join(sorted(own))}, which NPU providers do not know")
+        raise unfit(f"{', '.join(sorted(own))}, which NPU providers do not support")
 
 
 def unfit(reason: str) -> ExportError:
-    """The error for a draft whose graph has what cannot be spelled here."""
+    """The error for a draft whose graph cannot have fixed shapes, for this `reason`."""
     return ExportError(
         f"--draft-for: the draft's graph has {reason}, so it cannot have the fixed shapes of an "
-        "NPU. Leave the option out, or choose another draft."
+        "NPU. Omit the option, or choose another draft."
     )
 
 
@@ -129,7 +129,7 @@ def _rows(rows: Rows, slots: int) -> list[ValueInfoProto]:
 
 
 def _caches(spec: ModelSpec, name: str, rows: int) -> list[ValueInfoProto]:
-    """Keys stand transposed."""
+    """Cache inputs or outputs; keys are transposed."""
     heads, size = spec.kv_heads, spec.head_size
     shapes = {"key": [1, heads, size, rows], "value": [1, heads, rows, size]}
     return [

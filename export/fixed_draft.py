@@ -1,4 +1,4 @@
-"""A draft's graphs of fixed shapes: written beside it, and held against the one they come from."""
+"""A draft's graphs of fixed shapes: written next to it, and compared with its own graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mirror_edge.bundle import Bundle, DraftSpec, FixedSpec, Manifest, TargetSpe
 from mirror_edge.devices import Device
 from mirror_edge.export import check, weights
 from mirror_edge.export.fixed import fixed_graph, fixed_spec
-from mirror_edge.export.whole import Whole, load
+from mirror_edge.export.full_graph import FullGraph, load
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
 from mirror_edge.runtimes.onnx.fixed_draft import FixedDraft
 from mirror_edge.runtimes.onnx.providers import CPU
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 __all__ = ["write_fixed"]
 
 _SAME = {"fp32": 1e-4, "fp16": 5e-2}
-"""How far the fixed graphs may be from the other one, by how their weights are stored."""
+"""How far the fixed graphs may deviate from the other one, by how weights are stored."""
 
 
 def write_fixed(
-    folder: Path, target: TargetSpec, draft: DraftSpec, exact: Whole, exact_draft: DraftSpec
+    folder: Path, target: TargetSpec, draft: DraftSpec, exact: FullGraph, exact_draft: DraftSpec
 ) -> tuple[FixedSpec, float]:
-    """Write them into the bundle `folder`, and how far they are from the draft in float32.
+    """Write them into the bundle `folder`; returns their sizes and how far they deviate.
 
-    `exact` is the draft in float32, whose checked graph is in its folder; where that is the
-    bundle's own, its weights are shared, else they are stored as 16-bit floats.
+    `exact` is the draft in float32, whose checked graph is in its folder. If that is the bundle's
+    own draft, weights are shared; otherwise they are stored as 16-bit floats.
 
     Raises:
-        ExportError: if the architecture cannot have fixed shapes, or they differ.
+        ExportError: if the architecture cannot have fixed shapes, or they deviate too far.
     """
     place = PurePosixPath(draft.graph).parent
     graph = load(exact.folder / PurePosixPath(exact_draft.graph).name)
@@ -74,7 +74,7 @@ def _opened(folder: Path, target: TargetSpec, draft: DraftSpec) -> tuple[Bundle,
 
 
 def _halve(model: ModelProto, folder: Path, file: Path, stored: dict[str, TensorProto]) -> None:
-    """Store large weights as 16-bit floats in `file`, in place; those in `stored` are there."""
+    """Store large weights as 16-bit floats in `file`, in place; `stored` ones are there already."""
     casts = []
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL or tensor.data_type != TensorProto.FLOAT:
@@ -91,7 +91,7 @@ def _halve(model: ModelProto, folder: Path, file: Path, stored: dict[str, Tensor
 
 
 def _compare(fixed: DraftGraph, free: DraftGraph, ids: NDArray[np.int64], limit: float) -> float:
-    """Both through a text in chunks, a tree behind it with streams, and a branch that came true."""
+    """Check a text in chunks, a tree with streams, and a branch that came true; the deviation."""
     found: list[NDArray[np.float32]] = []
     expected: list[NDArray[np.float32]] = []
     tree = check.tree_after(ids)

@@ -1,4 +1,4 @@
-"""A decoder out of ONNX graphs of the model builder: a GenAI folder's, or those of a bundle."""
+"""A decoder read from the model builder's ONNX graphs: a GenAI folder's, or a bundle's."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ __all__ = ["graph_exit", "graph_files", "graph_streams", "read_graphs"]
 
 _NORMS = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
 _EXIT, _STREAMS = "exit/", "mirror/stream/"
-"""How the names of an exit head's own weights begin, and of streams'."""
+"""Prefixes of the names of an exit head's own weights, and of a stream's."""
 _FINAL = re.compile(r"model\.layers\.\d+\.final_norm_layernorm\.weight")
 
 
 def graph_files(source: Source, role: str) -> list[Path]:
-    """The graphs that together are the model: one, or a bundled target's two."""
+    """The graphs that make up the model: one, or the two of a bundled target."""
     if source.graph is not None:
         return [source.graph]
     manifest = bundles.read(source.folder).manifest
     if manifest.format != "onnx":
-        raise ExportError(f"{source.folder}: its graphs are {manifest.format} already.")
+        raise ExportError(
+            f"{source.folder}: its graphs are {manifest.format} already. Give an ONNX bundle."
+        )
     if role == "target":
         names = [manifest.target.prefix, manifest.target.suffix]
     elif manifest.draft is None:
@@ -60,7 +62,7 @@ def read_graphs(files: Sequence[Path], architecture: str, context: int) -> Decod
     """The decoder whose layers are in `files`, in float32, with tables for `context` positions.
 
     Raises:
-        ExportError: for quantised graphs, or of another make.
+        ExportError: for quantised graphs, or those of another tool.
     """
     found: dict[str, Tensor] = {}
     for file in files:
@@ -68,7 +70,7 @@ def read_graphs(files: Sequence[Path], architecture: str, context: int) -> Decod
         if graph_precision(model) not in {"fp16", "fp32"}:
             raise ExportError(
                 f"{file}: is quantised, and rounding twice makes a model worse. "
-                "Give the checkpoint that it was made of."
+                "Give the checkpoint that it was made from."
             )
         for tensor in model.graph.initializer:
             values: NDArray[Any] = np.array(weights.load(tensor, file.parent))
@@ -81,13 +83,13 @@ def read_graphs(files: Sequence[Path], architecture: str, context: int) -> Decod
         return Decoder(spec, _unpacked(found, spec), *_tables(cos, sin, context))
     except (KeyError, StopIteration, ValueError) as error:
         raise ExportError(
-            f"{files[0]}: was not made by the model builder from a decoder that is known: {error}. "
-            "Give the checkpoint that it was made of."
+            f"{files[0]}: was not made by the model builder from a known decoder: {error}. "
+            "Give the checkpoint that it was made from."
         ) from error
 
 
 def graph_exit(file: Path, layer: int) -> Exit:
-    """What an exit head's graph can name, and how it is corrected."""
+    """The tokens and the correction of an exit head's graph, which sits after `layer`."""
     found = _under(file, _EXIT)
     correction = None
     if "a" in found:
@@ -96,7 +98,7 @@ def graph_exit(file: Path, layer: int) -> Exit:
 
 
 def graph_streams(file: Path, count: int, layers: int) -> Streams:
-    """The streams that were built into a draft's graph."""
+    """The streams that are built into a draft's graph."""
     found = _under(file, _STREAMS)
     offset, down, up = (found[name].astype(np.float32) for name in ("offset", "down", "up"))
     apart = up.reshape(len(up), count, -1).transpose(1, 0, 2)
@@ -104,7 +106,7 @@ def graph_streams(file: Path, count: int, layers: int) -> Streams:
 
 
 def _under(file: Path, prefix: str) -> dict[str, NDArray[Any]]:
-    """The weights of a graph whose names begin so, by the rest of their names."""
+    """The weights of a graph whose names start with `prefix`, by the rest of their names."""
     return {
         tensor.name.removeprefix(prefix): np.array(weights.load(tensor, file.parent))
         for tensor in onnx.load(file, load_external_data=False).graph.initializer
@@ -113,7 +115,7 @@ def _under(file: Path, prefix: str) -> dict[str, NDArray[Any]]:
 
 
 def _named(name: str, values: Tensor) -> dict[str, Tensor]:
-    """A weight by its name in a checkpoint, and the way round that it has there."""
+    """A weight by its name in a checkpoint, transposed as it is there."""
     if _FINAL.fullmatch(name):
         return {"model.norm.weight": values}
     name = name.replace(".attn.", ".self_attn.").replace(".layernorm.weight", ".weight")
@@ -150,7 +152,7 @@ def _number(node: NodeProto, name: str) -> float:
 
 
 def _unpacked(found: dict[str, Tensor], spec: DecoderSpec) -> dict[str, Tensor]:
-    """Queries, keys and values apart; the embedding is the head where there is no other."""
+    """Separate queries, keys and values; the embedding is the head if there is no other."""
     sizes = [size * spec.head_size for size in (spec.heads, spec.kv_heads, spec.kv_heads)]
     apart = {"model.embed_tokens.weight": found["lm_head.weight"]}
     for name, values in found.items():
@@ -163,7 +165,7 @@ def _unpacked(found: dict[str, Tensor], spec: DecoderSpec) -> dict[str, Tensor]:
 
 
 def _tables(cos: Tensor, sin: Tensor, context: int) -> tuple[Tensor, Tensor]:
-    """As long as asked; behind the model's context only padding stands, so anything will do."""
+    """Tables of `context` rows; only padding is beyond the model's own, so any value will do."""
     missing = max(0, context - len(cos))
     cos, sin = (torch.cat([table, table[-1:].expand(missing, -1)]) for table in (cos, sin))
     return cos[:context].contiguous(), sin[:context].contiguous()

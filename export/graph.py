@@ -1,4 +1,4 @@
-"""Small tools on ONNX graphs whose weights stay on disk: walk, reach, cut out a part."""
+"""Small tools for ONNX graphs whose weights stay on disk: walk, reach, cut out a part."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 Dims = Sequence[int | str]
 
 ONLY_SHAPE = {"Shape", "Size"}
-"""Operators that read no content."""
+"""Operators that read a tensor's shape only."""
 _GRAPHS = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
 _SKIP_NORMS = {
     "SkipSimplifiedLayerNormalization": "SimplifiedLayerNormalization",
@@ -35,7 +35,7 @@ _SKIP_NORMS = {
 
 
 def attribute(node: NodeProto, name: str) -> object:
-    """The value of one attribute, or None."""
+    """The value of one attribute; None if it is not set."""
     return next(
         (helper.get_attribute_value(item) for item in node.attribute if item.name == name), None
     )
@@ -49,7 +49,7 @@ def copy(model: ModelProto) -> ModelProto:
 
 
 def element_type(spec: ModelSpec) -> int:
-    """ONNX's number for the type of hidden rows and caches."""
+    """ONNX's enum value for the type of hidden rows and caches."""
     return int(TensorProto.FLOAT if spec.dtype == "float32" else TensorProto.FLOAT16)
 
 
@@ -59,7 +59,7 @@ def value(name: str, dtype: int, dims: Dims) -> ValueInfoProto:
 
 
 def reads(node: NodeProto) -> Iterator[str]:
-    """The tensors a node reads, with those its subgraphs take from outside."""
+    """The tensors that a node reads, including those that its subgraphs take from outside."""
     yield from filter(None, node.input)
     for item in node.attribute:
         for graph in [item.g, *item.graphs] if item.type in _GRAPHS else []:
@@ -70,7 +70,7 @@ def reads(node: NodeProto) -> Iterator[str]:
 
 
 def rename(model: ModelProto, names: Mapping[str, str]) -> None:
-    """Give tensors other names, in subgraphs too."""
+    """Rename tensors, in subgraphs too."""
     graphs = [model.graph]
     while graphs:
         graph = graphs.pop()
@@ -90,7 +90,7 @@ def rename(model: ModelProto, names: Mapping[str, str]) -> None:
 def reach(
     nodes: Iterable[NodeProto], seeds: Iterable[str], blocked: Collection[str] = ()
 ) -> set[str]:
-    """What depends on the content of `seeds` (a shape is not content), not by way of `blocked`."""
+    """What depends on the contents of `seeds` (not just their shapes) except through `blocked`."""
     reached = set(seeds)
     for node in nodes:
         if node.op_type not in ONLY_SHAPE and not reached.isdisjoint(reads(node)):
@@ -101,7 +101,11 @@ def reach(
 def part(
     model: ModelProto, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
 ) -> ModelProto:
-    """The part of `model` that makes `outputs` from `inputs`; weights are referred to, not read."""
+    """The part of `model` that computes `outputs` from `inputs`; weights stay on disk.
+
+    Raises:
+        ValueError: naming what else it would need.
+    """
     given = {entry.name for entry in inputs}
     wanted = {entry.name for entry in outputs}
     nodes: list[NodeProto] = []
@@ -128,7 +132,7 @@ def part(
 
 
 def open_skip_norm(node: NodeProto) -> list[NodeProto]:
-    """A fused residual-sum-and-norm as two nodes, so that the residual can be cut between them."""
+    """A fused residual sum and norm as separate nodes, so that the graph can be cut in between."""
     norm = _SKIP_NORMS.get(node.op_type)
     if norm is None:
         return [node]
@@ -149,7 +153,7 @@ def open_skip_norm(node: NodeProto) -> list[NodeProto]:
 
 
 def infer_shapes(model: ModelProto) -> dict[str, list[int | str]]:
-    """The dimensions ONNX can infer; symbolic ones by name."""
+    """The dimensions that ONNX can infer, by tensor; symbolic ones are names."""
     inferred = onnx.shape_inference.infer_shapes(model)
     return {
         entry.name: [dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim]

@@ -1,4 +1,4 @@
-"""What torch trains on: the device, and the numbers that it is fast with."""
+"""What torch trains on: the device, and the precision that it computes fast in."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["autocast", "move", "pick_device"]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; auto is the fastest there is.
+    """The device called `name`; auto is the fastest one available.
 
     Raises:
-        OptionError: when it is not there.
+        OptionError: when it is not available.
     """
     there = {
         "cuda": torch.cuda.is_available(),
@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
         name = next(kind for kind in there if there[kind])
     if not there.get(name, False):
         raise OptionError(
-            f"--device {name}: torch finds none here. Choose another, or auto, or install the "
+            f"--device {name}: torch finds none here. Choose another one or auto, or install the "
             "torch package for it."
         )
     return torch.device(name)
@@ -39,7 +39,7 @@ def move(model: torch.nn.Module, device: torch.device) -> None:
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 where the device computes in it, else nothing."""
+    """A context of bfloat16 where the device supports it, otherwise one that does nothing."""
     fast = {
         "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         "cpu": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),

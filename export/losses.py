@@ -1,4 +1,4 @@
-"""What a draft learns: the text, the target's distribution over it, and to look further ahead."""
+"""Losses of a draft: the text, the target's distribution over it, and its streams' guesses."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 EXIT_WEIGHT = 0.2
-"""Of each exit layer beside the last one's 1; LayerSkip (arXiv 2404.16710) trains all of them."""
+"""Weight of each exit layer's loss (the last layer's is 1); after LayerSkip, arXiv 2404.16710."""
 _EXIT_DENSITY = 0.125
-"""Share of the positions whose exits are trained in a step."""
+"""Share of positions whose exits are trained in a step."""
 _DENSITY = 0.25
-"""Share of the positions whose streams are trained in a step: neighbours teach much the same."""
+"""Share of positions whose streams are trained in a step: neighbours teach much the same."""
 
 
 def text_loss(model: Callable[..., Any]) -> Loss:
@@ -41,7 +41,7 @@ def text_loss(model: Callable[..., Any]) -> Loss:
 
 
 def early_exit_loss(model: PreTrainedModel, call: Callable[..., Any], exits: Sequence[int]) -> Loss:
-    """`text_loss`, and at each exit layer cross-entropy with what the model itself ends up saying.
+    """`text_loss`, plus each exit layer's cross-entropy with the model's final distribution.
 
     An exit is read as the exit head reads it: through the final norm and the output embeddings.
     `call` is the model, compiled or not.
@@ -68,7 +68,7 @@ def distillation_loss(
 ) -> Loss:
     """Cross-entropy with the target's distribution, which is forward KL plus a constant.
 
-    Of a `StreamingDraft`, each stream adds its own with `stream_weight`.
+    Each stream of a `StreamingDraft` adds its own loss, weighted by `stream_weight`.
     """
 
     def loss(windows: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,7 @@ def distillation_loss(
             wanted = target(input_ids=ids, use_cache=False).logits
         if not isinstance(draft, StreamingDraft):
             return _cross_entropy(draft(input_ids=ids, use_cache=False).logits, wanted)
-        main, streams = _foretold(draft, ids)
+        main, streams = _predicted(draft, ids)
         return _cross_entropy(main, wanted) + stream_weight * streams
 
     return loss
@@ -87,16 +87,16 @@ def streaming_loss(draft: StreamingDraft) -> Loss:
     """Cross-entropy of the streams alone."""
 
     def loss(windows: torch.Tensor) -> torch.Tensor:
-        return _foretold(draft, windows[:, :-1])[1]
+        return _predicted(draft, windows[:, :-1])[1]
 
     return loss
 
 
-def _foretold(draft: StreamingDraft, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _predicted(draft: StreamingDraft, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Main logits of `ids` [B, L], and the sum over the streams of their cross-entropy.
 
-    Streams serve branches, which are the draft's own words. So they are held against what the
-    draft says when it goes on by itself from some positions, not against how the text goes on.
+    Streams serve branches, which the draft generates itself. So they learn to predict how the draft
+    would continue from some positions, not how the text continues.
     """
     count = max(1, int(ids.shape[1] * _DENSITY))
     at = torch.randperm(ids.shape[1])[:count].sort().values.to(ids.device)
@@ -107,14 +107,14 @@ def _foretold(draft: StreamingDraft, ids: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def _picked(logits: torch.Tensor) -> torch.Tensor:
-    """Tokens [B, n] as branches take them: half of the windows at temperature 0, the rest at 1."""
+    """Tokens [B, n] as branches choose them: half of the windows at temperature 0, half at 1."""
     noise = -torch.empty_like(logits).exponential_().log()
     warm = torch.rand(len(logits), 1, 1, device=logits.device) < 0.5
     return (logits + warm * noise).argmax(dim=-1)
 
 
 def _cross_entropy(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Of two models' rows [..., V]; vocabularies padded to different widths are cut to one."""
+    """Between two models' rows [..., V], cut to the narrower of their padded vocabularies."""
     width = min(logits.shape[-1], wanted.shape[-1])
     ours, theirs = (rows[..., :width].flatten(0, -2).float() for rows in (logits, wanted))
     return F.cross_entropy(ours, theirs.softmax(dim=-1))

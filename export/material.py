@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 __all__ = ["Material"]
 
 _LENGTH = 256
-"""Tokens of a window, where the target's context is twice as long."""
+"""Default tokens of a window; no more than half of the target's context."""
 _HELD_OUT = 64
-"""Tokens that are the least to measure anything on."""
+"""Fewest held-out tokens to measure on."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """What there is to learn from, and to be measured on."""
+    """Text to train on, and held-out text to measure on."""
 
     text: texts.Corpus
     held_out: texts.Corpus
     ends: list[int]
-    """The target's end tokens."""
+    """The target's end-of-sequence tokens."""
     length: int
     """Tokens of a window."""
 
@@ -51,7 +51,7 @@ class Material:
         Raises:
             DataError: naming the file, and the line, that cannot be used.
             OptionError: windows that are too long for the target.
-            ExportError: a target whose configuration does not say what is needed.
+            ExportError: a target whose configuration lacks a size.
         """
         config = target.text_config
         try:

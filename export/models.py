@@ -1,4 +1,4 @@
-"""The two models of an ONNX export, found and held against its options before any is built."""
+"""The two models of an ONNX export, found and checked against its options."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mirror_edge.export.early_exit import EARLY_EXIT, is_early_exit
 from mirror_edge.export.exit_layer import chosen_layer
 from mirror_edge.export.facts import graph_precision
 from mirror_edge.export.fixed import unfit
+from mirror_edge.export.full_graph import disk_needed, load
 from mirror_edge.export.options import ExportOptions
 from mirror_edge.export.source import OnProgress, Source, locate
 from mirror_edge.export.streams import Streams
 from mirror_edge.export.tokenizer import read_tokenizer, refuse_different
-from mirror_edge.export.whole import disk_needed, load
 
 __all__ = ["Models", "bytes_needed", "find_models"]
 
@@ -49,7 +49,7 @@ def find_models(
 
     Raises:
         OptionError: for an option that these models cannot honour.
-        ExportError: for a model that is incomplete or damaged, or a draft of another tokenizer.
+        ExportError: for a model that is incomplete or damaged, or a draft with another tokenizer.
     """
     source = locate(target, "TARGET", on_progress)
     _refuse_bundle(source, f"TARGET {target}")
@@ -98,7 +98,7 @@ def _find_draft(
 
 
 def _refuse_draft_options(options: ExportOptions, *, early: bool) -> None:
-    """Refuse what is about a draft model, as there is none."""
+    """Refuse options for a draft model, as there is none."""
     why = "the draft is the target's own" if early else "there is no --draft to apply to"
     for option, given in (
         ("--draft-precision", options.draft_precision),

@@ -53,7 +53,7 @@ class ExportOptions:
             self._refuse_coreml_only()
         _refuse_unknown("--draft-for", self.draft_for, _FIXED_KINDS)
         if self.draft_vocabulary is not None and self.draft_vocabulary < 1:
-            raise OptionError(f"--draft-vocabulary {self.draft_vocabulary}: must be at least 1.")
+            raise OptionError(f"--draft-vocabulary {self.draft_vocabulary}: must be 1 or more.")
         self._refuse_calibration()
 
     @property

@@ -1,4 +1,4 @@
-"""Where a decoder comes from: a checkpoint, a GenAI folder, or half of an ONNX bundle."""
+"""Where a decoder comes from: a checkpoint, a GenAI folder, or a model of an ONNX bundle."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mirror_edge.export.decoder import Decoder
 from mirror_edge.export.exit_head import Exit
 from mirror_edge.export.facts import model_spec
 from mirror_edge.export.from_graphs import graph_exit, graph_files, graph_streams, read_graphs
+from mirror_edge.export.full_graph import load
 from mirror_edge.export.source import Source
 from mirror_edge.export.streams import Streams
-from mirror_edge.export.whole import load
 from mirror_edge.trace import Trace
 
 if TYPE_CHECKING:
@@ -43,19 +43,19 @@ def layers_of(source: Source, role: Role) -> int:
 
 
 def longest_context(source: Source, role: Role) -> int:
-    """How many tokens a model can see at once; no more than its attention reaches back."""
+    """A model's context in tokens, no longer than its sliding window."""
     return _spec(source, role).context if source.kind == "bundle" else _config(source, role)[1]
 
 
 def _config(source: Source, role: Role) -> tuple[int, int]:
-    """Layers and context of a model that is no bundle."""
+    """Layers and context of a model that is not in a bundle."""
     if source.kind == "checkpoint":
         spec = decoder_spec(source)
         return spec.layers, min(spec.context, sliding_window(source) or spec.context)
     if source.kind != "genai" or source.graph is None:
         raise ExportError(
             f"{source.folder}: Core ML programs are made from a checkpoint, from a folder in ONNX "
-            f"Runtime GenAI's format, or from a bundle; this {role} is {source.kind}'s."
+            f"Runtime GenAI's format, or from a bundle; this {role} was written by {source.kind}."
         )
     found = model_spec(source, load(source.graph), {})
     return found.layers, found.context
@@ -66,7 +66,7 @@ def _spec(source: Source, role: Role) -> bundles.ModelSpec:
     if role == "target":
         return manifest.target.model
     if manifest.draft is None:
-        raise ExportError(f"--draft {source.folder}: this bundle has no draft.")
+        raise ExportError(f"--draft {source.folder}: this bundle has no draft. Give another one.")
     return manifest.draft.model
 
 
@@ -82,7 +82,7 @@ def read_decoder(source: Source, role: Role, context: int) -> Decoder:
 
 
 def read_exit(source: Source) -> Exit | None:
-    """Where a bundled target names its candidates, and with what; None for what is no bundle."""
+    """The exit of a bundled target; None for other sources."""
     if source.kind != "bundle":
         return None
     spec = bundles.read(source.folder, verify=False).manifest.target
@@ -90,7 +90,7 @@ def read_exit(source: Source) -> Exit | None:
 
 
 def read_streams(source: Source) -> Streams | None:
-    """The streams of a draft, from beside its checkpoint or out of its bundled graph."""
+    """The streams of a draft, from its checkpoint's folder or its bundled graph."""
     if source.kind != "bundle":
         return Streams.read(source.folder)
     draft = bundles.read(source.folder, verify=False).manifest.draft
@@ -100,7 +100,7 @@ def read_streams(source: Source) -> Streams | None:
 
 
 def source_logits(source: Source, role: Role, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The logits of every row of `ids` by the model itself, in what runs it."""
+    """The logits of every row of `ids`, computed by the source model itself."""
     if source.kind == "checkpoint":
         return reference.checkpoint_logits(source, [ids], exact=True)[0]
     if source.graph is not None:

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""An output folder that is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def refuse_taken(output: Path, *, force: bool, label: str = MANIFEST, kind: str 
 
 @contextlib.contextmanager
 def whole_folder(output: Path, refuse: Callable[[], None]) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes `output` when the block ends well.
+    """A temporary folder next to `output` that becomes `output` when the block ends well.
 
     It replaces what is there by then, unless `refuse` raises: a long block gives others the time to
     create something.

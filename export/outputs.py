@@ -1,6 +1,6 @@
-"""What a target says itself: continuations of prompts, and a pool of them to train on.
+"""A target's own outputs: continuations of prompts, and a pool of them to train on.
 
-A draft is accepted or refused on the target's own text, so that is the text to learn from.
+A draft is accepted or rejected on the target's own text, so that is the text to learn from.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["Noise", "OwnOutputs", "continuations"]
 
 
 _BATCH, _LENGTH = 64, 192
-"""Answers that are made at once, and their tokens at most."""
+"""Answers generated at once, and the most tokens of each."""
 _REUSE = 8.0
-"""How often an own output is seen at most."""
+"""The most times that an own output is seen."""
 
 
 class Noise(LogitsProcessor):
-    """Gumbel noise by seed and length of the text: the likeliest token then is a sample.
+    """Gumbel noise by seed and position: the most likely token is then a sample.
 
-    Two models that are given one seed choose with the same noise.
+    Two models with one seed sample with the same noise.
     """
 
     def __init__(self, temperatures: torch.Tensor, seed: int) -> None:
@@ -40,7 +40,7 @@ class Noise(LogitsProcessor):
         self.temperatures, self.seed = temperatures, seed
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """The `scores` [batch, V] with noise, for the token behind `input_ids`."""
+        """The `scores` [batch, V] with noise, for the token after `input_ids`."""
         return self.at(input_ids.shape[1], scores)
 
     def at(self, position: int, scores: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,7 @@ def continuations(
     ends: Sequence[int] = (),
     seed: int = 0,
 ) -> list[Tokens]:
-    """At most `length` tokens that `model` says to each of `prompts`, ended by one of `ends`."""
+    """At most `length` tokens that `model` generates for each of `prompts`, up to one of `ends`."""
     longest, kind = max(len(prompt) for prompt in prompts), prompts[0].dtype
     ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -93,10 +93,10 @@ def _until(row: NDArray[np.int64], ends: Sequence[int]) -> NDArray[np.int64]:
 
 
 class OwnOutputs:
-    """Windows of the text given and, as far as there are any, of the target's own outputs.
+    """Windows of the given text and of the target's own outputs, as far as there are any.
 
-    The outputs grow while training goes on, within a share of its time; half of them are greedy,
-    half are samples at temperature 1.
+    The outputs grow during training, within a share of its time; half of them are greedy, half are
+    samples at temperature 1.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class OwnOutputs:
         time_share: float = 0.2,
         seed: int = 0,
     ) -> None:
-        """A pool for `target`'s answers to those of `prompts`, shortest first, that are short.
+        """A pool for `target`'s answers to those of `prompts` (shortest first) that are short.
 
-        `part` of the windows are own outputs, as long as none of their tokens is seen more than
-        `_REUSE` times; at most `time_share` of the time is spent on making them.
+        A share `part` of the windows are own outputs, unless their tokens would be seen more than
+        `_REUSE` times; at most a share `time_share` of the time is spent generating them.
         """
         config: Any = target.config
         room = config.max_position_embeddings // 2
@@ -157,7 +157,7 @@ class OwnOutputs:
         return self.own[0]
 
     def _grow(self, random: np.random.Generator) -> None:
-        """Add the answers to prompts of about one length, so that little is padded."""
+        """Add answers to prompts of similar length, so that there is little padding."""
         batch = min(_BATCH, len(self.prompts))
         start = random.integers(0, len(self.prompts) - batch + 1)
         prompts = [self.prompts[start + i] for i in random.permutation(batch)]
@@ -181,7 +181,7 @@ class OwnOutputs:
         return {"own": own, **{name: getattr(self, name) for name in names}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         own = state["own"]
         self.own = [] if own is None else [own.cpu().numpy().astype(self.text.dtype)]
         for name in ("count", "drawn", "rounds", "making", "elapsed"):

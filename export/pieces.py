@@ -1,4 +1,4 @@
-"""The graphs of a bundle: cut out of whole ones, written, and checked."""
+"""The graphs of a bundle: cut out of full ones, written, and checked."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from mirror_edge.export.attention import looks_back
 from mirror_edge.export.early_exit import early_exit, shared_bytes
 from mirror_edge.export.exit_head import Exit, exit_graph, exit_logits, norm_and_head
 from mirror_edge.export.fixed_draft import write_fixed
+from mirror_edge.export.full_graph import FullGraph, load
 from mirror_edge.export.rotary import room_for_branches
 from mirror_edge.export.split import draft_graph, split_target
 from mirror_edge.export.stream_logits import stream_logits
 from mirror_edge.export.streams import Streams
-from mirror_edge.export.whole import Whole, load
 
 __all__ = ["cut_draft", "cut_own_draft", "cut_target", "fix_draft"]
 
 
-def cut_target(model: Whole, leave: Exit) -> tuple[TargetSpec, ModelProto, dict[str, float]]:
-    """Write and check the three graphs of the target; the exit head's logits beside."""
+def cut_target(model: FullGraph, leave: Exit) -> tuple[TargetSpec, ModelProto, dict[str, float]]:
+    """Write and check the three graphs of the target.
+
+    Returns its entry in the manifest, the graph of the exit head's logits, and the deviations.
+    """
     spec, folder = model.spec, model.folder
     graphs = split_target(model.model, spec, leave.layer)
     logits = exit_logits(graphs.tail, spec, folder, leave)
@@ -46,8 +49,8 @@ def cut_target(model: Whole, leave: Exit) -> tuple[TargetSpec, ModelProto, dict[
     return TargetSpec(spec, leave.layer, size), logits, deviations
 
 
-def cut_draft(model: Whole, streams: Streams | None) -> tuple[DraftSpec, dict[str, float]]:
-    """Write and check the draft's graph."""
+def cut_draft(model: FullGraph, streams: Streams | None) -> tuple[DraftSpec, dict[str, float]]:
+    """Write and check the draft's graph; its entry in the manifest, and the deviations."""
     spec, folder = model.spec, model.folder
     ids = model.ids[: _unbounded(model)]
     tree = check.tree_after(ids)
@@ -69,11 +72,11 @@ def cut_draft(model: Whole, streams: Streams | None) -> tuple[DraftSpec, dict[st
     return DraftSpec(spec, count, layers, rows, head_vocabulary=named), {name: deviation}
 
 
-def _unbounded(model: Whole) -> int:
-    """Tokens that every layer of a draft sees, and a tree of guesses behind them.
+def _unbounded(model: FullGraph) -> int:
+    """How many tokens every layer of a draft sees, with a tree of guesses after them.
 
-    Further back a window is counted in rows of the cache: beside branches it is shorter by theirs.
-    That moves guesses a little, and never the text.
+    A sliding window counts rows of the cache, so rows of branches shorten it. Beyond this length
+    that changes some guesses, but never the text.
     """
     window = looks_back(model.model)
     if window is None:
@@ -81,24 +84,24 @@ def _unbounded(model: Whole) -> int:
     if window < check.SHORTEST + check.TREE_NODES:
         raise ExportError(
             f"{model.source.folder}: looks back through a window of {window} tokens, which is too "
-            "short for the branches of a draft. Choose another draft."
+            "short for a draft's branches. Choose another draft."
         )
     return window - check.TREE_NODES
 
 
 def cut_own_draft(
-    target: Whole, leave: Exit, logits: ModelProto
+    target: FullGraph, leave: Exit, logits: ModelProto
 ) -> tuple[DraftSpec, dict[str, float]]:
-    """Write and check a draft out of the target's own layers, beside its weights."""
+    """Write and check a draft made of the target's own layers, sharing its weights."""
     spec, off = cut_draft(early_exit(target, leave, logits), None)
     shared = shared_bytes(load(target.folder / "draft.onnx"))
     return replace(spec, graph="target/draft.onnx", shared_bytes=shared), off
 
 
 def fix_draft(
-    folder: Path, target: TargetSpec, draft: DraftSpec, exact: Whole
+    folder: Path, target: TargetSpec, draft: DraftSpec, exact: FullGraph
 ) -> tuple[DraftSpec, dict[str, float]]:
-    """Write and check the draft's graphs for NPUs, from its graph in float32."""
+    """Write and check the draft's graphs for NPUs, made from `exact`, its graph in float32."""
     free = draft
     if exact.folder.name == "exact":
         free, _ = cut_draft(exact, Streams.read(exact.source.folder))

@@ -17,6 +17,7 @@ from mirror_edge.export.draft_head import narrowed
 from mirror_edge.export.exit_head import Exit
 from mirror_edge.export.exit_layer import chosen_layer, rollout_bytes
 from mirror_edge.export.exit_tokens import exit_tokens
+from mirror_edge.export.full_graph import FullGraph, against_checkpoint, full_graph
 from mirror_edge.export.models import Models, bytes_needed, find_models
 from mirror_edge.export.options import ExportOptions
 from mirror_edge.export.output import refuse_taken, refuse_without_space, whole_folder
@@ -24,7 +25,6 @@ from mirror_edge.export.pieces import cut_draft, cut_own_draft, cut_target, fix_
 from mirror_edge.export.source import OnProgress
 from mirror_edge.export.streams import Streams
 from mirror_edge.export.tokenizer import write_files
-from mirror_edge.export.whole import Whole, against_checkpoint, whole
 from mirror_edge.text import Text
 
 if TYPE_CHECKING:
@@ -54,15 +54,15 @@ class Exported:
 class _Built:
     """The full graphs of both models, held against their checkpoints."""
 
-    target: Whole
-    draft: Whole | None
+    target: FullGraph
+    draft: FullGraph | None
     deviations: dict[str, float]
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """What the written graphs are."""
+    """The written graphs, as the manifest describes them."""
 
     target: TargetSpec
     draft: DraftSpec | None
@@ -105,21 +105,21 @@ def _documents(files: Sequence[str | Path]) -> list[Document]:
 
 
 def _build(models: Models, folder: Path, options: ExportOptions, on_progress: OnProgress) -> _Built:
-    """Build and check both full graphs, and write what the tokenizer needs."""
+    """Build and check both full graphs, and write the tokenizer's files."""
     width, at = options.target_precision, folder / "target"
-    target = whole("target", models.target, models.tokenizer, at, width, on_progress)
+    target = full_graph("target", models.target, models.tokenizer, at, width, on_progress)
     write_files(models.target, models.tokenizer, folder, target.spec.context)
     deviations = _checked(target, on_progress)
     if models.draft is None:
         return _Built(target, None, deviations, target.notes)
     width, at = options.guide_precision, folder / "draft"
-    draft = whole("draft", models.draft, models.tokenizer, at, width, on_progress)
+    draft = full_graph("draft", models.draft, models.tokenizer, at, width, on_progress)
     deviations |= _checked(draft, on_progress)
     draft, off = narrowed(draft, options.draft_vocabulary)
     return _Built(target, draft, deviations | off, target.notes + draft.notes)
 
 
-def _checked(model: Whole, on_progress: OnProgress) -> dict[str, float]:
+def _checked(model: FullGraph, on_progress: OnProgress) -> dict[str, float]:
     on_progress(f"Checking the {model.role}", 0.0)
     deviations = against_checkpoint(model)
     on_progress(f"Checking the {model.role}", 1.0)
@@ -158,7 +158,7 @@ def _choose_exit(
     return found.exit, found
 
 
-def _rollout(draft: Whole | None) -> float:
+def _rollout(draft: FullGraph | None) -> float:
     """Bytes of weights that the draft reads in a rollout; none without a draft model."""
     if draft is None:
         return 0.0
@@ -194,10 +194,12 @@ def _cut(
 
 
 def _exact(
-    models: Models, draft: Whole, folder: Path, options: ExportOptions, on_progress: OnProgress
-) -> Whole:
+    models: Models, draft: FullGraph, folder: Path, options: ExportOptions, on_progress: OnProgress
+) -> FullGraph:
     """The draft's full graph in float32, from which fixed shapes are made."""
     if draft.spec.precision == "fp32":
         return draft
-    exact = whole("draft", draft.source, models.tokenizer, folder / "exact", "fp32", on_progress)
+    exact = full_graph(
+        "draft", draft.source, models.tokenizer, folder / "exact", "fp32", on_progress
+    )
     return narrowed(exact, options.draft_vocabulary)[0]

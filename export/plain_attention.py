@@ -1,6 +1,6 @@
-"""GroupQueryAttention spelled in plain operators of fixed shapes, for devices that lack it.
+"""GroupQueryAttention written in plain operators of fixed shapes, for devices that lack it.
 
-The cache comes in and only the new rows go out. Keys stand transposed, ready to be multiplied.
+The cache is an input, only the new rows are outputs, and keys are transposed already.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ __all__ = ["Rows", "Spelling", "unspelled"]
 
 _QUERY, _KEY, _VALUE, _PAST_KEY, _PAST_VALUE, _COS, _SIN = 0, 1, 2, 3, 4, 7, 8
 _KNOWN_INPUTS = 11
-"""Through the attention bias."""
+"""Inputs up to the attention bias."""
 _KNOWN = {"num_heads", "kv_num_heads", "scale", "do_rotary", "qk_output"}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that a layer is given."""
+    """The rows that are fed to a layer."""
 
     fed: int
     kept: int
-    """The first ones, whose keys and values join the cache."""
+    """How many, the first ones, whose keys and values join the cache."""
     positions: str
-    """Their places, int32 [1, fed]."""
+    """Name of their positions, int32 [1, fed]."""
     mask: str
-    """float32 [1, 1, fed, slots + fed]: added to their scores."""
+    """Name of what is added to their scores, float32 [1, 1, fed, slots + fed]."""
 
 
 def unspelled(node: NodeProto) -> str:
-    """What of this GroupQueryAttention has no spelling here; empty if it has one."""
+    """What in this GroupQueryAttention cannot be written in plain operators; empty if all can."""
     if any(node.input[_KNOWN_INPUTS:]):
         return "attention with a sink, scales or norms of its own"
     for item in node.attribute:
@@ -47,19 +47,19 @@ def unspelled(node: NodeProto) -> str:
 
 
 class Spelling:
-    """Nodes that are being written, and the constants they read."""
+    """The nodes written so far, and the constants they read."""
 
     def __init__(self, kv_heads: int, head_size: int, rotary: int) -> None:
-        """For heads of `head_size`, of which the first 2·`rotary` entries are turned."""
+        """For heads of `head_size`, whose first 2·`rotary` entries get rotary embeddings."""
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self._made: set[str] = set()
         self._kv_heads, self._size, self._rotary = kv_heads, head_size, rotary
 
     def attention(self, node: NodeProto, rows: Rows) -> None:
-        """`node`, whose outputs keep their names.
+        """Write `node`; its outputs keep their names.
 
-        Those of the cache are the new rows alone: keys [1, kv_heads, head_size, kept] and values
+        Those for the cache are the new rows only: keys [1, kv_heads, head_size, kept] and values
         [1, kv_heads, kept, head_size].
         """
         size, kv_heads, fed = self._size, self._kv_heads, rows.fed
@@ -67,11 +67,11 @@ class Spelling:
         query, key, value = self._heads(node, heads, fed)
         if _number(node, "do_rotary"):
             table = [self._placed(node.input[at], rows.positions, fed) for at in (_COS, _SIN)]
-            query = self._turned(query, *table)
-            key = self._turned(key, *table)
+            query = self._rotated(query, *table)
+            key = self._rotated(key, *table)
         scale = _number(node, "scale") or size**-0.5
         query = self._op("Mul", [query, self._constant(np.float32(scale))], name + "scaled")
-        # Heads that share keys stand below each other, so that one product serves them all.
+        # Query heads that share keys are stacked, so that one product serves them all.
         shared = heads // kv_heads
         query = self._reshaped(query, [1, kv_heads, shared * fed, size], name + "query")
         mask = rows.mask
@@ -108,26 +108,26 @@ class Spelling:
         rows = self._op("Gather", [table, positions], f"{table}/{positions}", axis=0)
         return self._reshaped(rows, [1, 1, fed, self._rotary], f"{rows}/all")
 
-    def _turned(self, heads: str, cos: str, sin: str) -> str:
-        """Rotary positions: the two halves of what is turned are the two axes."""
+    def _rotated(self, heads: str, cos: str, sin: str) -> str:
+        """Apply rotary embeddings: the two halves of the rotated entries are the two axes."""
         rest = self._size - 2 * self._rotary
         widths = [self._rotary, self._rotary, *([rest] if rest else [])]
         one, other, *kept = self._split(
             heads, widths, 3, [f"{heads}/{i}" for i in range(len(widths))]
         )
         products = {
-            f"{name}_{by}": self._op("Mul", [half, turn], f"{heads}/{name}_{by}")
+            f"{name}_{by}": self._op("Mul", [half, table], f"{heads}/{name}_{by}")
             for name, half in (("one", one), ("other", other))
-            for by, turn in (("cos", cos), ("sin", sin))
+            for by, table in (("cos", cos), ("sin", sin))
         }
-        turned = [
-            self._op("Sub", [products["one_cos"], products["other_sin"]], f"{one}/turned"),
-            self._op("Add", [products["other_cos"], products["one_sin"]], f"{other}/turned"),
+        rotated = [
+            self._op("Sub", [products["one_cos"], products["other_sin"]], f"{one}/rotated"),
+            self._op("Add", [products["other_cos"], products["one_sin"]], f"{other}/rotated"),
         ]
-        return self._op("Concat", [*turned, *kept], f"{heads}/turned", axis=3)
+        return self._op("Concat", [*rotated, *kept], f"{heads}/rotated", axis=3)
 
     def _first(self, rows: str, of: Rows, axis: int, output: str) -> None:
-        """Hand out the rows that join the cache."""
+        """Output the rows that join the cache."""
         if of.kept == of.fed:
             self._op("Identity", [rows], output)
             return
@@ -154,7 +154,7 @@ class Spelling:
         return output
 
     def _constant(self, values: np.generic | np.ndarray[Any, Any]) -> str:
-        """A constant of that value, one for all who need it."""
+        """A constant of these values, shared by all nodes that read it."""
         array = np.asarray(values)
         name = f"plain/{array.dtype}/{array.tolist()}"
         self.constants.setdefault(name, numpy_helper.from_array(array, name))

@@ -1,15 +1,15 @@
-"""Weights that are random but for what is planted: a language that a pair agrees on by design.
+"""Random weights with something planted in them: a language that a pair agrees on by design.
 
-The language is one cycle through the words: after every token comes one certain other. Each token
-`v` has a random direction, which is its row of the LM head, and the embedding of a token is the
-direction of the token after it. The layers between are random too, and write so little that the
-embedding reaches the head.
+The language is one cycle through the words: each token is always followed by one particular other.
+Each token `v` has a random direction, which is its row of the LM head, and the embedding of a token
+is the direction of the token after it. The layers in between are random too, and add so little that
+the embedding reaches the head.
 
-The draft knows the cycle but for some tokens, after which it says another word. The target's exit
-head is misled by one more coordinate of the residual stream, the bait: every embedding carries it,
-the head rows of some tokens that are no words (the decoys) answer to nothing else, and the last
-layer takes it away. How long a token's embedding is decides how many decoys the true next token
-has before it at any earlier layer, and a longer or shorter row makes no difference at the end.
+The draft knows the cycle except after some tokens, where it predicts another word. The target's
+exit head is misled by one coordinate of the residual stream, the bait: every embedding carries it,
+the head rows of some tokens that are not words (the decoys) respond to nothing else, and the last
+layer removes it. The length of a token's embedding decides how many decoys outrank the true next
+token at earlier layers; after the last layer it makes no difference.
 """
 
 from __future__ import annotations
@@ -39,44 +39,44 @@ __all__ = [
 CANDIDATES = 8
 """κ of the planted coverage."""
 _LOGIT = 24.0
-"""Of the next token, far above all others: a sharp language even at temperature 1."""
+"""Logit of the next token, far above all others: predictable even at temperature 1."""
 _STEP = math.log(2.0)
-"""Between two ranks of the exit head, so that a rank is half as likely as the one before it."""
+"""Logits between two ranks of the exit head: each rank is half as likely as the one before."""
 _DECOYS = (*(rank + 0.5 for rank in range(CANDIDATES)), *(CANDIDATES + 1.0,) * 64)
 """Steps of each below the first rank: one between any two ranks, and as many as are ever asked for
 under noise."""
 _MISSED = 13.0
-"""Steps below the first rank: under all decoys, with room for what quantisation moves."""
+"""Steps below the first rank: below all decoys, with a margin for quantisation."""
 _NOISE = 0.1
-"""What the layers add to the residual stream, as a share of the embedding."""
+"""What the layers add to the residual stream, relative to the embedding."""
 _BAIT, _AT = 1 / 8, 0
-"""The bait, as a share of the embedding's length, and its coordinate."""
+"""The bait, relative to the embedding's length, and its coordinate."""
 
 
 @dataclass(frozen=True)
 class Language:
-    """What the pair says, token by token; all arrays are [vocabulary]."""
+    """What the pair predicts after each token; all arrays are [vocabulary]."""
 
     after: NDArray[np.int64]
     """The target's next token."""
     guess: NDArray[np.int64]
     """The draft's."""
     rank: NDArray[np.int64]
-    """The place of the next token among the exit head's candidates, from 1; 0 is none."""
+    """The next token's rank among the exit head's candidates, from 1; 0: not among them."""
 
 
 @dataclass(frozen=True)
 class Planting:
     """What is planted in one model."""
 
-    says: NDArray[np.int64]
-    """The next token after every token, [vocabulary]."""
+    after: NDArray[np.int64]
+    """The next token after each token, [vocabulary]."""
     strength: NDArray[np.float64]
-    """How long its direction is in the embedding, [vocabulary]."""
+    """The length of its direction in the embedding, [vocabulary]."""
     decoys: range
-    """Tokens that answer to the bait; empty for a model without."""
+    """Tokens that respond to the bait; empty for a model without one."""
     key: str
-    """What the random numbers of this model are drawn from."""
+    """The seed of this model's random numbers."""
 
 
 def make_language(
@@ -84,15 +84,15 @@ def make_language(
 ) -> Language:
     """A cycle through `words`; any other token is a synonym of one of them.
 
-    Draft and target agree after a share of `agreement` of the words, and the exit head has the next
-    one among its candidates after a share of `coverage`, independently: of every hundred words
-    along the cycle, so that an answer of some hundred tokens shows it.
+    Draft and target agree after a share `agreement` of the words, and the exit head has the next
+    one among its candidates after a share `coverage`, independently. Both hold for every hundred
+    words along the cycle, so that an answer of a few hundred tokens shows them.
     """
     rng = np.random.default_rng(seed)
     cycle, count = rng.permutation(np.array(words)), len(words)
     after, guess, rank = (np.zeros(vocabulary, np.int64) for _ in range(3))
     after[cycle] = np.roll(cycle, -1)
-    # Not itself, and not the next one.
+    # Neither the word itself nor the next one.
     elsewhere = cycle[(np.arange(count) + rng.integers(2, count, count)) % count]
     guess[cycle] = np.where(_share(agreement, count, rng), after[cycle], elsewhere)
     chances = 0.5 ** np.arange(1, CANDIDATES + 1)
@@ -106,20 +106,20 @@ def make_language(
 
 
 def target_planting(language: Language, decoys: range, key: str) -> Planting:
-    """The target's: its exit head sees the next token at its rank."""
+    """What is planted in the target: its exit head has the next token at its rank."""
     steps = np.where(language.rank > 0, language.rank - 1, _MISSED)
     return Planting(language.after, 1.0 - steps * _STEP / _LOGIT, decoys[: len(_DECOYS)], key)
 
 
 def draft_planting(language: Language, key: str) -> Planting:
-    """The draft's: no exit head, no bait."""
+    """What is planted in the draft, which has no exit head and no bait."""
     return Planting(language.guess, np.ones(len(language.guess)), range(0), key)
 
 
 def weight(name: str, shape: tuple[int, ...], layers: int, planting: Planting) -> Tensor:
     """A parameter of a decoder of `layers` layers, by its name in transformers; float32.
 
-    It depends on nothing but the arguments, so parameters can be made one by one.
+    It depends on the arguments only, so parameters can be made one by one.
     """
     if name.endswith("embed_tokens.weight"):
         return _embedding(shape, planting)
@@ -144,14 +144,14 @@ def weight(name: str, shape: tuple[int, ...], layers: int, planting: Planting) -
 
 
 def _directions(shape: tuple[int, ...], planting: Planting) -> Tensor:
-    """A direction for every token: as long as its row is wide, and nothing at the bait."""
+    """A direction for each token, of length √hidden, and zero at the bait."""
     rows = torch.randn(shape, generator=_generator(planting.key, "directions"))
     rows[:, _AT] = 0.0
     return rows.mul_(math.sqrt(shape[1]) / rows.norm(dim=1, keepdim=True))
 
 
 def _embedding(shape: tuple[int, ...], planting: Planting) -> Tensor:
-    rows = _directions(shape, planting)[torch.from_numpy(planting.says)]
+    rows = _directions(shape, planting)[torch.from_numpy(planting.after)]
     rows *= torch.from_numpy(planting.strength).float()[:, None]
     if planting.decoys:
         rows[:, _AT] = _bait(shape[1])
@@ -171,7 +171,7 @@ def _bait(hidden: int) -> float:
 
 
 def _eaten(hidden: int) -> float:
-    """What the neuron that reads the bait (gate and up alike) makes of it, after the norm."""
+    """The output of the neuron that reads the bait (by gate and up alike), after the norm."""
     read = _bait(hidden) / math.sqrt(1.0 + _BAIT**2)
     return read * read / (1.0 + math.exp(-read))
 
@@ -182,7 +182,7 @@ def _generator(key: str, name: str) -> torch.Generator:
 
 
 def _share(share: float, count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """`share` of every hundred of `count` entries, in random places."""
+    """A share `share` of every hundred of `count` entries, at random."""
     order = np.lexsort((rng.random(count), np.arange(count) // 100))
     chosen = np.zeros(count, np.bool_)
     chosen[order] = np.diff(np.floor(share * np.arange(count + 1) + 1e-9)) > 0

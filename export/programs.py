@@ -1,8 +1,8 @@
-"""The parts of a decoder as they become Core ML programs: what goes in and what comes out.
+"""The parts of a decoder that become Core ML programs, with their inputs and outputs.
 
-The target's parts write keys and values where each call says, so taking tokens back is naming an
-earlier position. Core ML keeps states in float16, so a target in float32 is handed its cache, as
-the draft always is. The draft's parts lay rows out as the Neural Engine prefers.
+The target's parts write keys and values at the positions that each call names, so tokens are rolled
+back by naming an earlier position. Core ML keeps states in float16, so the cache of a target in
+float32 is an input and output, as the draft's always is. The draft's rows are in channels.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["DraftPart", "ExitHead", "Prefix", "Suffix"]
 
 
 class _TargetPart(nn.Module):
-    """Some of a target's layers, and where their keys and values are kept.
+    """Some of a target's layers, with their cache.
 
-    A cache is [layers, kv_heads, capacity, head_size]: `keys` and `values` are states of the
-    program; without states they come as inputs, and the fed rows' own go out.
+    A cache is [layers, kv_heads, capacity, head_size]. `keys` and `values` are states of the
+    program; without states they are inputs, and those of the fed rows are outputs.
     """
 
     slots: Tensor
@@ -43,7 +43,7 @@ class _TargetPart(nn.Module):
     def through(
         self, rows: Tensor, start: Tensor, past: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Rows [1, S, hidden] at positions `start`… behind the layers, and what goes out beside."""
+        """Rows [1, S, hidden] at positions `start`… after the layers, and the other outputs."""
         count = rows.shape[1]
         positions = start + torch.arange(count, dtype=torch.int32)
         unseen = (self.slots > positions[:, None]).to(rows.dtype) * UNSEEN
@@ -75,30 +75,30 @@ class Prefix(_TargetPart):
     """The embedding and layers 1..E of a target."""
 
     def __init__(self, decoder: Decoder, exit_layer: int, capacity: int, *, states: bool) -> None:
-        """Cut behind `exit_layer`."""
+        """Cut after `exit_layer`."""
         super().__init__(decoder, range(exit_layer), capacity, states=states)
 
     def forward(self, input_ids: Tensor, start: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """Tokens [1, S] at positions `start` [1]… to the residual stream [1, S, hidden]."""
+        """From tokens [1, S] at positions `start` [1]… to the residual stream [1, S, hidden]."""
         rows, beside = self.through(self.decoder.embed(input_ids), start, past)
         return rows, *beside
 
 
 class Suffix(_TargetPart):
-    """Layers E+1..N of a target, the last norm and the head."""
+    """Layers E+1..N of a target, the final norm and the head."""
 
     def __init__(
         self, decoder: Decoder, exit_layer: int, capacity: int, *, states: bool, chosen: bool
     ) -> None:
-        """Cut behind `exit_layer`; with `chosen` the head sees rows that are asked for."""
+        """Cut after `exit_layer`; with `chosen`, the head only reads the rows asked for."""
         layers = range(exit_layer, decoder.spec.layers)
         super().__init__(decoder, layers, capacity, states=states)
         self.chosen = chosen
 
     def forward(self, hidden: Tensor, start: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
-        """The residual stream [1, S, hidden] to logits [1, S, vocabulary].
+        """From the residual stream [1, S, hidden] to logits [1, S, vocabulary].
 
-        `more` begins with `rows` [n], indices into the S, where the logits of these are wanted.
+        With `chosen`, `more` starts with `rows` [n], indices of the rows whose logits to return.
         """
         rows, beside = self.through(hidden, start, more[1:] if self.chosen else more)
         if self.chosen:
@@ -107,12 +107,12 @@ class Suffix(_TargetPart):
 
 
 class ExitHead(nn.Module):
-    """The target's own norm and head, corrected where it was trained for its layer."""
+    """The target's own norm and head, with a correction if there is one."""
 
     tokens: Tensor | None
 
     def __init__(self, decoder: Decoder, leave: Exit, count: int) -> None:
-        """The best `count` of the tokens that `leave` can name."""
+        """For the best `count` of the tokens that `leave` can name."""
         super().__init__()
         self.norm, self.head, self.count = decoder.norm, decoder.lm_head, count
         tokens, correction = leave.tokens, leave.correction
@@ -132,7 +132,7 @@ class ExitHead(nn.Module):
             rows = rows + self.step(F.silu(self.low(rows)))
         logits = self.head(rows)
         best, ids = logits.topk(self.count)
-        # By hand: float16 would lose the logarithm of a small probability.
+        # Spelled out: in float16, the logarithm of a small probability would be lost.
         top = best[..., :1]
         total = (logits - top).exp().sum(-1, keepdim=True)
         named = ids.int() if self.tokens is None else self.tokens[ids]
@@ -140,12 +140,12 @@ class ExitHead(nn.Module):
 
 
 class DraftPart(nn.Module):
-    """Some of a draft's layers, in channels; the first part embeds the tokens."""
+    """Some of a draft's layers, with rows in channels; the first part embeds the tokens."""
 
     def __init__(
         self, decoder: Decoder, layers: range, *, head: bool, streams: StreamRows | None = None
     ) -> None:
-        """Layers of `decoder`; behind its last one there is the head, or nothing."""
+        """Some `layers` of `decoder`; after the last one comes the head, or nothing."""
         super().__init__()
         self.decoder, self.layers, self.head, self.streams = decoder, layers, head, streams
         self.scale = decoder.spec.head_size**-0.5
@@ -153,12 +153,12 @@ class DraftPart(nn.Module):
     def forward(
         self, rows: Tensor, positions: Tensor, bias: Tensor, past_keys: Tensor, past_values: Tensor
     ) -> tuple[Tensor, ...]:
-        """Tokens [1, W], or rows [1, hidden, 1, W] of the part before, behind the layers.
+        """Tokens [1, W], or rows [1, hidden, 1, W] of the previous part, through the layers.
 
         `bias` [1, 1, W, C + W] is added to the scores over C cached rows and W fed ones; a cache
-        is [layers, kv_heads, C, head_size]. Returns the rows, or logits [pieces, size, 1, W] with
-        the head, or nothing of both behind the last layer without it; then the fed rows' keys and
-        values [layers, kv_heads, W, head_size]. Streams make W·(1 + s) of W rows and logits.
+        is [layers, kv_heads, C, head_size]. Returns the rows, or with the head the logits [pieces,
+        size, 1, W], or neither after the last layer without the head; then the fed rows' keys and
+        values [layers, kv_heads, W, head_size]. With streams there are W·(1 + s) rows and logits.
         """
         made: list[tuple[Tensor, Tensor]] = []
         streams, spec, cached = self.streams, self.decoder.spec, past_keys.shape[2]
@@ -172,7 +172,7 @@ class DraftPart(nn.Module):
                 at = index - self.layers.start
                 made.append((keys[:, :, :width], values[:, :, :width]))
                 old_keys, old_values = past_keys[at : at + 1], past_values[at : at + 1]
-                # Joining scores is cheaper than joining a long cache and a few rows.
+                # Concatenating scores is cheaper than concatenating a long cache and a few rows.
                 both = [queries @ old_keys.transpose(2, 3), queries @ keys.transpose(2, 3)]
                 seen = torch.softmax(torch.cat(both, dim=3) * self.scale + mask, dim=3)
                 return seen[..., :cached] @ old_values + seen[..., cached:] @ values

@@ -1,4 +1,4 @@
-"""Other people's code, run without its prints, progress bars, log records and warnings."""
+"""Third-party code, run without its prints, progress bars, log records and warnings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["quiet"]
 
 @contextlib.contextmanager
 def quiet(lines: TextIO | None = None) -> Iterator[None]:
-    """Keep the screen clear; what would be printed goes to `lines`, if given."""
+    """Suppress all output; what would be printed goes to `lines`, if given."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

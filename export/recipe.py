@@ -1,4 +1,4 @@
-"""What a draft is to be, and how long and how to train it."""
+"""The shape of a draft, and the recipe of its training."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ TrainingDevice = Literal["auto", "cpu", "cuda", "mps"]
 class DraftShape:
     """The dimensions of a fresh draft: a Llama decoder with tied embeddings.
 
-    The head size must be a multiple of 16, as ONNX Runtime's GroupQueryAttention wants it.
+    The head size must be a multiple of 16, as ONNX Runtime's GroupQueryAttention requires.
     """
 
     layers: int
     hidden: int
     heads: int = 0
-    """0: as many as make heads of 32, or of 64 from a hidden size of 512 on."""
+    """0: as many as give a head size of 32, or of 64 from a hidden size of 512."""
     kv_heads: int = 0
-    """0: half as many as `heads`, if that is a whole number."""
+    """0: half as many as `heads`, or as many if that number is odd."""
     intermediate: int = 0
     """0: twice `hidden`."""
 
     def __post_init__(self) -> None:
-        """Fill in what is 0, and refuse what does not fit together."""
+        """Fill in zeros, and refuse sizes that do not fit together."""
         heads = self.heads or max(1, self.hidden // (64 if self.hidden >= 512 else 32))
         kv_heads = self.kv_heads or (heads // 2 if heads % 2 == 0 else heads)
         for name, value in (
@@ -41,14 +41,19 @@ class DraftShape:
             object.__setattr__(self, name, value)
         for name in ("layers", "hidden", "heads", "kv_heads", "intermediate"):
             if getattr(self, name) < 1:
-                raise OptionError(f"The draft's {name} is {getattr(self, name)}; it must be 1 up.")
+                raise OptionError(
+                    f"The draft's {name} is {getattr(self, name)}; it must be 1 or more."
+                )
         if self.hidden % (16 * heads):
             raise OptionError(
-                f"The draft's hidden size {self.hidden} does not make {heads} heads whose size is "
-                "a multiple of 16."
+                f"The draft's hidden size {self.hidden} cannot be split into {heads} heads whose "
+                "size is a multiple of 16. Change one of the two."
             )
         if heads % kv_heads:
-            raise OptionError(f"The draft's {heads} heads cannot share {kv_heads} key-value heads.")
+            raise OptionError(
+                f"The draft's {heads} heads cannot share {kv_heads} key-value heads. "
+                "The first must be a multiple of the second."
+            )
 
 
 @dataclass(frozen=True)
@@ -56,44 +61,44 @@ class Recipe:
     """How a draft is trained."""
 
     minutes: float | None = None
-    """The budget; 30 minutes when there is none in tokens either."""
+    """The budget in minutes; 30 unless there is one in tokens."""
     tokens: int | None = None
     """The budget in tokens seen, instead of minutes."""
     streams: int = 2
-    """Speculative streams a row (s); 0 for a plain draft."""
+    """Speculative streams per row (s); 0 for a plain draft."""
     stream_layers: int = 1
-    """Layers that they go through (N_s)."""
+    """Layers that streams go through (N_s)."""
     stream_rank: int = 16
-    """Of their low-rank start."""
+    """Rank of the step from which streams start."""
     stream_weight: float = 0.1
-    """Of each stream's loss beside the main rows' 1; Speculative Streaming, section 3."""
+    """Weight of each stream's loss (the main loss has 1); Speculative Streaming, section 3."""
     lossless: bool = False
-    """Train the streams alone, so that the draft's own predictions stay as they are."""
+    """Train only the streams, so that the draft's own predictions stay unchanged."""
     learning_rate: float | None = None
-    """At its height; by default one that suits what is trained."""
+    """Peak learning rate; by default one that suits what is trained."""
     batch: int = 32
-    """Windows a step."""
+    """Windows per step."""
     length: int | None = None
-    """Tokens a window; 256 by default, or half of the target's context if that is less."""
+    """Tokens per window; by default 256, or half of the target's context if that is less."""
     own_outputs: float = 0.5
-    """Share of the windows that the target wrote itself."""
+    """Share of windows from the target's own outputs."""
     generation: float = 0.2
-    """Share of the time that the target may take to write them."""
+    """Share of the time spent generating these."""
     seed: int = 0
     device: TrainingDevice = "auto"
     compiled: bool = False
-    """With torch.compile, which takes a minute first and needs a C++ compiler on a CPU."""
+    """Use torch.compile, which first takes a minute and needs a C++ compiler on a CPU."""
     checkpoint_seconds: float = 120.0
-    """How often a checkpoint is written."""
+    """Seconds between checkpoints."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         if self.minutes is not None and self.tokens is not None:
-            raise OptionError("There are minutes and tokens; give the budget in one of them.")
+            raise OptionError("Give the budget in minutes or in tokens, not both.")
         if self.minutes is None and self.tokens is None:
             object.__setattr__(self, "minutes", 30.0)
         if self.lossless and not self.streams:
-            raise OptionError("lossless trains the streams alone, so streams must be 1 or more.")
+            raise OptionError("lossless trains only the streams, so streams must be 1 or more.")
         for name, ok, allowed in (
             ("minutes", self.minutes is None or 0 < self.minutes < math.inf, "above 0"),
             ("tokens", self.tokens is None or self.tokens > 0, "above 0"),
@@ -106,10 +111,10 @@ class Recipe:
             (
                 "length",
                 self.length is None or self.length >= 8 + self.streams,
-                "8 more than streams up",
+                "at least streams + 8",
             ),
-            ("own_outputs", 0 <= self.own_outputs <= 1, "0 to 1"),
-            ("generation", 0 <= self.generation < 1, "0 or more, below 1"),
+            ("own_outputs", 0 <= self.own_outputs <= 1, "from 0 to 1"),
+            ("generation", 0 <= self.generation < 1, "0 or more, and below 1"),
             ("checkpoint_seconds", self.checkpoint_seconds >= 0, "0 or more"),
         ):
             if not ok:

@@ -1,4 +1,4 @@
-"""The models that exported graphs are held against: the source itself, and the uncut graph."""
+"""The models that exported graphs are compared with: the source, and the full graph."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ __all__ = ["checkpoint_logits", "graph_logits", "numpy_type", "session", "uncach
 
 
 def numpy_type(spec: ModelSpec) -> type[np.float32] | type[np.float16]:
-    """Of hidden rows and caches."""
+    """The type of hidden rows and caches."""
     return np.float32 if spec.dtype == "float32" else np.float16
 
 
 def session(path: Path) -> ort.InferenceSession:
-    """A session on the CPU."""
+    """A session on the CPU.
+
+    Raises:
+        ExportError: for a graph that ONNX Runtime cannot load there.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
@@ -44,13 +48,17 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 def graph_logits(path: Path, spec: ModelSpec, texts: Sequence[Ids]) -> list[Rows]:
-    """The logits of every row of `texts` by an uncut graph."""
+    """The logits of every row of `texts`, [length, vocabulary] each, by a full graph.
+
+    Raises:
+        ExportError: for a graph that does not run on the CPU.
+    """
     graph = session(path)
     try:
         return [uncached(graph, spec, text)[0][0].astype(np.float32) for text in texts]
     except Exception as error:
         raise ExportError(
-            f"the uncut graph of the {path.parent.name} does not run on the CPU, so it cannot "
+            f"the full graph of the {path.parent.name} does not run on the CPU, so it cannot "
             f"be checked, and this model is not supported: {error}"
         ) from error
 
@@ -61,7 +69,7 @@ def uncached(
     text: Ids,
     outputs: Sequence[str] = ("logits",),
 ) -> list[NDArray[Any]]:
-    """What an uncut graph makes of a whole text, with nothing in its cache."""
+    """The `outputs` of a full graph for a whole text, from an empty cache."""
     wanted = {entry.name for entry in graph.get_inputs()}
     cache = np.zeros((1, spec.kv_heads, 0, spec.head_size), numpy_type(spec))
     feeds: dict[str, NDArray[Any]] = {
@@ -81,11 +89,15 @@ def checkpoint_logits(
 ) -> list[Rows]:
     """The logits of every row of `texts` by transformers (its first `layers` layers, if given).
 
-    `exact` computes in float32; otherwise in the type the checkpoint is stored in.
+    `exact` computes in float32, otherwise in the type that the checkpoint is stored in.
+
+    Raises:
+        ExportError: for a checkpoint that lacks weights, or that transformers cannot run.
+        MissingExtraError: without torch or transformers.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's code, run whole
+            warnings.simplefilter("ignore")  # third-party code on import
             import torch
             from transformers import (
                 MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -113,8 +125,8 @@ def checkpoint_logits(
             )
             if missing := sorted(loading["missing_keys"]):
                 raise ExportError(
-                    f"{source.folder}: {len(missing):,} of its weights are missing, {missing[0]} "
-                    "for one. Download the model again."
+                    f"{source.folder}: {len(missing):,} of its weights are missing, such as "
+                    f"{missing[0]}. Download the model again."
                 )
             model.eval()
             return [

@@ -1,4 +1,4 @@
-"""Where a decoder can be cut: its residuals, found by what depends on what, not by names."""
+"""Where a decoder can be cut: its residuals, found by dependencies, not by names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["opened", "residuals", "tail_residual"]
 
 
 def opened(model: ModelProto, residuals: set[str] | None = None) -> ModelProto:
-    """A copy in which the fused norms that make `residuals` (or all of them) are two nodes."""
+    """A copy in which fused sums and norms that compute `residuals` (None: all) are separate."""
     opened = copy(model)
     del opened.graph.node[:]
     for node in model.graph.node:
@@ -26,7 +26,11 @@ def opened(model: ModelProto, residuals: set[str] | None = None) -> ModelProto:
 
 
 def residuals(model: ModelProto, spec: ModelSpec, layer: int) -> list[str]:
-    """The tensors behind the attention of `layer` layers that everything later depends on alone."""
+    """The tensors after `layer` layers through which alone everything later depends on them.
+
+    Raises:
+        ExportError: when there is none.
+    """
     past = [f"past_key_values.{i}.{kind}" for i in range(layer) for kind in ("key", "value")]
     present = [f"present.{i}.{k}" for i in range(layer, spec.layers) for k in ("key", "value")]
     nodes = opened(model).graph.node
@@ -40,7 +44,7 @@ def residuals(model: ModelProto, spec: ModelSpec, layer: int) -> list[str]:
 
 
 def _narrows(nodes: Sequence[NodeProto], seeds: list[str], sinks: list[str]) -> list[str]:
-    """The tensors that every way from the content of `seeds` to `sinks` goes through, in order."""
+    """The tensors that every path from the contents of `seeds` to `sinks` passes, in order."""
     reached = reach(nodes, seeds)
     leading = set(sinks)
     crossed: list[NodeProto] = []
@@ -51,7 +55,7 @@ def _narrows(nodes: Sequence[NodeProto], seeds: list[str], sinks: list[str]) -> 
     between = reached & leading
     crossed = [node for node in reversed(crossed) if not between.isdisjoint(node.output)]
     readers = Counter(name for node in crossed for name in set(reads(node)) & between)
-    readers.update(sinks)  # nothing ever uses a sink up
+    readers.update(sinks)  # a sink is never used up
     live = between.intersection(seeds)
     found: list[str] = []
     for node in crossed:
@@ -66,10 +70,10 @@ def _narrows(nodes: Sequence[NodeProto], seeds: list[str], sinks: list[str]) -> 
 
 
 def tail_residual(model: ModelProto, spec: ModelSpec) -> str:
-    """The residual behind the last layer.
+    """The residual after the last layer.
 
-    Behind it come more narrow places (norm, logits): it is the one that stands after the last
-    layer's attention where the residual stands after the layer before.
+    More tensors after it (norm, logits) would do as cuts: it is the one that comes as long after
+    the last layer's attention as the residual between the last two layers after its own.
     """
     ends = residuals(model, spec, spec.layers)
     if spec.layers == 1:

@@ -1,4 +1,4 @@
-"""Rotary positions: what the builder is told of them, and the tables of a graph."""
+"""Rotary embeddings: how the builder is told of them, and the tables of a graph."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 __all__ = ["BRANCH_ROWS", "Table", "room_for_branches", "settle_positions", "write_tables"]
 
 BRANCH_ROWS = 512
-"""What κ=8 and γ=7 take at most, 64 roots of 7 tokens, and a few; as much again for each stream,
-whose guesses may be wrong and which has rows of its own."""
-_STRETCHED = {"linear", "yarn"}
-"""Ways of turning positions that the builder gets wrong, but for gpt-oss."""
+"""The most rows that κ=8 and γ=7 need, 64 roots of 7 tokens, and a few to spare. Each stream needs
+as many again: its guesses may be wrong, and it has rows of its own."""
+_SCALED = {"linear", "yarn"}
+"""Kinds of RoPE scaling that the builder gets wrong, except for gpt-oss."""
 _COS, _SIN = 7, 8
-"""GroupQueryAttention's inputs."""
+"""Inputs of GroupQueryAttention."""
 
 
 def room_for_branches(model: ModelProto, folder: Path, streams: int = 0) -> int:
     """Lengthen the rotary tables of `model` in place, and return by how many rows.
 
-    GroupQueryAttention wants a table row for every row of the cache. Branches stand behind the
-    context in the cache, though their positions lie within it, so the new rows are never read.
-    Tables that are computed in the graph stay as they are: 0.
+    GroupQueryAttention requires a table row for every row of the cache. Branches come after the
+    context in the cache, but have positions within it, so the new rows are never read. Tables that
+    are computed in the graph stay as they are; then it returns 0.
     """
     names = {
         node.input[place]
@@ -52,22 +52,24 @@ def room_for_branches(model: ModelProto, folder: Path, streams: int = 0) -> int:
 
 
 class Table(NamedTuple):
-    """Cosines and sines of positions, as a graph's initializers of these names."""
+    """A rotary table: cosines and sines by position, in initializers of these names."""
 
     cos: str
     sin: str
-    turns: NDArray[np.float32]
-    """[half]: radians a position."""
+    frequencies: NDArray[np.float32]
+    """[half]: radians per position."""
     scale: float
-    """Of all of them."""
+    """Factor of all cosines and sines."""
 
     @classmethod
     def of(cls, cos: str, sin: str, config: Any, rope: dict[str, Any], kind: str | None) -> Table:
-        """As transformers turns positions under `rope`, in layers of this kind."""
+        """The table that transformers uses for `rope`, in layers of this `kind`."""
         if rope["rope_type"] == "default":
             half = config.head_dim // 2
-            turns = rope["rope_theta"] ** -(np.arange(half, dtype=np.float32) / np.float32(half))
-            return cls(cos, sin, turns, 1.0)
+            frequencies = rope["rope_theta"] ** -(
+                np.arange(half, dtype=np.float32) / np.float32(half)
+            )
+            return cls(cos, sin, frequencies, 1.0)
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         more = {} if kind is None else {"layer_type": kind}
@@ -76,13 +78,13 @@ class Table(NamedTuple):
 
 
 def settle_positions(config: Any) -> list[Table]:
-    """Say of positions in `config` what the builder reads, where transformers says it otherwise.
+    """Rewrite the rotary settings in `config` as the builder reads them.
 
-    The tables that it would get wrong are returned; it makes plain ones of their size meanwhile.
+    Tables that it would get wrong are returned; it makes unscaled ones of their size instead.
     """
     text = getattr(config, "text_config", config)
-    if turned := getattr(config, "no_rope_layers", None):
-        config.no_rope_layers = [1] * len(turned)  # of which it would make no attention at all
+    if rotary := getattr(config, "no_rope_layers", None):
+        config.no_rope_layers = [1] * len(rotary)  # it would omit the attention of those with 0
     rope = getattr(text, "rope_parameters", None)
     if not isinstance(rope, dict):
         return []
@@ -94,7 +96,7 @@ def settle_positions(config: Any) -> list[Table]:
     tables, told = [], dict(rope)
     if rope.get("rope_type") == "longrope":
         told.setdefault("type", "longrope")
-    elif rope.get("rope_type") in _STRETCHED and config.model_type != "gpt_oss":
+    elif rope.get("rope_type") in _SCALED and config.model_type != "gpt_oss":
         tables = [
             Table.of(f"cos_cache{name}", f"sin_cache{name}", text, own, kind)
             for name, own, kind in kinds
@@ -105,14 +107,14 @@ def settle_positions(config: Any) -> list[Table]:
 
 
 def write_tables(graph: Path, tables: Sequence[Table]) -> None:
-    """Write rotary tables of a graph on disk anew, for as many positions as they had."""
+    """Overwrite rotary tables of a graph on disk, for as many positions as they have."""
     if not tables:
         return
     model = onnx.load(graph, load_external_data=False)
     known = {tensor.name: tensor for tensor in model.graph.initializer}
     for table in tables:
         rows = known[table.cos].dims[0]
-        angles = np.outer(np.arange(rows, dtype=np.float32), table.turns)
+        angles = np.outer(np.arange(rows, dtype=np.float32), table.frequencies)
         weights.overwrite(known[table.cos], np.cos(angles) * table.scale, graph.parent)
         weights.overwrite(known[table.sin], np.sin(angles) * table.scale, graph.parent)
     onnx.save(model, graph)

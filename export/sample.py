@@ -1,4 +1,4 @@
-"""A sample of text files, as the texts that an exit head is calibrated and measured on."""
+"""A sample of text files: the texts that an exit head is calibrated and measured on."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["HELD_OUT", "divide", "draw", "texts_of"]
 
 HELD_OUT = 8192
-"""Rows that coverage is measured on, where there are so many."""
+"""Rows that coverage is measured on, if there are enough."""
 _FEWEST = 512
-"""Rows that a calibration needs."""
+"""Fewest tokens for a calibration."""
 _DOCUMENTS = 4096
 _LENGTH = 512
-"""Tokens of a text at most."""
+"""The most tokens of a text."""
 
 
 def draw(files: Sequence[Path]) -> list[Document]:
@@ -47,10 +47,10 @@ def draw(files: Sequence[Path]) -> list[Document]:
 
 
 def texts_of(drawn: Sequence[Document], text: Text, context: int, rows: int) -> list[list[Ids]]:
-    """The first documents that make up `rows` tokens, each cut into texts of limited length.
+    """The first documents, `rows` tokens in total, each cut into texts of limited length.
 
     Raises:
-        DataError: naming the document that the model's chat template refuses.
+        DataError: naming the document that the model's chat template rejects.
     """
     length = min(_LENGTH, context)
     found: list[list[Ids]] = []
@@ -71,7 +71,7 @@ def _tokens(document: Document, text: Text) -> Ids:
 
 
 def divide(sampled: Sequence[Sequence[Ids]]) -> tuple[list[Ids], list[Ids]]:
-    """The texts to measure on, out of the first documents, and those to fit on.
+    """The texts to measure on, from the first documents, and those to fit on.
 
     Raises:
         DataError: for too little text.
@@ -79,8 +79,8 @@ def divide(sampled: Sequence[Sequence[Ids]]) -> tuple[list[Ids], list[Ids]]:
     sizes = [sum(map(len, document)) for document in sampled]
     if len(sampled) < 2 or sum(sizes) < _FEWEST:
         raise DataError(
-            f"--calibrate: {sum(sizes):,} tokens in {len(sampled)} documents are too little; "
-            f"{_FEWEST} in 2 are needed at least. Give more text."
+            f"--calibrate: {sum(sizes):,} tokens in {len(sampled)} documents are too few; "
+            f"at least {_FEWEST} in 2 are needed. Give more text."
         )
     wanted = min(HELD_OUT, sum(sizes) // 6)
     reached = (i for i, so_far in enumerate(accumulate(sizes), 1) if so_far >= wanted)

@@ -1,4 +1,4 @@
-"""Shapes of decoders: those of well-known public models by name, others by their numbers."""
+"""Shapes of decoders: those of well-known public models by name, others by their sizes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["CONTEXT", "SHAPES", "Shape", "shape_of"]
 
 CONTEXT = 8192
-"""Of every shape: a forward costs the same under a longer one, and a memory plan does not."""
+"""The context of every shape: a longer one would only change memory plans, not a forward."""
 _FEWEST, _MOST = 1024, 1 << 18
-"""Tokens of a vocabulary."""
+"""Fewest and most tokens of a vocabulary."""
 _CUSTOM = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
 
 
@@ -34,7 +34,7 @@ class Shape:
     vocabulary: int
 
     def config(self, **more: Any) -> PretrainedConfig:
-        """Its configuration for transformers, with a head of its own; `more` is added."""
+        """Its configuration for transformers, with an untied head; `more` is added."""
         import transformers
 
         kind = getattr(transformers, f"{self.family}Config")
@@ -67,13 +67,13 @@ SHAPES = {
     "smollm2-135m": Shape("Llama", 30, 576, 9, 3, 64, 1536, 49152),
     "smollm2-360m": Shape("Llama", 32, 960, 15, 5, 64, 2560, 49152),
 }
-"""From the models' published configurations: what a forward costs, and nothing else."""
+"""From the models' published configurations: only what the cost of a forward depends on."""
 
 
 def shape_of(text: str, option: str, vocabulary: int | None = None) -> Shape:
     """The shape that `option` names: one of `SHAPES`, or ``LAYERSxHIDDEN[xVOCABULARY]``.
 
-    A draft speaks its target's `vocabulary`, so a known shape takes it over.
+    A draft has its target's `vocabulary`, also if a known shape is given.
 
     Raises:
         OptionError: an unknown name, or numbers that no decoder can have.
@@ -83,7 +83,7 @@ def shape_of(text: str, option: str, vocabulary: int | None = None) -> Shape:
     found = _CUSTOM.fullmatch(text)
     if found is None:
         raise OptionError(
-            f"{option} {text}: is no known shape. Give one of {', '.join(SHAPES)}, or "
+            f"{option} {text}: is not a known shape. Give one of {', '.join(SHAPES)}, or "
             "LAYERSxHIDDEN or LAYERSxHIDDENxVOCABULARY, such as 4x256."
         )
     layers, hidden = int(found[1]), int(found[2])

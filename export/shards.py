@@ -1,4 +1,4 @@
-"""A checkpoint as Hugging Face folders have it, written tensor by tensor."""
+"""A checkpoint in Hugging Face's format, written tensor by tensor."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["DType", "size", "write_checkpoint"]
 DType = Literal["float16", "bfloat16", "float32"]
 
 _SHARD = 1 << 30
-"""Bytes of a file of weights; a larger tensor has a file of its own."""
+"""Bytes per file of weights; a larger tensor gets its own file."""
 
 
 def size(config: PretrainedConfig, dtype: DType) -> int:
-    """The bytes that a model's weights take."""
+    """The size of a model's weights in bytes."""
     width: int = getattr(torch, dtype).itemsize
     return width * sum(math.prod(shape) for shape in _parameters(config).values())
 
@@ -37,9 +37,9 @@ def write_checkpoint(
     dtype: DType,
     on_share: Callable[[float], None],
 ) -> int:
-    """Write configuration and weights to `folder`; return how many numbers they are.
+    """Write configuration and weights to `folder`; returns the number of parameters.
 
-    `weight` makes the parameter of a name and a shape; no more than a file of them is in memory.
+    `weight` makes a parameter from its name and shape; at most one file of them is in memory.
     """
     config.dtype = dtype
     config.save_pretrained(folder)
@@ -66,14 +66,14 @@ def write_checkpoint(
 
 
 def _parameters(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of a model and its shape, in the model's order."""
+    """The shapes of a model's parameters by name, in order."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
 
 
 def _shards(sizes: dict[str, int], width: int) -> Iterator[list[str]]:
-    """The names in order, a file's worth at a time."""
+    """The names in order, one file at a time."""
     names: list[str] = []
     held = 0
     for name, size in sizes.items():

@@ -1,4 +1,4 @@
-"""What the user named as a model: where it lies, what kind of folder it is, what its files say."""
+"""What the user named as a model: where it is, what kind of folder, and its configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Kind", "OnProgress", "Source", "install_line", "locate", "read_json"
 
 Kind = Literal["checkpoint", "genai", "optimum", "bundle"]
 OnProgress = Callable[[str, float], None]
-"""Hears the name of a stage and how much of it is done, 0 to 1."""
+"""Called with the name of a stage and the share of it done, 0 to 1."""
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.onnx", "*.onnx.data", "*.txt"]
@@ -32,7 +32,7 @@ class Source:
     folder: Path
     kind: Kind
     graph: Path | None
-    """The full ONNX graph, where there is one already."""
+    """The full ONNX graph; None for checkpoints and bundles."""
     config: dict[str, Any]
     """`config.json`, or empty."""
     genai: dict[str, Any]
@@ -40,21 +40,21 @@ class Source:
 
     @property
     def text_config(self) -> dict[str, Any]:
-        """What `config` says of the decoder, which in a model of pictures is a part of it."""
+        """The part of `config` about the decoder: for multimodal models, a section of it."""
         return self.config.get("text_config") or self.config
 
     @property
     def weight_bytes(self) -> int:
-        """How many bytes each weight of a checkpoint is stored in."""
+        """Bytes per weight of a checkpoint, as stored."""
         config = self.text_config
         return 4 if "32" in str(config.get("dtype", config.get("torch_dtype"))) else 2
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Every token that ends an answer, by any of the model's files.
+        """Every token that ends an answer, according to any of the model's files.
 
         Raises:
-            ExportError: for a file that names something else.
+            ExportError: naming the file that has something else.
         """
         found: list[int] = []
         for file, settings in (
@@ -82,7 +82,11 @@ def install_line(package: str) -> MissingExtraError:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object out of a file, or an empty one when there is no such file."""
+    """The object in a JSON file; empty when there is no such file.
+
+    Raises:
+        ExportError: naming the file that cannot be read, or holds something else.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -97,7 +101,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def locate(model: str | Path, option: str, on_progress: OnProgress) -> Source:
-    """Find the model that `option` names, on disk or on the hub, and say what kind it is."""
+    """Find the model that `option` names, on disk or on the hub.
+
+    Raises:
+        OptionError: for a name that is neither a folder nor one on the hub.
+        ExportError: for a folder that is not a model, or a failed download.
+    """
     folder = Path(model).expanduser()
     if folder.is_file():
         raise OptionError(f"{option} {model}: is a file. Give the folder of the model.")
@@ -123,13 +132,13 @@ def locate(model: str | Path, option: str, on_progress: OnProgress) -> Source:
         "weights (*.safetensors) or model.onnx" if config else "config.json or genai_config.json"
     )
     raise ExportError(
-        f"{option} {folder}: is not a model, it has no {wanted}. Give a Hugging Face folder, a "
+        f"{option} {folder}: is not a model: it has no {wanted}. Give a Hugging Face folder, a "
         "name on the hub, or a folder with genai_config.json and model.onnx."
     )
 
 
 def _genai(path: Path) -> dict[str, Any]:
-    """`genai_config.json` with all of the sections that are read here, or an empty object."""
+    """`genai_config.json` with all sections that are read here; empty without the file."""
     genai = read_json(path)
     if not genai:
         return {}
@@ -139,7 +148,7 @@ def _genai(path: Path) -> dict[str, Any]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """`config.json`, or an empty object."""
+    """`config.json`; empty without the file."""
     config = read_json(path)
     text = _object(config, "text_config", path) or config
     for name in ("num_hidden_layers", "hidden_size", "vocab_size"):
@@ -152,7 +161,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _object(content: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """The object called `name` in the `content` of a file, or an empty one."""
+    """The object called `name` in the `content` of a file; empty if it is missing."""
     found = content.get(name) or {}
     if not isinstance(found, dict):
         raise ExportError(f"{path}: {name} must be an object. Copy the model folder again.")
@@ -171,7 +180,7 @@ def _download(name: str, option: str, on_progress: OnProgress) -> Path:
         raise install_line("huggingface-hub") from error
 
     class Bar(tqdm):  # type: ignore[misc]
-        """Hands the hub's own progress on instead of drawing it."""
+        """Passes the hub's own progress on instead of drawing it."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)
@@ -195,8 +204,8 @@ def _download(name: str, option: str, on_progress: OnProgress) -> Path:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExportError(
-            f"{option} {name}: there is no such folder, and it cannot be had from the hub "
-            f"({type(error).__name__}: {reason}). Check the name and the connection, "
+            f"{option} {name}: there is no such folder, and it could not be downloaded from "
+            f"the hub ({type(error).__name__}: {reason}). Check the name and the connection, "
             "or give a folder."
         ) from error
 

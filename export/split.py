@@ -1,6 +1,6 @@
-"""Cutting a full decoder graph: into prefix, suffix and tail for a target, into a tree draft.
+"""Cutting a full decoder graph: into a target's prefix, suffix and tail, or a draft for trees.
 
-The graphs that come out are those of docs/graphs.md.
+The resulting graphs are those of docs/graphs.md.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ __all__ = ["TargetGraphs", "draft_graph", "split_target"]
 
 _ATTENTION = "GroupQueryAttention"
 _SEQLENS, _TOTAL, _POSITIONS, _BIAS = 5, 6, 9, 10
-"""GroupQueryAttention's inputs that the contract hands in from outside."""
+"""Inputs of GroupQueryAttention that become inputs of the graph."""
 _CONTRACT = {
     *("hidden", "rows", "position_ids", "attention_bias", "attention_mask", "seqlens_k"),
     *("total_sequence_length", "top", "exit_ids", "exit_logprobs", "streamed", "streams"),
     *("stream_attention_bias", "stream_seqlens_k", "stream_total_sequence_length"),
 }
-"""Names that no tensor inside a graph may have."""
+"""Names of inputs and outputs, which no tensor inside a graph may have."""
 
 
 @dataclass(frozen=True)
 class TargetGraphs:
-    """The pieces of a target; `tail` is final norm and LM head, from `hidden` to `logits`."""
+    """The graphs of a target; `tail` is final norm and LM head, from `hidden` to `logits`."""
 
     prefix: ModelProto
     suffix: ModelProto
@@ -53,7 +53,11 @@ class TargetGraphs:
 
 
 def split_target(model: ModelProto, spec: ModelSpec, exit_layer: int) -> TargetGraphs:
-    """Cut `model` behind layer `exit_layer`; the LM head of the suffix sees the asked rows only."""
+    """Cut `model` after layer `exit_layer`; the suffix's LM head only reads the rows asked for.
+
+    Raises:
+        ExportError: for an architecture that cannot be cut there.
+    """
     whole = _prepared(model, spec)
     cut, end = residuals(whole, spec, exit_layer)[-1], tail_residual(whole, spec)
     whole = opened(whole, {cut, end})
@@ -85,7 +89,7 @@ def split_target(model: ModelProto, spec: ModelSpec, exit_layer: int) -> TargetG
         )
     except ValueError as error:
         raise ExportError(
-            f"The graph cannot be cut behind layer {exit_layer}: {error}. "
+            f"The graph cannot be cut after layer {exit_layer}: {error}. "
             "This architecture is not supported as a target."
         ) from error
 
@@ -93,9 +97,12 @@ def split_target(model: ModelProto, spec: ModelSpec, exit_layer: int) -> TargetG
 def draft_graph(
     model: ModelProto, spec: ModelSpec, folder: Path, streams: Streams | None, named: int
 ) -> ModelProto:
-    """`model`, whose logits are of `named` tokens, with positions and mask handed in from outside.
+    """`model`, whose logits are those of `named` tokens, with positions and mask as inputs.
 
-    With `streams`, whose weights join the others in `folder`, its rows can have streams.
+    With `streams`, whose weights are added to the others in `folder`, its rows can have streams.
+
+    Raises:
+        ExportError: for an architecture that cannot be a draft.
     """
     if spec.cache != "in_place":
         raise ExportError(
@@ -171,7 +178,7 @@ def _presents(spec: ModelSpec, layers: Iterable[int]) -> list[ValueInfoProto]:
 
 
 def _prepared(model: ModelProto, spec: ModelSpec, *, positions: bool = True) -> ModelProto:
-    """A copy whose lengths are the contract's inputs and whose logits are float32."""
+    """A copy with lengths as inputs and logits in float32."""
     model = copy(model)
     taken = {name for node in model.graph.node for name in node.output}
     taken |= {tensor.name for tensor in model.graph.initializer}
@@ -205,7 +212,7 @@ def _constant(name: str, number: int | list[int]) -> NodeProto:
 
 
 def _mask_from_length() -> list[NodeProto]:
-    """`attention_mask`, all ones, for graphs that read it outside of attention."""
+    """Compute `attention_mask`, all ones, for graphs that read it outside of attention."""
     one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
     return [
         _constant("mirror/two_ones", [1, 1]),
@@ -220,7 +227,7 @@ def _mask_from_length() -> list[NodeProto]:
 
 
 def _positions_from_lengths() -> list[NodeProto]:
-    """`position_ids` = T-S .. T-1, from the shapes of the mask and of the ids."""
+    """Compute `position_ids` = T-S .. T-1, from the shapes of mask and ids."""
     return [
         _constant("mirror/1", 1),
         _constant("mirror/axis_0", [0]),
@@ -235,7 +242,7 @@ def _positions_from_lengths() -> list[NodeProto]:
 
 
 def _shapes_without_prefix(model: ModelProto, layer: int, cut: str) -> None:
-    """Take the shapes that the suffix wants from the prefix of `cut` and of its own caches."""
+    """Take shapes that the suffix needs from the prefix from `cut` and its own caches instead."""
     seeds = ["input_ids"]
     seeds += [f"past_key_values.{i}.{kind}" for i in range(layer) for kind in ("key", "value")]
     foreign = reach(model.graph.node, seeds, blocked={cut})
@@ -267,7 +274,7 @@ def _shapes_without_prefix(model: ModelProto, layer: int, cut: str) -> None:
 
 
 def _gather_rows(model: ModelProto, residual: str) -> None:
-    """Let everything behind `residual` see the rows `rows` only."""
+    """Let everything after `residual` read only the rows `rows`."""
     for node in model.graph.node:
         for at, name in enumerate(node.input):
             if name == residual:

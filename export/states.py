@@ -1,8 +1,8 @@
-"""What a target makes of texts, layer by layer, by its own graph: what an exit head learns from.
+"""A target's hidden rows over texts, layer by layer, from its own graph: an exit head's data.
 
-Rows are kept as the LM head would read them, behind the final norm, where their size is known and
-float16 is exact enough. So one way serves every source, quantised or not, and no second model is
-ever in memory.
+Rows are kept as the LM head would read them, after the final norm, where their size is known and
+float16 is exact enough. This works for every source, quantised or not, and no second model is ever
+in memory.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import onnx
 from mirror_edge.bundle import ModelSpec
 from mirror_edge.errors import ExportError
 from mirror_edge.export.exit_head import norm_and_head
+from mirror_edge.export.full_graph import FullGraph
 from mirror_edge.export.graph import element_type, part, value
 from mirror_edge.export.reference import numpy_type, session, uncached
 from mirror_edge.export.residuals import opened, residuals, tail_residual
 from mirror_edge.export.split import split_target
-from mirror_edge.export.whole import Whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 __all__ = ["Head", "States", "collect", "scaffold"]
 
 _ROWS = 64
-"""Rows that go through a full LM head at once."""
+"""Rows per run of a full LM head."""
 _NOT_LINEAR = 0.05
 
 
 @dataclass(frozen=True)
 class States:
-    """A row for every token of some texts, at several layers."""
+    """The hidden rows of some texts at several layers."""
 
     layers: Mapping[int, NDArray[np.float16]]
-    """By layer, [rows, hidden]; the last layer's rows are among them."""
+    """By layer, [rows, hidden]; the last layer is included."""
     lengths: tuple[int, ...]
     """Rows of each text."""
 
 
 class Head:
-    """A target's LM head as its graph computes it, from rows behind the norm."""
+    """A target's LM head as its graph computes it, from rows after the norm."""
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         """The head that `scaffold` left in `folder`."""
@@ -53,7 +53,7 @@ class Head:
         self._session = session(folder / "head.onnx")
 
     def logits(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """[rows, vocabulary] of the rows [rows, hidden]."""
+        """Logits [rows, vocabulary] of rows [rows, hidden]."""
         fed = rows.astype(numpy_type(self.spec))[None]
         logits: NDArray[np.float32] = self._session.run(["logits"], {"normed": fed})[0][0]
         return logits
@@ -61,12 +61,12 @@ class Head:
     def over(
         self, tokens: NDArray[np.int64], rows: NDArray[Any]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The head over `tokens` alone, as a matrix [hidden, tokens] and a bias [tokens].
+        """The head over `tokens` only, as a matrix [hidden, tokens] and a bias [tokens].
 
-        It is read off the graph by what it makes of unit rows, however its weights are stored.
+        They are found by feeding the graph unit rows, however its weights are stored.
 
         Raises:
-            ExportError: when some real `rows` show that the head is no such matrix.
+            ExportError: when real `rows` show that the head is not linear.
         """
         hidden = self.spec.hidden
         bias = self.logits(np.zeros((1, hidden)))[0, tokens]
@@ -79,14 +79,14 @@ class Head:
         off = np.abs(rows.astype(np.float32) @ matrix + bias - wanted).mean() / wanted.std()
         if not off < _NOT_LINEAR:
             raise ExportError(
-                "--calibrate: the target's LM head is more than a matrix, so nothing can be fitted "
-                "to it. Leave the option out."
+                "--calibrate: the target's LM head is not linear, so nothing can be fitted to it. "
+                "Omit the option."
             )
         return matrix, bias
 
 
-def scaffold(model: Whole, layers: Sequence[int]) -> list[Path]:
-    """Write the graphs that `collect` and `Head` run beside the uncut one; return their paths."""
+def scaffold(model: FullGraph, layers: Sequence[int]) -> list[Path]:
+    """Write the graphs that `collect` and `Head` run next to the full one; returns their paths."""
     spec, folder = model.spec, model.folder
     norm, head = norm_and_head(split_target(model.model, spec, 1).tail, spec)
     pieces = {"states": _residuals(model, layers), "norm": norm, "head": head}
@@ -95,8 +95,8 @@ def scaffold(model: Whole, layers: Sequence[int]) -> list[Path]:
     return [folder / f"{name}.onnx" for name in pieces]
 
 
-def _residuals(model: Whole, layers: Sequence[int]) -> onnx.ModelProto:
-    """The uncut graph with the residuals behind `layers` and behind the last one as outputs."""
+def _residuals(model: FullGraph, layers: Sequence[int]) -> onnx.ModelProto:
+    """The full graph with the residuals after `layers` and after the last one as outputs."""
     spec = model.spec
     cuts = [residuals(model.model, spec, layer)[-1] for layer in layers]
     cuts.append(tail_residual(model.model, spec))
@@ -113,15 +113,15 @@ def _name(layer: int) -> str:
 
 
 def collect(
-    model: Whole,
+    model: FullGraph,
     layers: Sequence[int],
     texts: Sequence[NDArray[np.int64]],
     on_share: Callable[[float], None],
 ) -> States:
-    """Read `texts`, each from an empty cache, and keep the rows of `layers` and of the last one.
+    """Run `texts`, each from an empty cache, and keep the rows of `layers` and of the last one.
 
     Raises:
-        ExportError: for a target whose LM head reads something else than whole rows.
+        ExportError: for a target whose LM head does not read whole rows.
     """
     spec, count = model.spec, sum(map(len, texts))
     kept = {layer: np.empty((count, spec.hidden), np.float16) for layer in [*layers, spec.layers]}
@@ -134,7 +134,7 @@ def collect(
             if normed.shape[-1] != spec.hidden:
                 raise ExportError(
                     f"--calibrate: the target's LM head reads {normed.shape[-1]} of its "
-                    f"{spec.hidden} features, and no fit is known for that. Leave the option out."
+                    f"{spec.hidden} features, for which no fit is known. Omit the option."
                 )
             rows[done : done + len(text)] = normed[0]
         done += len(text)

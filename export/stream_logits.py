@@ -1,4 +1,4 @@
-"""What a draft's streams should say, computed another way than the exported graph does."""
+"""The expected logits of a draft's streams, computed differently than in the exported graph."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def stream_logits(
 ) -> list[Rows]:
     """The logits [s, vocabulary] of the streams of each text's last row.
 
-    To the layers above, the streams of one row alone are nothing but the next rows of a plain text:
-    they stand in the next places and see what came before. So the draft is cut in two like a
-    target, without any tree or mask, and the streams start in between, in numpy.
+    To the top layers, the streams of a single row are just the next rows of a plain text: they have
+    the next positions and see everything before. So the draft is cut in two like a target, without
+    any tree or mask, and the streams are started in between, in numpy.
     """
     graphs = split_target(model, spec, spec.layers - streams.layers)
     below, above = folder / "below.onnx", folder / "above.onnx"

@@ -1,6 +1,6 @@
-"""The streams of a draft's rows as torch sees them, in channels; docs/streaming.md has the picture.
+"""The streams of a draft's rows in torch, in channels; see docs/streaming.md.
 
-Behind W rows stand the first streams of all of them, then the second ones, and so on.
+After W rows come the first streams of all of them, then the second ones, and so on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["StreamRows", "stream_logits"]
 
 
 class StreamRows(nn.Module):
-    """What joins `width` rows in front of the draft's top `layers` layers."""
+    """The streams that are added to `width` rows before the draft's top `layers` layers."""
 
     offset: Tensor
     own: Tensor
@@ -45,7 +45,7 @@ class StreamRows(nn.Module):
         self.register_buffer("own", torch.cat([by_rows, by_streams])[None, None])
 
     def join(self, rows: Tensor) -> Tensor:
-        """Rows [1, hidden, 1, W] to rows and streams, [1, hidden, 1, W·(1 + s)]."""
+        """From rows [1, hidden, 1, W] to rows and streams, [1, hidden, 1, W·(1 + s)]."""
         hidden = rows.shape[1]
         step = self.up(self.down(rows)).reshape(1, self.count, hidden, self.width)
         started = step + self.offset + rows.transpose(1, 2)
@@ -53,11 +53,11 @@ class StreamRows(nn.Module):
         return torch.cat([rows, streams], dim=3)
 
     def positions(self, positions: Tensor) -> Tensor:
-        """Stream k of a row stands k places behind it: [W] to [W·(1 + s)]."""
+        """Stream k of a row is k positions after it: from [W] to [W·(1 + s)]."""
         return torch.cat([positions + number for number in range(self.count + 1)])
 
     def mask(self, bias: Tensor) -> Tensor:
-        """[1, 1, W, n] to [1, 1, W·(1 + s), n + W·s].
+        """From [1, 1, W, n] to [1, 1, W·(1 + s), n + W·s].
 
         A stream sees what its row sees, and its row's streams up to itself.
         """
@@ -65,7 +65,7 @@ class StreamRows(nn.Module):
 
 
 def stream_logits(decoder: Decoder, streams: Streams, ids: NDArray[np.int64]) -> Rows:
-    """What the streams of every row of a text say, [S, s, vocabulary], by a decoder in channels."""
+    """The logits of the streams of every row of a text, [S, s, vocabulary]; decoder in channels."""
     spec, size = decoder.spec, len(ids)
     rows, ahead = decoder.embed(torch.from_numpy(ids)[None]), StreamRows(streams, size)
     positions = torch.arange(size)

@@ -1,7 +1,7 @@
-"""A draft with speculative streaming as a torch module: what training sees of it.
+"""A draft with speculative streaming as a torch module, for training.
 
-Speculative Streaming (arXiv 2402.11131), section 3. `mirror_edge.export.streams` is the same thing
-at rest; the exported graph gives the same numbers.
+Speculative Streaming (arXiv 2402.11131), section 3. `mirror_edge.export.streams` is its stored
+form; the exported graph computes the same.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["StreamingDraft", "stream_mask", "streamable"]
 
 
 class StreamingDraft(torch.nn.Module):
-    """A causal language model whose rows also guess the tokens behind the next one.
+    """A causal language model whose rows also guess the tokens after the next one.
 
-    Stream k (1..s) of the row at position p starts in front of the top `layers` layers as
+    Stream k (1..s) of the row at position p starts before the top `layers` layers as
     ``h + offset_k + (h @ down) @ up_k``, h being the row's residual there. It has RoPE position
     p + k, sees the main rows up to its own and its own streams 1..k, and predicts the token at
-    p + 1 + k. Main rows never see streams, so the model's own logits stay what they are.
+    p + 1 + k. Main rows never see streams, so the model's own logits do not change.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class StreamingDraft(torch.nn.Module):
         """Wrap `model`, whose weights are shared, with `streams` untrained streams.
 
         Raises:
-            ExportError: for an architecture whose layers are unknown, or with a sliding window.
-            OptionError: for a number that does not fit the model.
+            ExportError: for an unsupported architecture, or a sliding window.
+            OptionError: for a number that the model cannot have.
         """
         super().__init__()
         config: Any = model.config
@@ -64,7 +64,7 @@ class StreamingDraft(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Main logits [B, L, V] and stream logits [B, n, s, V] of `ids` [B, L].
 
-        `at` [n] are the positions whose streams are wanted, all of them (n = L) unless given.
+        `at` [n] are the positions whose streams to compute, by default all (n = L).
         """
         model: Any = self.model
         length = ids.shape[1]
@@ -88,29 +88,29 @@ class StreamingDraft(torch.nn.Module):
         self,
         ids: torch.Tensor,
         at: torch.Tensor,
-        said: torch.Tensor,
+        logits: torch.Tensor,
         choose: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
-        """What the draft says when it goes on by itself from the positions `at` of `ids` [B, L].
+        """The draft's logits when it continues by itself from the positions `at` of `ids` [B, L].
 
-        `said` [B, n, V] are its main logits there, and `choose` takes tokens [B, n] from such.
-        Entry k - 1 of the result [B, n, s, V] is said behind k tokens of its own.
+        `logits` [B, n, V] are its main logits there; `choose` picks tokens [B, n] from such.
+        Entry k - 1 of the result [B, n, s, V] comes after k tokens of its own.
         """
         model: Any = self.model
         stack = model.model.layers[: model.config.num_hidden_layers]
         length, found = ids.shape[1], []
         main = torch.arange(length, device=ids.device)
-        own = ids.new_empty(*said.shape[:2], 0)
+        own = ids.new_empty(*logits.shape[:2], 0)
         for k in range(1, self.streams + 1):
-            own = torch.cat([own, choose(said)[..., None]], dim=-1)
+            own = torch.cat([own, choose(logits)[..., None]], dim=-1)
             rows = model.model.embed_tokens(torch.cat([ids, own.flatten(1)], dim=1))
             ahead = torch.arange(1, k + 1, device=ids.device)
             positions = torch.cat([main, (at[:, None] + ahead).flatten()])
-            # Rows of its own tokens see each other as streams do: those before them, one path only.
+            # Rows of its own tokens see each other as streams do: those before them on their path.
             rows = self._through(stack, rows, positions, stream_mask(length, at, k))
             last = rows[:, length:].unflatten(1, (-1, k))[:, :, -1]
-            said = model.lm_head(model.model.norm(last))
-            found.append(said)
+            logits = model.lm_head(model.model.norm(last))
+            found.append(logits)
         return torch.stack(found, dim=2)
 
     def _through(
@@ -120,7 +120,7 @@ class StreamingDraft(torch.nn.Module):
         positions: torch.Tensor,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """`rows` [B, L, hidden] at `positions` [L] behind some `layers`."""
+        """`rows` [B, L, hidden] at `positions` [L] after some `layers`."""
         model: Any = self.model
         rotary = model.model.rotary_emb(rows, position_ids=positions[None])
         for layer in layers:
@@ -132,8 +132,8 @@ class StreamingDraft(torch.nn.Module):
         step = torch.einsum("bnr,srh->bnsh", residual @ self.down, self.up)
         return residual[:, :, None] + self.offset + step
 
-    def streams_at_rest(self) -> Streams:
-        """The trained part, as it lies beside a checkpoint."""
+    def stored_streams(self) -> Streams:
+        """The trained part, as it is stored next to a checkpoint."""
         offset, down, up = (t.detach().float().cpu() for t in (self.offset, self.down, self.up))
         return Streams(offset.numpy(), down.numpy(), up.numpy(), self.layers)
 
@@ -142,7 +142,7 @@ class StreamingDraft(torch.nn.Module):
         """`model` with the streams `found` in `folder`.
 
         Raises:
-            ExportError: when they belong to another model, or as the constructor does.
+            ExportError: when they belong to another model; and as the constructor.
         """
         config: Any = model.config
         found.refuse_unless_for(folder, config.num_hidden_layers, config.hidden_size)
@@ -157,18 +157,18 @@ def streamable(config: Any, architecture: str) -> str | None:
     """Why a model cannot have streams; None when it can."""
     if architecture not in ARCHITECTURES:
         known = ", ".join(name.removesuffix("ForCausalLM") for name in ARCHITECTURES)
-        return f"streams are known for {known} only. Train this draft without streams."
+        return f"streams are supported for {known} only. Train this draft without streams."
     kinds = getattr(config, "layer_types", None)
     slides = "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None)
     if slides:
-        return "has a sliding window, which streams do not keep. Train it without streams."
+        return "has a sliding window, which streams do not support. Train it without streams."
     return None
 
 
 def stream_mask(length: int, at: torch.Tensor, streams: int) -> torch.Tensor:
-    """Who sees whom, bool [1, 1, L + n·s, L + n·s]: main rows first, then the streams of each `at`.
+    """The attention mask, bool [1, 1, L + n·s, L + n·s]: main rows, then the streams of each `at`.
 
-    A row of the mask is the one that looks, a column the one that is seen.
+    Entry [i, j] tells whether row i sees row j.
     """
     main = torch.arange(length, device=at.device)
     of = at.repeat_interleave(streams)

@@ -1,6 +1,6 @@
-"""Streams in a draft's graph: rows that join in front of the top layers and leave with the logits.
+"""Streams in a draft's graph: rows added before its top layers, with logits of their own.
 
-Speculative Streaming (arXiv 2402.11131), section 3; docs/streaming.md has the whole picture.
+Speculative Streaming (arXiv 2402.11131), section 3; see docs/streaming.md.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _OWN = {
     "seqlens_k": "stream_seqlens_k",
     "total_sequence_length": "stream_total_sequence_length",
 }
-"""What the layers above read in place of an input of the layers below."""
+"""What the layers above read in place of the inputs of those below."""
 
 
 def stream_inputs(spec: ModelSpec) -> list[ValueInfoProto]:
-    """The inputs that a graph has for its streams, beside the plain ones."""
+    """The additional inputs of a graph with streams."""
     rows, slots = "S + m*a", "T + m*a"
     return [
         value("streamed", TensorProto.INT64, ["m"]),
@@ -46,9 +46,12 @@ def stream_inputs(spec: ModelSpec) -> list[ValueInfoProto]:
 def add_streams(
     model: ModelProto, spec: ModelSpec, residual: str, streams: Streams, folder: Path
 ) -> None:
-    """Let the `streams` of the rows `streamed` join `model` behind `residual`, in place.
+    """Add the `streams` of the rows `streamed` to `model` after `residual`, in place.
 
-    Their weights join the others in `folder`, in the type of hidden rows.
+    Their weights are added to the others in `folder`, in the type of hidden rows.
+
+    Raises:
+        ExportError: for a draft whose top layers have a sliding window.
     """
     above = reach(model.graph.node, [residual])
     for node in model.graph.node:
@@ -57,15 +60,15 @@ def add_streams(
         window = attribute(node, "local_window_size")
         if isinstance(window, int) and window > 0:
             raise ExportError(
-                "The draft's top layers look back through a sliding window, which streams, being "
-                "the last rows, cannot keep. Remove streams.safetensors to export it without them."
+                "The draft's top layers have a sliding window, which streams do not support. "
+                "Remove streams.safetensors to export it without them."
             )
         for at, name in enumerate(node.input):
             node.input[at] = _PREFIX + "rows" if name == residual else _OWN.get(name, name)
     nodes = list(model.graph.node)
-    behind = 1 + next(i for i, node in enumerate(nodes) if residual in node.output)
+    after = 1 + next(i for i, node in enumerate(nodes) if residual in node.output)
     del model.graph.node[:]
-    model.graph.node.extend([*nodes[:behind], *_joining(residual), *nodes[behind:]])
+    model.graph.node.extend([*nodes[:after], *_joining(residual), *nodes[after:]])
     for name, numbers in (
         ("one", np.array(1)),
         ("by_row", np.array([1, -1, streams.count, streams.hidden])),
@@ -75,7 +78,7 @@ def add_streams(
     ):
         model.graph.initializer.append(numpy_helper.from_array(numbers, _PREFIX + name))
     dtype = helper.tensor_dtype_to_np_dtype(element_type(spec))
-    # All streams' halves of the low-rank step side by side: one multiplication for all.
+    # The streams' halves of the low-rank step are side by side: one product for all.
     up = streams.up.transpose(1, 0, 2).reshape(streams.up.shape[1], -1)
     for name, values in (("offset", streams.offset), ("down", streams.down), ("up", up)):
         tensor = weights.store(_PREFIX + name, values.astype(dtype), folder / "weights.bin")
@@ -83,8 +86,7 @@ def add_streams(
 
 
 def _joining(residual: str) -> list[NodeProto]:
-    """The nodes that make the rows and positions of the layers above, [1, S + m·a] of them."""
-
+    """The nodes that compute the rows and positions of the layers above, [1, S + m·a] each."""
     outside = {residual, "streamed", "streams", "position_ids"}
 
     def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
@@ -103,7 +105,7 @@ def _joining(residual: str) -> list[NodeProto]:
         node("Add", ["moved", "from"], "started"),
         node("Reshape", ["started", "in_line"], "starts"),
         node("Concat", [residual, "starts"], "rows", axis=1),
-        # The first stream of a row stands one place behind it.
+        # The first stream of a row is one position after it.
         node("Gather", ["position_ids", "streamed"], "places", axis=1),
         node("Unsqueeze", ["places", "axis"], "place"),
         node("Add", ["place", "streams"], "before"),

@@ -1,7 +1,7 @@
-"""The trained part of speculative streaming, as it lies beside a draft's checkpoint.
+"""The trained part of speculative streaming, as it is stored next to a draft's checkpoint.
 
 Speculative Streaming (arXiv 2402.11131), section 3: stream rows start from the main row's residual
-in the middle of the stack. docs/streaming.md says what happens to them.
+in the middle of the stack. docs/streaming.md explains how they are used.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ STREAMS_FILE = "streams.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Streams:
-    """How the `s` stream rows of a main row start, in front of the draft's top `layers` layers."""
+    """How the `s` stream rows of a main row start, before the draft's top `layers` layers."""
 
     offset: Weights
-    """[s, hidden]: one learned vector a stream."""
+    """[s, hidden]: one learned vector per stream."""
     down: Weights
     """[hidden, rank]: the half of the low-rank step that all streams share."""
     up: Weights
-    """[s, rank, hidden]: the half that is a stream's own."""
+    """[s, rank, hidden]: the half that each stream has for itself."""
     layers: int
     """N_s, how many layers the streams go through."""
 
@@ -78,7 +78,7 @@ class Streams:
         return started
 
     def refuse_unless_for(self, folder: Path, layers: int, hidden: int) -> None:
-        """Raise unless they belong to a draft of `layers` layers and this `hidden` size.
+        """Refuse a draft of `layers` layers and this `hidden` size if they do not fit it.
 
         Raises:
             ExportError: naming the file.
@@ -87,20 +87,20 @@ class Streams:
         if self.layers > layers:
             raise ExportError(
                 f"{file}: its streams go through {self.layers} layers and the draft has {layers}. "
-                "Copy the draft's folder again, or train its streams anew."
+                "Copy the draft's folder again, or train its streams again."
             )
         if self.hidden != hidden:
             raise ExportError(
                 f"{file}: its streams are {self.hidden} wide and the draft's rows {hidden}. "
-                "Copy the draft's folder again, or train its streams anew."
+                "Copy the draft's folder again, or train its streams again."
             )
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The streams of the checkpoint in `folder`; None for a plain one.
+        """The streams of the checkpoint in `folder`; None if it has none.
 
         Raises:
-            ExportError: for a file that cannot be used, with the reason.
+            ExportError: naming the file that cannot be used, and why.
         """
         file = folder / STREAMS_FILE
         if not file.is_file():
@@ -116,24 +116,24 @@ class Streams:
         except (OSError, SafetensorError, TypeError) as error:
             raise ExportError(
                 f"{file}: cannot be read as safetensors of float32 or float16 ({error}). "
-                "Copy the draft's folder again, or train its streams anew."
+                "Copy the draft's folder again, or train its streams again."
             ) from error
         try:
             if sorted(tensors) != ["down", "offset", "up"]:
                 raise ExportError(f"holds {', '.join(sorted(tensors))}, not offset, down and up.")
             if any(tensor.dtype.kind != "f" for tensor in tensors.values()):
-                raise ExportError("holds numbers that are no floating point.")
+                raise ExportError("holds numbers that are not floating-point.")
             if not metadata.get("layers", "").isdecimal():
-                raise ExportError("its metadata does not say how many layers the streams go up.")
+                raise ExportError("its metadata does not give the number of layers.")
             weights = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
             return cls(**weights, layers=int(metadata["layers"]))
         except ExportError as error:
             raise ExportError(
-                f"{file}: {error} Copy the draft's folder again, or train its streams anew."
+                f"{file}: {error} Copy the draft's folder again, or train its streams again."
             ) from error
 
     def write(self, folder: Path) -> None:
-        """Put them beside the checkpoint in `folder`, whole or not at all."""
+        """Write them next to the checkpoint in `folder`, whole or not at all."""
         from safetensors.numpy import save_file
 
         partial = folder / (STREAMS_FILE + ".partial")

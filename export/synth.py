@@ -1,6 +1,6 @@
-"""A planted pair: two checkpoints of real size that agree as often as asked.
+"""A planted pair: two checkpoints of a real size that agree as often as specified.
 
-Forwards, verification and memory cost what they cost at that size; only the language is artificial.
+Forwards, verification and memory cost what they do at that size; only the language is artificial.
 """
 
 from __future__ import annotations
@@ -32,24 +32,26 @@ from mirror_edge.export.words import BYTES, CHAT_TEMPLATE, FIRST_WORD, made_up_t
 __all__ = ["Asked", "Pair", "synth"]
 
 _LABEL = "planted.json"
-"""What was asked for; its presence says that a folder is a planted pair."""
+"""The file with what was asked for, by which a planted pair is recognised."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a pair was planted with. It stands in the pair's configuration files, and in those of a
-    bundle that is made from it."""
+    """What a pair was planted with.
+
+    It is kept in the pair's configuration files, and in those of bundles made from it.
+    """
 
     target_shape: str
     draft_shape: str
     agreement: float
-    """The share of tokens after which the draft says what the target says."""
+    """The share of tokens after which the draft predicts what the target does."""
     exit_coverage: float
-    """The share of tokens after which that is among the exit head's 8 likeliest."""
+    """The share of tokens after which that is among the exit head's 8 most likely."""
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be planted."""
+        """Refuse values outside their range."""
         for option, share in (
             ("--agreement", self.agreement),
             ("--exit-coverage", self.exit_coverage),
@@ -62,7 +64,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair that was written."""
+    """A written pair."""
 
     folder: Path
     target_parameters: int
@@ -72,7 +74,7 @@ class Pair:
 def synth(
     asked: Asked, output: str | Path, *, dtype: DType, force: bool, on_progress: OnProgress
 ) -> Pair:
-    """Write OUTPUT/target and OUTPUT/draft, or nothing at all. One `asked`, one pair.
+    """Write OUTPUT/target and OUTPUT/draft, or nothing at all; equal `asked`, equal pairs.
 
     Raises:
         OptionError: a shape or an output that cannot be honoured.
@@ -85,10 +87,10 @@ def synth(
     draft = shape_of(asked.draft_shape, "--draft-shape", target.vocabulary)
     if target.layers < 2:
         raise OptionError(
-            f"--target-shape {asked.target_shape}: must have two layers at least, since a target "
+            f"--target-shape {asked.target_shape}: must have at least two layers, since a target "
             "is cut between two."
         )
-    # An exit head of limited size names the lowest ids, so that the cycle lies among them.
+    # An exit head of limited size names the lowest ids, so the cycle is among these.
     words = range(FIRST_WORD, min(target.vocabulary, FULL_VOCABULARY))
     language = make_language(
         target.vocabulary, words, asked.agreement, asked.exit_coverage, asked.seed
@@ -139,16 +141,16 @@ def _write(
 def _card(asked: Asked) -> str:
     return f"""# A planted pair
 
-Random weights, made by `mirror-edge synth` to measure at real sizes. **It knows no language**:
-after every token it says one certain other, and its answers are made-up words without meaning.
+Random weights, made by `mirror-edge synth` to benchmark a model size. **It knows no language**:
+every token is always followed by one particular other, and its answers are made-up words.
 
 | asked for | |
 |---|---|
 | shape of the target | {asked.target_shape} |
 | shape of the draft | {asked.draft_shape} |
 | draft and target agree on a token | {asked.agreement:g} |
-| the next token is among the exit head's 8 likeliest | {asked.exit_coverage:g} |
+| the next token is among the exit head's 8 most likely | {asked.exit_coverage:g} |
 | seed | {asked.seed} |
 
-Say so wherever you show a figure that was measured on it.
+Say so wherever you publish a measurement of it.
 """

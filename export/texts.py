@@ -1,8 +1,8 @@
-"""Text to learn from: files of conversations and of plain text, as tokens of one model.
+"""Text to train on: files of conversations and of plain text, as tokens of one model.
 
 A JSON line is ``{"messages": [{"role", "content"}, …]}``, ``{"m": [user, assistant, …]}`` (an
 empty first turn means plain text) or ``{"text": …}``. A file that ends in .txt or .md is plain
-text. Conversations are written by the model's own chat template.
+text. Conversations are rendered by the model's own chat template.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = ["Corpus", "Document", "documents", "held_out_every", "read", "rendere
 
 _PLAIN = {".txt", ".md"}
 _BLOCK = 4096
-"""Characters of plain text that make a document, up to the end of their line."""
+"""Characters per document of plain text, up to the end of a line."""
 _BATCH = 1024
 """Documents tokenized at once."""
 _PROMPTS = 8192
-"""Prompts that are kept, drawn evenly from the documents."""
+"""The most prompts, drawn evenly from the documents."""
 _OPENING = 32
-"""Tokens of a plain text that are a prompt."""
+"""Tokens of plain text that serve as a prompt."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Document:
     """One conversation or one piece of plain text."""
 
     where: str
-    """File and line."""
+    """The file and line where it starts."""
     content: str | list[Message]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents as a model reads them."""
+    """Documents as tokens."""
 
     tokens: Tokens
     """All documents in one row, uint16 where the vocabulary allows, else uint32."""
@@ -74,9 +74,9 @@ def documents(files: Sequence[Path]) -> Iterator[Document]:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Where each line of a file is, and the line."""
+    """The lines of a file, each with its location."""
     if file.is_dir():
-        raise DataError(f"{file}: is a folder. Name the files in it.")
+        raise DataError(f"{file}: is a folder. Give the files in it.")
     try:
         with file.open("rb") as raw:
             for number, line in enumerate(raw, start=1):
@@ -116,11 +116,11 @@ def _json_lines(file: Path) -> Iterator[Document]:
         except (json.JSONDecodeError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
             raise DataError(
-                f"{where}: is not JSON ({reason}). Give JSON lines, or name a file of plain text "
-                "*.txt."
+                f"{where}: is not JSON ({reason}). Give JSON lines, or plain text in a file "
+                "named *.txt."
             ) from error
         document = Document(where, _content(row, where))
-        _refuse_half_characters(line, row, where)
+        _refuse_lone_surrogates(line, row, where)
         yield document
 
 
@@ -138,7 +138,7 @@ def _content(row: Any, where: str) -> str | list[Message]:
             return [{"role": speakers[i % 2], "content": turn} for i, turn in enumerate(turns)]
     raise DataError(
         f'{where}: needs "messages" (a list of objects with a role and a content), "m" (a list '
-        'of strings) or "text" (a string), and none of them empty.'
+        'of strings) or "text" (a string), which must not be empty.'
     )
 
 
@@ -148,25 +148,27 @@ def _is_message(message: Any) -> bool:
     )
 
 
-def _refuse_half_characters(line: str, row: Any, where: str) -> None:
+def _refuse_lone_surrogates(line: str, row: Any, where: str) -> None:
     if "\\ud" not in line.lower():
         return
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: has half a surrogate pair, which is no text.") from error
+        raise DataError(
+            f"{where}: contains an unpaired surrogate, so it is not valid Unicode. Remove the line."
+        ) from error
 
 
 def held_out_every(files: Sequence[Path]) -> int:
-    """One in how many documents to hold out: some 256 of them, but one in ten at most.
+    """One in how many documents to hold out: about 256 in total, but at most one in ten.
 
     Raises:
-        DataError: as `documents`; or there is one document only.
+        DataError: as `documents`; or for a single document.
     """
     count = sum(1 for _ in documents(files))
     if count < 2:
         raise DataError(
-            f"{files[0]}: is one document only, so none can be held out. Give --held-out FILE."
+            f"{files[0]}: is only one document, so none can be held out. Give --held-out FILE."
         )
     return min(count, max(10, min(count // 256, 100)))
 
@@ -183,7 +185,7 @@ def read(
 ) -> Corpus:
     """The documents of `files` in the tokens of `text`, plain text followed by the token `end`.
 
-    With `every` n, each n-th document is left out; `held_out` turns that round.
+    With `every` n, each n-th document is omitted; with `held_out`, only these are read.
 
     Raises:
         DataError: naming the file and the line that cannot be used, or the file that is shorter
@@ -245,7 +247,11 @@ def _encode(batch: list[Document], text: Text, end: int | None, kind: type) -> l
 
 
 def rendered(document: Document, text: Text, turns: int | None = None) -> str:
-    """The conversation as the chat template writes it; with `turns`, up to an answer's start."""
+    """The conversation by the chat template; with `turns`, up to the start of an answer.
+
+    Raises:
+        DataError: naming the document that the template rejects.
+    """
     try:
         return text.render_chat(
             document.content[:turns],  # type: ignore[arg-type]
@@ -254,19 +260,19 @@ def rendered(document: Document, text: Text, turns: int | None = None) -> str:
     except TemplateError as error:
         reason = str(error).partition(". ")[0].rstrip(".")
         raise DataError(
-            f"{document.where}: cannot be written as the target's chat template wants it "
-            f"({reason}). Leave the line out, or give its text as plain text."
+            f"{document.where}: cannot be rendered by the target's chat template "
+            f"({reason}). Remove the line, or give it as plain text."
         ) from error
 
 
 def _prompt(document: Document, tokens: Tokens, text: Text) -> Tokens:
-    """What comes before an answer; of plain text, its opening."""
+    """What comes before an answer; for plain text, its beginning."""
     if isinstance(document.content, str):
         return tokens[: min(_OPENING, len(tokens) // 2)]
     answers = [i for i, turn in enumerate(document.content) if turn["role"] == "assistant"]
     if not answers or not answers[0]:
         return tokens[:0]
-    # Not always the first: the length decides, which is as good as chance and repeats itself.
+    # Chosen by length rather than at random, so that it is reproducible.
     turn = answers[len(tokens) % len(answers)]
     prompt = text.encode(rendered(document, text, turn), add_special_tokens=False)
     return np.array(prompt, tokens.dtype)

@@ -27,11 +27,16 @@ def mean(xs): return sum(xs) / len(xs)  # 3.14159, 2,718 and -42
 """
 _NAME = re.compile(r"[\w-]+")
 _SHOWN = 3
-"""Differing entries that a refusal names."""
+"""Differing entries that an error names."""
 
 
 def read_tokenizer(source: Source) -> Tokenizer:
-    """The tokenizer of a model, converted by transformers when it only has an old slow one."""
+    """The tokenizer of a model, converted by transformers when it only has a slow one.
+
+    Raises:
+        ExportError: for a tokenizer that is missing, damaged or cannot be converted.
+        MissingExtraError: without transformers, where that is needed.
+    """
     path = source.folder / "tokenizer.json"
     if path.is_file():
         try:
@@ -47,7 +52,7 @@ def read_tokenizer(source: Source) -> Tokenizer:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's code, run whole
+            warnings.simplefilter("ignore")  # third-party code on import
             from transformers import AutoTokenizer
 
             fast = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
@@ -64,7 +69,11 @@ def read_tokenizer(source: Source) -> Tokenizer:
 
 
 def refuse_different(target: Tokenizer, draft: Tokenizer) -> None:
-    """Raise when the two do not name the same tokens by the same ids, or cut text differently."""
+    """Refuse tokenizers that give tokens different ids, or tokenize text differently.
+
+    Raises:
+        ExportError: naming the first difference.
+    """
     ours, theirs = _by_id(target), _by_id(draft)
     if ours != theirs:
         ids = sorted(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
@@ -81,7 +90,7 @@ def refuse_different(target: Tokenizer, draft: Tokenizer) -> None:
             f"at token {at}: {ours[one[at]]!r} and {ours[other[at]]!r}" if at >= 0 else "in length"
         )
         raise ExportError(
-            "--draft: target and draft have the same tokens but cut text differently "
+            "--draft: target and draft have the same tokens but tokenize text differently "
             f"(first {where}). Choose a draft of the target's family."
         )
 
@@ -91,7 +100,7 @@ def _by_id(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def sample_ids(tokenizer: Tokenizer, length: int, vocabulary: int) -> NDArray[np.int64]:
-    """`length` tokens of a text with several scripts, numbers and code, repeated if need be."""
+    """`length` tokens of a text in several scripts, with numbers and code, repeated as needed."""
     ids = [i for i in tokenizer.encode(_SAMPLE, add_special_tokens=False).ids if i < vocabulary]
     if not ids:
         raise ExportError(
@@ -101,7 +110,7 @@ def sample_ids(tokenizer: Tokenizer, length: int, vocabulary: int) -> NDArray[np
 
 
 def write_files(source: Source, tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Write tokenizer, chat template and generation settings as Hugging Face folders have them."""
+    """Write tokenizer, chat templates and generation settings in Hugging Face's format."""
     path = source.folder / "tokenizer.json"
     if path.is_file():
         (folder / "tokenizer.json").write_bytes(path.read_bytes())
@@ -127,9 +136,9 @@ _SETTINGS = ("bos_token_id", "pad_token_id", "do_sample", "temperature", "top_k"
 
 
 def _templates(inside: Any, config: Path) -> dict[str, str]:
-    """The chat templates by name, one of them the default; none for a model that has none.
+    """The chat templates by name, including the default; empty for a model without any.
 
-    They are files beside `config`, or `inside` it, or in older folders a file of their own.
+    They are files next to `config`, or `inside` it, or in older folders in chat_template.json.
     """
     folder = config.parent
     named = {"default": folder / template_file("default")}
@@ -147,7 +156,7 @@ def _templates(inside: Any, config: Path) -> dict[str, str]:
     for name, template in found.items():
         if not (isinstance(name, str) and _NAME.fullmatch(name) and isinstance(template, str)):
             raise ExportError(
-                f"{config}: chat_template must be a text or a list of {{name, template}}. "
+                f"{config}: chat_template must be a string or a list of {{name, template}}. "
                 "Copy the model folder again."
             )
     return {"default": next(iter(found.values())), **found} if found else {}

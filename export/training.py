@@ -1,8 +1,8 @@
-"""A training loop that fits a budget, for models small enough to train at home.
+"""A training loop within a budget, for models small enough to train at home.
 
 Weight matrices are trained with Muon, which needs about two thirds of the text that AdamW needs;
-embeddings, heads and vectors with AdamW. A checkpoint, written every few minutes, lets a run that
-was interrupted go on with the share of its budget that is left.
+embeddings, heads and vectors with AdamW. From a checkpoint, written every few minutes, an
+interrupted run resumes with what is left of its budget.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ class Source(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep of it."""
+        """Its state, for a checkpoint."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         ...
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Random windows of one long row of tokens."""
+    """Random windows of one long sequence of tokens."""
 
     tokens: NDArray[np.unsignedinteger[Any]]
 
@@ -75,16 +75,16 @@ class Stream:
         return np.stack([self.tokens[s : s + length + 1] for s in starts])
 
     def state(self) -> dict[str, Any]:
-        """Nothing: the tokens stay where they are."""
+        """Empty: the tokens do not change."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run: what is learned, from which windows, until which share of the budget."""
+    """A part of a run: its loss, where windows come from, and up to which share of the budget."""
 
     name: str
     loss: Loss
@@ -104,33 +104,33 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run keeps what it needs to go on, and how often it writes it."""
+    """The file from which a run resumes, and how often it is written."""
 
     file: Path
     every_seconds: float = 120.0
     of: dict[str, str] = field(default_factory=dict)
-    """What tells the run from others: options, data and the like, by name."""
+    """What distinguishes the run from others, such as options and data, by name."""
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """What was written last; None when nothing was.
+        """The state that was last written; None when there is none.
 
         Raises:
-            OptionError: when it is damaged, or another run's.
+            OptionError: when it is damaged, or of another run.
         """
         if not self.file.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(self.file, map_location=device, weights_only=True)
-        except Exception as error:  # a zip archive and a pickle may fail in any way
+        except Exception as error:  # reading a zip archive or a pickle may raise anything
             raise OptionError(
-                f"{self.file}: cannot be read as a checkpoint ({error}). Delete it to begin anew."
+                f"{self.file}: cannot be read as a checkpoint ({error}). Delete it to start over."
             ) from error
         before = state["of"]
         for name in sorted(before.keys() | self.of.keys()):
             if before.get(name) != self.of.get(name):
                 raise OptionError(
                     f"{self.file}: belongs to a run with another {name} ({before.get(name)}, not "
-                    f"{self.of.get(name)}). Go on with what it had, or delete it to begin anew."
+                    f"{self.of.get(name)}). Use the same again, or delete it to start over."
                 )
         return state
 
@@ -147,17 +147,17 @@ class Checkpoint:
 
 @dataclass
 class Run:
-    """How far a run has come, over all its interruptions."""
+    """The progress of a run, across interruptions."""
 
     steps: int = 0
     tokens: int = 0
-    """Seen."""
+    """Tokens seen."""
     seconds: float = 0.0
     stage: str = ""
     in_stage: int = 0
-    """Steps of it."""
+    """Steps in this stage."""
     loss: float = math.nan
-    """The mean of the stage's last fifty steps, about."""
+    """A moving average over about the last fifty steps of the stage."""
 
 
 def train(
@@ -171,11 +171,11 @@ def train(
 ) -> Run:
     """Train `model` in place through the `stages`.
 
-    A checkpoint file that is there already is taken up, and removed by whoever keeps the model.
+    An existing checkpoint file is resumed from; the caller deletes it when the model is saved.
 
     Raises:
         OptionError: a checkpoint file of another run.
-        ExportError: the loss is no number any more.
+        ExportError: the loss is not finite.
     """
     device = next(model.parameters()).device
     optimizers = _optimizers(model, schedule)

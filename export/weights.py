@@ -1,4 +1,4 @@
-"""The external data of a model: one file on disk, referred to by offset, never held in memory."""
+"""The external data of a model: one file on disk, referenced by offset, never held in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["append", "compact", "gather", "load", "overwrite", "size", "store"]
 
 _INLINE = 1024
-"""Tensors up to this many bytes stay inside the graph."""
+"""Tensors of up to this many bytes stay inside the graph."""
 _ALIGN = 4096
 """A page, so that files can be mapped into memory."""
 
@@ -28,7 +28,7 @@ def _location(tensor: TensorProto) -> dict[str, str]:
 
 
 def load(tensor: TensorProto, folder: Path) -> NDArray[Any]:
-    """A tensor's values: mapped, not read, when they are external."""
+    """A tensor's values, memory-mapped when they are external."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return numpy_helper.to_array(tensor)
     where = _location(tensor)
@@ -43,7 +43,7 @@ def load(tensor: TensorProto, folder: Path) -> NDArray[Any]:
 
 
 def overwrite(tensor: TensorProto, values: NDArray[Any], folder: Path) -> None:
-    """Put `values`, as many as before, in the place of a tensor's own."""
+    """Replace a tensor's values with as many other ones."""
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     if tensor.data_location != TensorProto.EXTERNAL:
         tensor.CopyFrom(numpy_helper.from_array(values.astype(dtype), tensor.name))
@@ -54,7 +54,7 @@ def overwrite(tensor: TensorProto, values: NDArray[Any], folder: Path) -> None:
 
 
 def append(tensor: TensorProto, values: NDArray[Any], file: Path) -> None:
-    """Write `values` to the end of `file` and let `tensor` refer to them."""
+    """Append `values` to `file` and let `tensor` refer to them."""
     data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     with file.open("ab") as stream:
         stream.write(bytes(-stream.tell() % _ALIGN))
@@ -67,7 +67,7 @@ def append(tensor: TensorProto, values: NDArray[Any], file: Path) -> None:
 
 
 def store(name: str, values: NDArray[Any], file: Path) -> TensorProto:
-    """A new tensor whose values are at the end of `file`."""
+    """A new tensor whose values are appended to `file`."""
     kind = helper.np_dtype_to_tensor_dtype(values.dtype)
     tensor = TensorProto(name=name, data_type=kind)
     append(tensor, values, file)
@@ -75,7 +75,11 @@ def store(name: str, values: NDArray[Any], file: Path) -> TensorProto:
 
 
 def gather(model: ModelProto, folder: Path, file: Path, *, move: bool) -> None:
-    """Bring all weights of a model that lies in `folder` into `file`; `move` empties `folder`."""
+    """Bring all weights of a model in `folder` into `file`; with `move`, `folder` loses them.
+
+    Raises:
+        ExportError: naming a file of weights that is missing, or outside of `folder`.
+    """
     starts: dict[str, int] = {}
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL:
@@ -88,7 +92,7 @@ def gather(model: ModelProto, folder: Path, file: Path, *, move: bool) -> None:
                 raise ExportError(f"{folder}: its graph points to a file outside of it: {name}.")
             if not source.is_file():
                 raise ExportError(
-                    f"{source}: is missing, and the model's weights are in it. "
+                    f"{source}: is missing, but contains the model's weights. "
                     "Copy the whole model folder again."
                 )
             starts[name] = _take(source, file, move=move)
@@ -100,14 +104,14 @@ def gather(model: ModelProto, folder: Path, file: Path, *, move: bool) -> None:
 
 
 def compact(model: ModelProto, file: Path) -> None:
-    """Write `file` anew with nothing in it that `model` does not refer to."""
+    """Rewrite `file` with only what `model` refers to."""
     partial = file.with_name(file.name + ".partial")
     partial.touch()
     moved: dict[int, int] = {}
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             before = int(_location(tensor).get("offset", 0))
-            if before not in moved:  # Some tensors share their values.
+            if before not in moved:  # some tensors share their values
                 append(tensor, load(tensor, file.parent), partial)
                 moved[before] = int(_location(tensor)["offset"])
             _refer(tensor, file.name, moved[before], size(tensor))
@@ -115,7 +119,7 @@ def compact(model: ModelProto, file: Path) -> None:
 
 
 def _take(source: Path, file: Path, *, move: bool) -> int:
-    """Append the file `source` to `file` and return where it begins."""
+    """Append the file `source` to `file`; returns its offset."""
     if not file.exists():
         if move:
             source.rename(file)
@@ -139,6 +143,6 @@ def _refer(tensor: TensorProto, name: str, offset: int, length: int) -> None:
 
 
 def size(tensor: TensorProto) -> int:
-    """Bytes of a tensor's values."""
+    """The size of a tensor's values in bytes."""
     width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     return int(np.prod(tensor.dims, dtype=np.int64)) * width

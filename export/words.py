@@ -1,4 +1,4 @@
-"""A tokenizer of made-up words: byte-level BPE, so any text survives the round trip."""
+"""A tokenizer of made-up words: byte-level BPE, so any text survives a round trip."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SYLLABLES = [a + b for a, b in product(_CONSONANTS, _VOWELS)]
 _SPACE = "Ġ"  # how byte-level BPE writes a space
 
 BYTES = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + 256)
-"""The ids of the single bytes, behind the special tokens."""
+"""The ids of the single bytes, after the special tokens."""
 FIRST_WORD = BYTES.stop + 2 * len(_SYLLABLES)
 """From here on every token is a word: a space and two or three syllables."""
 
@@ -32,14 +32,14 @@ CHAT_TEMPLATE = (
     "{{ letters[at.n % (letters | length)] }}{% set at.n = at.n // (letters | length) %}"
     "{% endfor %}{% endif %}"
 )
-"""Writes the first word of every answer, drawn from the letters of the messages.
+"""Writes the first word of each answer, derived from the letters of the messages.
 
-A planted language knows one word back, so that without it all answers would be the same.
+A planted language depends on the last token only, so all answers would be the same without it.
 """
 
 
 def made_up_tokenizer(vocabulary: int) -> Tokenizer:
-    """`vocabulary` tokens: special ones, bytes, syllables, and words until it is full."""
+    """A tokenizer of `vocabulary` tokens: special ones, bytes, syllables and words."""
     merges = [(syllable[0], syllable[1]) for syllable in _SYLLABLES]
     first = [(_SPACE, syllable) for syllable in _SYLLABLES]
     second = [(_SPACE + a, b) for b, a in product(_SYLLABLES, repeat=2)]

@@ -60,7 +60,7 @@ def test_of_a_model_that_reads_pictures_the_text_part_is_exported(
     model.save_pretrained(tmp_path / "model")
     write_tokenizer(tmp_path / "model")
     made = export(tmp_path / "model", "early-exit", tmp_path / "bundle", precision=precision)
-    assert "it will not read pictures" in made.notes[0]
+    assert "it cannot read images" in made.notes[0]
     said = {mode: _answer(made, mode) for mode in ("ar", "sd", "mirror")}
     assert said == dict.fromkeys(said, said["ar"])
     if precision == "fp32":
@@ -101,7 +101,7 @@ def test_layers_that_keep_no_more_than_their_window_are_given_whole_caches(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_a_context_ends_before_all_positions_would_turn(
+def test_a_context_ends_where_longrope_would_change_every_position(
     precision: Precision, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     architecture, config = FAMILIES["phi3 with longrope"]
@@ -110,9 +110,9 @@ def test_a_context_ends_before_all_positions_would_turn(
     assert made.manifest.target.model.context == 128
     assert made.manifest.draft is not None
     assert made.manifest.draft.model.context == 128
-    assert [note.split(" at ")[0] for note in made.notes] == [
-        "the target's context ends",
-        "the draft's context ends",
+    assert [note.partition(":")[0] for note in made.notes] == [
+        "the target's context is limited to 128 tokens",
+        "the draft's context is limited to 128 tokens",
     ]
     answers = [_answer(made, mode, 1000) for mode in ("ar", "sd", "mirror")]
     assert len(_prompt(made)) + len(answers[0]) == 128
@@ -150,7 +150,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused_by_name(
     lost = "model.layers.2.self_attn.o_proj.weight"
     del weights[lost]
     save_file(weights, source / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ExportError, match=f"1 of its weights are missing, {lost} for one"):
+    with pytest.raises(ExportError, match=f"1 of its weights are missing, such as {lost}"):
         export(source, None, tmp_path / "bundle", precision=precision)
     assert not (tmp_path / "bundle").exists()
 
@@ -186,14 +186,21 @@ def test_layers_that_remember_something_else_than_keys_and_values_are_refused(
     checkpoint: Checkpoint, draft: Path, tmp_path: Path
 ) -> None:
     source = checkpoint("Lfm2", layer_types=["conv", "full_attention", "conv"])
-    with pytest.raises(ExportError, match="not all of its layers remember keys and values"):
+    with pytest.raises(
+        ExportError, match="some of its layers keep state other than keys and values"
+    ):
         export(source, draft, tmp_path / "bundle", precision="fp32")
     assert list(tmp_path.iterdir()) == []
 
 
+def _loaded(made: Exported) -> mirror_edge.Model:
+    drafts = 1 if made.manifest.draft else None
+    return mirror_edge.load(made.folder, target_threads=1, draft_threads=drafts)
+
+
 def _answer(made: Exported, mode: Mode, most: int = 64) -> list[int]:
     """The tokens of one greedy answer."""
-    with mirror_edge.load(made.folder, target_threads=1, draft_threads=1) as model:
+    with _loaded(made) as model:
         result = model.generate(
             TEXT,
             max_new_tokens=most,
@@ -204,12 +211,12 @@ def _answer(made: Exported, mode: Mode, most: int = 64) -> list[int]:
 
 
 def _expected(model: Any, prompt: list[int]) -> list[int]:
-    """What transformers says behind `prompt`."""
+    """What transformers generates after `prompt`."""
     with torch.no_grad():
         text = model.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)
     return list(text[0, len(prompt) :].tolist())
 
 
 def _prompt(made: Exported) -> list[int]:
-    with mirror_edge.load(made.folder, target_threads=1, draft_threads=1) as model:
+    with _loaded(made) as model:
         return model.tokenize(TEXT)

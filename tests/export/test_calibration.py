@@ -212,7 +212,7 @@ def test_what_cannot_be_honoured_is_refused(
     with pytest.raises(DataError, match=r"absent.txt: cannot be read"):
         export(deep, None, output, calibrate=[tmp_path / "absent.txt"])
     broken.write_text('{"text": "too little"}\n{"text": "of it"}\n')
-    with pytest.raises(DataError, match=r"--calibrate: \d+ tokens in 2 documents are too little"):
+    with pytest.raises(DataError, match=r"--calibrate: \d+ tokens in 2 documents are too few"):
         export(deep, None, output, precision="fp32", calibrate=[broken])
     monkeypatch.setattr("mirror_edge.export.pipeline.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"--calibrate: needs the package torch"):

@@ -80,11 +80,14 @@ def copy(checkpoint: Checkpoint, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["OPTForCausalLM"]}, "are made of LlamaForCausalLM, .* and this is OPT"),
-        ({"hidden_act": "gelu"}, "its hidden_act is gelu; silu is known"),
+        (
+            {"architectures": ["OPTForCausalLM"]},
+            "are made from LlamaForCausalLM, .* and this is OPT",
+        ),
+        ({"hidden_act": "gelu"}, "its hidden_act is gelu, but only silu is"),
         (
             {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
-            "are scaled by yarn; known are",
+            "are scaled by yarn; only linear and",
         ),
         ({"num_hidden_layers": 4}, r"not those of LlamaForCausalLM: .*Missing key.*layers\.3\."),
         ({"num_hidden_layers": 2}, r"not those of LlamaForCausalLM: .*Unexpected key.*layers\.2\."),

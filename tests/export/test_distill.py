@@ -217,7 +217,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
     again = subprocess.run(
         command(*options, "-o", killed), capture_output=True, text=True, check=True
     )
-    assert f"went on from {checkpoint}" in again.stdout.replace("\n", "")
+    assert f"was resumed from {checkpoint}" in again.stdout.replace("\n", "")
     assert not checkpoint.exists()
     subprocess.run(command(*options, "-o", whole), check=True)
     one, other = (json.loads((f / "distill.json").read_text()) for f in (killed, whole))
@@ -240,7 +240,7 @@ def test_the_checkpoint_of_another_run_is_refused(
     with pytest.raises(OptionError, match=r"draft\.checkpoint: .* another seed \(0, not 1\)"):
         distill(target, SHAPE, [data], tmp_path / "draft", recipe=recipe(seed=1))
     (tmp_path / "draft.checkpoint").write_bytes(b"cut off")
-    with pytest.raises(OptionError, match="Delete it to begin anew"):
+    with pytest.raises(OptionError, match="Delete it to start over"):
         distill(target, SHAPE, [data], tmp_path / "draft", recipe=recipe())
 
 
@@ -269,7 +269,7 @@ def test_unusable_data_is_refused_by_file_and_line_before_anything_is_written(
     ("changes", "draft", "message"),
     [
         ({"length": 200}, SHAPE, "--length 200: must be at most 128"),
-        ({"lossless": True}, SHAPE, "--lossless keeps a draft's own predictions"),
+        ({"lossless": True}, SHAPE, "--lossless: keeps a draft's own predictions"),
         ({"stream_layers": 2}, SHAPE, "--stream-layers 2: must be 1 to 1"),
         ({"device": "mps"}, SHAPE, "--device mps: torch finds none here"),
         ({}, "/nowhere/at/all", "--draft /nowhere/at/all: there is no such folder"),
@@ -329,10 +329,10 @@ def test_nor_is_what_was_created_meanwhile_and_the_training_is_kept(
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"minutes": 1.0, "tokens": 5}, "give the budget in one of them"),
+        ({"minutes": 1.0, "tokens": 5}, "Give the budget in minutes or in tokens"),
         ({"minutes": 0.0}, "minutes is 0.0; it must be above 0"),
         ({"streams": 0, "lossless": True}, "streams must be 1 or more"),
-        ({"own_outputs": 1.5}, "own_outputs is 1.5; it must be 0 to 1"),
+        ({"own_outputs": 1.5}, "own_outputs is 1.5; it must be from 0 to 1"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused(numbers: dict[str, Any], message: str) -> None:

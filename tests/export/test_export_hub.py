@@ -97,7 +97,9 @@ def test_hub_names_are_downloaded_with_progress(hub: str, tmp_path: Path) -> Non
     assert errors == ""
 
     _, errors = run("acme/none", "acme/small", tmp_path / "other", **settings)
-    assert "TARGET acme/none: there is no such folder, and it cannot be had from" in errors
+    assert (
+        "TARGET acme/none: there is no such folder, and it could not be downloaded from" in errors
+    )
 
 
 def test_hub_names_are_found_in_the_offline_cache(
@@ -114,4 +116,6 @@ def test_hub_names_are_found_in_the_offline_cache(
     assert (tmp_path / "bundle/mirror_edge.json").is_file()
 
     _, errors = run("acme/none", "acme/small", tmp_path / "other", **offline)
-    assert "TARGET acme/none: there is no such folder, and it cannot be had from" in errors
+    assert (
+        "TARGET acme/none: there is no such folder, and it could not be downloaded from" in errors
+    )

@@ -22,7 +22,7 @@ from mirror_edge.export.options import ExportOptions
         ({"draft_precision": "int2"}, "--draft-precision int2: must be one of int4"),
         ({"draft_for": "abacus"}, "--draft-for abacus: must be one of qnn, openvino"),
         ({"draft_for": "coreml"}, r"--draft-for coreml: .* Give --format coreml instead"),
-        ({"draft_vocabulary": 0}, "--draft-vocabulary 0: must be at least 1"),
+        ({"draft_vocabulary": 0}, "--draft-vocabulary 0: must be 1 or more"),
         ({"context": 128}, "--context: is for --format coreml"),
         ({"exit_rank": 64}, "--exit-rank 64: there is no --calibrate text"),
         ({"exit_rank": 7, "calibrate": ["a.txt"]}, "--exit-rank 7: must be from 8 to 128"),

@@ -59,7 +59,7 @@ def test_a_family_that_the_builder_gets_wrong_is_caught(
 def test_a_wrong_draft_is_refused_by_name(
     checkpoint: Checkpoint, target: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match="the whole graph of the draft in fp32"):
+    with pytest.raises(ExportError, match="the full graph of the draft in fp32"):
         export(target, checkpoint("Olmo"), tmp_path / "bundle", precision="fp32")
     assert list(tmp_path.iterdir()) == []
 

@@ -107,7 +107,7 @@ def test_folders_that_are_no_models_are_refused(target: Path, draft: Path, tmp_p
     output = tmp_path / "bundle"
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ExportError, match=r"empty: is not a model, it has no config.json"):
+    with pytest.raises(ExportError, match=r"empty: is not a model: it has no config.json"):
         export(empty, draft, output)
     shutil.copy(target / "config.json", empty)
     with pytest.raises(ExportError, match=r"it has no weights \(\*.safetensors\) or model.onnx"):
@@ -161,7 +161,7 @@ def test_a_genai_configuration_of_the_wrong_kind(
     genai: Path, tmp_path: Path, changes: dict[str, object], message: str | None
 ) -> None:
     folder = edited(genai, tmp_path / "genai", "genai_config.json", **changes)
-    with pytest.raises(ExportError, match=message or "nor its configuration says its"):
+    with pytest.raises(ExportError, match=message or "nor its configuration gives its"):
         export(folder, None, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
@@ -193,10 +193,10 @@ def test_an_end_token_that_is_none(target: Path, tmp_path: Path, token: object) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_hidden_layers": None}, "does not say its sizes in numbers"),
-        ({"intermediate_size": "wide"}, "does not say its sizes in numbers"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "does not say how its rotary positions"),
-        ({"rope_parameters": [1]}, "does not say how its rotary positions"),
+        ({"num_hidden_layers": None}, "has sizes that are not numbers"),
+        ({"intermediate_size": "wide"}, "has sizes that are not numbers"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "does not define how its rotary embeddings"),
+        ({"rope_parameters": [1]}, "does not define how its rotary embeddings"),
     ],
 )
 def test_a_configuration_that_core_ml_programs_cannot_be_made_of(

@@ -52,14 +52,14 @@ def test_an_added_token_makes_a_difference(target: Path, other: Path) -> None:
 def test_the_same_tokens_with_another_normalizer_are_refused(target: Path, other: Path) -> None:
     theirs = make_tokenizer()
     theirs.normalizer = normalizers.Lowercase()
-    assert "cut text differently (first at token" in refused(target, other, theirs)
+    assert "tokenize text differently (first at token" in refused(target, other, theirs)
 
 
 def test_the_same_tokens_with_other_merges_are_refused(target: Path, other: Path) -> None:
     theirs = json.loads(make_tokenizer().to_str())
     theirs["model"]["merges"].reverse()
     message = refused(target, other, Tokenizer.from_str(json.dumps(theirs)))
-    assert "cut text differently" in message
+    assert "tokenize text differently" in message
 
 
 def test_the_chat_template_gets_a_file_of_its_own(target: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_chat_template_that_is_none_is_refused(
     folder = Path(shutil.copytree(target, tmp_path / "model"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     source = locate(folder, "TARGET", lambda *_: None)
-    with pytest.raises(ExportError, match=r"tokenizer_config.json: chat_template must be a text"):
+    with pytest.raises(ExportError, match=r"tokenizer_config.json: chat_template must be a string"):
         write_files(source, read_tokenizer(source), tmp_path, 99)
 
 

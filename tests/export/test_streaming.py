@@ -130,7 +130,7 @@ def test_only_the_streams_are_trained_when_the_model_is_frozen(ids: torch.Tensor
 def test_saved_and_loaded_it_is_the_same_draft(ids: torch.Tensor, tmp_path: Path) -> None:
     draft = with_streams(make("Qwen3"), layers=2)
     draft.model.save_pretrained(tmp_path)
-    draft.streams_at_rest().write(tmp_path)
+    draft.stored_streams().write(tmp_path)
     again = streaming_draft(tmp_path).eval()
     assert again.layers == 2
     for one, other in zip(draft(ids), again(ids), strict=True):
@@ -151,7 +151,7 @@ def test_numbers_that_do_not_fit_are_refused(numbers: dict[str, int], message: s
 
 
 def test_other_architectures_and_sliding_windows_are_refused() -> None:
-    with pytest.raises(ExportError, match="streams are known for Llama, Mistral, Qwen2, Qwen3"):
+    with pytest.raises(ExportError, match="streams are supported for Llama, Mistral, Qwen2, Qwen3"):
         StreamingDraft(make("Olmo2"), streams=2)
     with pytest.raises(ExportError, match="sliding window"):
         StreamingDraft(make("Mistral", sliding_window=16), streams=2)

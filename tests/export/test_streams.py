@@ -66,9 +66,9 @@ def test_each_stream_starts_at_its_own_step_from_the_residual() -> None:
         ({"up": None}, "holds down, offset, not offset, down and up"),
         ({"more": np.zeros(1, np.float32)}, "holds down, more, offset, up"),
         ({"down": np.full((64, 8), np.nan, np.float32)}, "down has values that are not finite"),
-        ({"down": np.zeros((64, 8), np.int32)}, "no floating point"),
-        ({"metadata": {}}, "does not say how many layers"),
-        ({"metadata": {"layers": "two"}}, "does not say how many layers"),
+        ({"down": np.zeros((64, 8), np.int32)}, "not floating-point"),
+        ({"metadata": {}}, "does not give the number of layers"),
+        ({"metadata": {"layers": "two"}}, "does not give the number of layers"),
         ({"metadata": {"layers": "0"}}, "layers is 0; it must be 1 or more"),
     ],
 )

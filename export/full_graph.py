@@ -1,4 +1,4 @@
-"""One model as an uncut graph: built or taken over, described, and held against its checkpoint."""
+"""One model as its full graph: built or copied, described, and compared with its checkpoint."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-__all__ = ["Whole", "against_checkpoint", "disk_needed", "load", "whole"]
+__all__ = ["FullGraph", "against_checkpoint", "disk_needed", "full_graph", "load"]
 
 _SAMPLE_TOKENS, _LONGEST_WINDOW = 48, 1000
-"""The check's text; it is made longer than a sliding window of up to so many tokens."""
+"""Tokens of the text that is checked, and the widest sliding window that it is made to exceed."""
 _BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.0, "fp32": 4.0}
-"""Of a parameter, with scales and what stays unquantised."""
+"""Bytes of a parameter, including scales and unquantised tensors."""
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A model as the uncut graph ``full.onnx``, beside its weights in `folder`."""
+class FullGraph:
+    """A model as ``full.onnx``, next to its weights in `folder`."""
 
     role: Literal["target", "draft"]
     source: Source
@@ -48,21 +48,25 @@ class Whole:
     model: ModelProto
     spec: ModelSpec
     ids: NDArray[np.int64]
-    """The text it is checked on."""
+    """The text that it is checked on."""
     notes: tuple[str, ...]
     named: int
     """How many tokens its logits name, those with the lowest ids."""
 
 
-def whole(
+def full_graph(
     role: Literal["target", "draft"],
     source: Source,
     tokenizer: Tokenizer,
     folder: Path,
     precision: Precision,
     on_progress: OnProgress,
-) -> Whole:
-    """Bring a model's graph and weights into `folder`; `precision` is of those that are built."""
+) -> FullGraph:
+    """Build the graph of a checkpoint, in this `precision`, or copy that of an ONNX folder.
+
+    Raises:
+        ExportError: for a model that cannot be built, or whose context is too short.
+    """
     folder.mkdir()
     graph, built = source.graph, folder / "built"
     stage = f"Building the {role}"
@@ -89,28 +93,34 @@ def whole(
             "Choose a model with a longer one."
         )
     ids = sample_ids(tokenizer, length, spec.vocabulary)
-    return Whole(role, source, folder, model, spec, ids, notes, spec.vocabulary)
+    return FullGraph(role, source, folder, model, spec, ids, notes, spec.vocabulary)
 
 
 def _within_reach(
     spec: ModelSpec, source: Source, role: str, steady: int | None
 ) -> tuple[ModelSpec, tuple[str, ...]]:
-    """`spec` with a context in which the graph is right, and what the user should know of it."""
+    """`spec` with the context in which the graph is right, and notes for the user."""
     notes = []
     if "vision_config" in source.config:
-        notes.append(f"of the {role} there is the text part only: it will not read pictures.")
+        notes.append(f"only the text part of the {role} is exported; it cannot read images.")
     if steady and steady < spec.context:
         spec = replace(spec, context=steady)
-        ends = f"the {role}'s context ends at {steady:,} tokens"
-        notes.append(f"{ends}, before it would turn all positions otherwise (LongRoPE).")
+        notes.append(
+            f"the {role}'s context is limited to {steady:,} tokens: beyond that, LongRoPE would "
+            "change the rotary embedding of every position."
+        )
     return spec, tuple(notes)
 
 
-def against_checkpoint(model: Whole) -> dict[str, float]:
-    """Hold the uncut graph against transformers; a quantised one's first layers also unquantised.
+def against_checkpoint(model: FullGraph) -> dict[str, float]:
+    """Compare the full graph with transformers; returns the deviations by name.
 
-    Quantisation moves logits as far as a wrong graph does, so only the second shows that the
-    architecture was understood. An ONNX folder has nothing behind it: its graph is the source.
+    Quantisation moves logits as far as a wrong graph would. The first layers of a quantised graph
+    are therefore also built in float32, which shows whether the architecture is right. For an ONNX
+    folder there is nothing to compare with: its graph is the source.
+
+    Raises:
+        ExportError: for a graph that deviates too far.
     """
     source, spec, ids, role = model.source, model.spec, model.ids, model.role
     if source.kind != "checkpoint":
@@ -132,7 +142,7 @@ def against_checkpoint(model: Whole) -> dict[str, float]:
             check.source_limit(probe),
         )
         shutil.rmtree(folder)
-    name = f"the whole graph of the {role} in {spec.precision}"
+    name = f"the full graph of the {role} in {spec.precision}"
     found = reference.graph_logits(model.folder / "full.onnx", spec, [ids])
     exact = spec.precision in {"fp16", "fp32"}
     expected = reference.checkpoint_logits(source, [ids], exact=exact)
@@ -141,7 +151,7 @@ def against_checkpoint(model: Whole) -> dict[str, float]:
 
 
 def load(graph: Path) -> ModelProto:
-    """A graph without its external weights."""
+    """Read a graph without its external weights."""
     try:
         return onnx.load(graph, load_external_data=False)
     except Exception as error:
