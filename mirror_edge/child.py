@@ -60,14 +60,14 @@ class Child:
             DeviceError: if it does not open.
         """
         try:
-            said = self._receive(_OPENING)
+            reply = self._receive(_OPENING)
         except ChildError as error:
             raise DeviceError(f"{self._device}: the draft did not open: {error}.") from error
-        if said.kind is not Kind.READY or len(said.floats) != 1:
+        if reply.kind is not Kind.READY or len(reply.floats) != 1:
             raise DeviceError(f"{self._device}: the draft did not open: invalid reply.")
-        self.pace.append(said.floats[0])
+        self.pace.append(reply.floats[0])
         try:
-            self.placed = json.loads(said.as_text())
+            self.placed = json.loads(reply.as_text())
         except ValueError:
             raise DeviceError(
                 f"{self._device}: the draft reported an invalid node placement."

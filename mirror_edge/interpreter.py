@@ -18,7 +18,7 @@ def command(module: str, *arguments: str) -> list[str]:
     """
     if getattr(sys, "frozen", False) or not sys.executable:
         raise DeviceError(
-            "a frozen program cannot start the draft's process; pass draft_process=False, "
+            "a frozen program cannot start another Python process; pass draft_process=False, "
             "or run under a Python interpreter."
         )
     return [_executable(), "-P", "-m", module, *arguments]

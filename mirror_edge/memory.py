@@ -1,4 +1,4 @@
-"""How much memory a bundle needs, before any of it is taken, and how long its texts can be then."""
+"""How much memory a bundle needs, before any of it is allocated, and which context fits."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["MemoryPlan", "fitted", "plan_memory", "remembered"]
 
 _REMEMBERED = 1024
-"""Tokens of a text that a draft keeps in its cache at most."""
+"""Most tokens of a text that a draft keeps in its cache."""
 _LEAST, _STEP = 1024, 256
-"""Tokens of a context that was made to fit: no fewer, and a multiple."""
+"""A context that is made to fit has at least `_LEAST` tokens and is a multiple of `_STEP`."""
 _OURS = 0.75
-"""Of the memory that is free, when a context is made to fit: other programs grow too."""
+"""Share of the available memory that such a context may use: other programs grow too."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes, at the full context."""
+    """Bytes of memory, at the full context."""
 
     target_weights: int
     target_cache: int
@@ -40,14 +40,14 @@ class MemoryPlan:
 
 
 def remembered(context: int) -> int:
-    """How many rows of a text a draft with such a context keeps; see `trunk.py`."""
+    """How many rows of a text a draft with this context keeps; see `trunk.py`."""
     return min(context, _REMEMBERED)
 
 
 def plan_memory(manifest: Manifest) -> MemoryPlan:
     """The plan of a bundle: weights from its files, caches from its shapes.
 
-    Of every weight there is one copy: the mapped file's, or one that was repacked for the device.
+    There is one copy of each weight: the mapped file, or a version repacked for the device.
     """
 
     def weights(folder: str) -> int:
@@ -56,7 +56,7 @@ def plan_memory(manifest: Manifest) -> MemoryPlan:
     target, draft = manifest.target.model, manifest.draft
     draft_cache = 0
     if draft is not None:
-        # The programs of Core ML have the cache that they were made with.
+        # The caches of Core ML programs have a fixed size.
         own = draft.model.context
         rows = (own if manifest.format == "coreml" else remembered(own)) + draft.branch_rows
         if draft.fixed is not None:
@@ -65,16 +65,17 @@ def plan_memory(manifest: Manifest) -> MemoryPlan:
     return MemoryPlan(
         target_weights=weights("target/"),
         target_cache=target.cache_bytes(target.layers, target.context),
-        # What a draft shares on disk it loads for itself.
+        # A draft that shares weights on disk loads its own copy.
         draft_weights=weights("draft/") + (0 if draft is None else draft.shared_bytes),
         draft_cache=draft_cache,
     )
 
 
 def fitted(bundle: Bundle, context: int | None, on_progress: Callable[[str], None]) -> Bundle:
-    """`bundle` with a context of so many tokens; None: its own, or as much as memory has room for.
+    """`bundle` with a context of `context` tokens; None: its own, or as many as memory has room
+    for.
 
-    `on_progress` hears of a context that was made to fit.
+    `on_progress` is called with a line if the context is reduced.
 
     Raises:
         DeviceError: for too little memory.
@@ -95,7 +96,7 @@ def fitted(bundle: Bundle, context: int | None, on_progress: Callable[[str], Non
             f"Close other programs{advice}, or export at a lower precision."
         )
     on_progress(
-        f"context: {room:,} of the model's {full:,} tokens, for which there is memory; "
+        f"context: {room:,} of the model's {full:,} tokens, which is what memory has room for; "
         "--context sets another"
     )
     return replace(bundle, manifest=_cut(manifest, room))
@@ -107,8 +108,8 @@ def _refuse_context(context: int, full: int, format: str) -> None:
         raise OptionError(f"context is {context}; it must be from 2 to {full:,}, the model's own.")
     if format == "coreml" and context != full:
         raise OptionError(
-            f"context is {context}; the caches of a Core ML bundle have the {full:,} tokens that "
-            "they were made with. Leave it out, or export with another --context."
+            f"context is {context}; caches of this Core ML bundle have a fixed {full:,} tokens. "
+            "Leave it out, or export with another --context."
         )
 
 
@@ -118,7 +119,7 @@ def _cut(manifest: Manifest, context: int) -> Manifest:
 
 
 def _room(manifest: Manifest, memory: int) -> int:
-    """The longest context of which everything fits into so many bytes; 0 if none does."""
+    """The longest context with which everything fits into `memory` bytes; 0 if none does."""
     target, plan = manifest.target.model, plan_memory(manifest)
     left = memory - (plan.total - plan.target_cache)
     tokens = left // target.cache_bytes(target.layers, 1)

@@ -1,4 +1,4 @@
-"""Guesses without a model: what followed the last time these words were said."""
+"""Guesses without a model: what followed the last time these tokens occurred."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Lookup", "Match", "NgramDrafter", "foretold"]
 
 
 class Match(NamedTuple):
-    """The longest end of a text that was said before, and what followed it then."""
+    """The longest ending of a text that occurred before, and what followed it then."""
 
     length: int = 0
     """In tokens; 0 for none."""
@@ -23,16 +23,16 @@ class Match(NamedTuple):
 
 
 class Lookup:
-    """Where each n-gram of a text last ended: the longest n counts, then the latest place."""
+    """Where each n-gram of a text last ended. The longest match wins, then the latest."""
 
     def __init__(self, longest: int = 3) -> None:
-        """Know n-grams of up to `longest` tokens."""
+        """Index n-grams of up to `longest` tokens."""
         self.longest = longest
         self.text: list[int] = []
         self._ends: dict[tuple[int, ...], int] = {}
 
     def learn(self, tokens: Sequence[int]) -> None:
-        """The text goes on with `tokens`. The newest ones' own n-grams wait for a follower."""
+        """Append `tokens` to the text; an n-gram is indexed once it has a successor."""
         for token in tokens:
             end = len(self.text)
             for n in range(1, min(self.longest, end) + 1):
@@ -40,7 +40,7 @@ class Lookup:
             self.text.append(token)
 
     def match(self, tail: Sequence[int], depth: int) -> Match:
-        """How a text that ends with `tail` may go on, by up to `depth` tokens."""
+        """How a text that ends with `tail` may continue, by up to `depth` tokens."""
         for n in range(min(self.longest, len(tail)), 0, -1):
             end = self._ends.get(tuple(tail[-n:]))
             if end is not None:
@@ -48,10 +48,10 @@ class Lookup:
         return Match()
 
 
-def foretold(guess: Sequence[int], said: Sequence[int]) -> tuple[int, int]:
-    """How many tokens of `guess` turned out right, and of how many that is known."""
+def foretold(guess: Sequence[int], actual: Sequence[int]) -> tuple[int, int]:
+    """How many tokens of `guess` were right, and of how many that is known."""
     right = 0
-    for one, other in zip(guess, said, strict=False):
+    for one, other in zip(guess, actual, strict=False):
         if one != other:
             return right, right + 1
         right += 1
@@ -59,7 +59,7 @@ def foretold(guess: Sequence[int], said: Sequence[int]) -> tuple[int, int]:
 
 
 class NgramDrafter:
-    """A `Drafter` that looks the last tokens up in prompt and answer."""
+    """A `Drafter` that looks up the latest tokens in prompt and answer."""
 
     def __init__(self, longest: int = 3) -> None:
         """Match up to `longest` tokens."""
@@ -72,11 +72,11 @@ class NgramDrafter:
 
     def review(self, tokens: Sequence[int], latest: int, sampler: Sampler) -> list[bool]:
         """See `Drafter.review`."""
-        del sampler  # Look-up proposes what was said, whatever the noise.
-        behind = max(1, len(tokens) - latest)
-        self.prefill(tokens[:behind])
+        del sampler  # Look-up proposes the same tokens whatever the noise.
+        first = max(1, len(tokens) - latest)
+        self.prefill(tokens[:first])
         known, right = self._lookup, []
-        for token in tokens[behind:]:
+        for token in tokens[first:]:
             right.append(known.match(known.text[-known.longest :], 1).tokens == (token,))
             known.learn([token])
         return right
@@ -87,10 +87,10 @@ class NgramDrafter:
         drafted: Sequence[int],
         roots: Sequence[Root],
         depth: int,
-        sampler: Sampler,  # noqa: ARG002 - look-up proposes what was said, whatever the noise
-        dropped: Dropped | None = None,  # noqa: ARG002 - it is over at once
+        sampler: Sampler,  # noqa: ARG002 - look-up proposes the same tokens whatever the noise
+        dropped: Dropped | None = None,  # noqa: ARG002 - it returns at once
     ) -> list[Branch]:
-        """Continue the roots whose last tokens were seen before; see `Drafter.rollout`."""
+        """Continue the roots whose last tokens occurred before; see `Drafter.rollout`."""
         known = self._lookup
         known.learn(committed)
         branches = []

@@ -1,8 +1,8 @@
-"""How fast the target is at the moment, and how much a draft at work slows it.
+"""How fast the target is at the moment, and how much a working draft slows it.
 
-What else runs on a machine, its clock and its heat make everything slower or faster at once, for a
-tenth of a second or for minutes. So what a mode took when it was last in use says nothing by
-itself; what counts is how it compared with the mode in use just before or after.
+Other programs, clock speed and temperature make everything slower or faster at once, for a tenth of
+a second or for minutes. So a mode's times when it was last used say nothing by themselves; what
+counts is how they compare with those of the mode used just before or after.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from mirror_edge.policy import Mode
 __all__ = ["Pace"]
 
 _ENOUGH, _MOST = 4, 12
-"""Steps of a mode that are compared with those of another."""
+"""Steps of a mode that are compared with those of another, at least and at most."""
 _BETWEEN = (0.8, 2.0)
-"""A draft at work does not make its target much faster, nor very much slower."""
+"""Limits of the slowdown: a draft never makes its target much faster, nor very much slower."""
 
 
 @dataclass
 class Pace:
-    """Of one target on its device: factors on its measured times."""
+    """The speed of one target on its device, as factors on its measured times."""
 
     now: Typical = field(default_factory=lambda: Typical(1.0))
-    """Alone, lately."""
+    """Of the target alone, lately."""
     slowed: dict[Mode, Typical] = field(
         default_factory=lambda: {mode: Typical(1.0, weight=1) for mode in get_args(Mode)}
     )
-    """By mode: how many times slower than alone."""
+    """How many times slower than alone, by mode."""
     _mode: Mode = "ar"
     _stay: deque[float] = field(default_factory=lambda: deque(maxlen=_MOST))
-    """Factors of the last steps in this mode."""
+    """Factors of the latest steps in this mode."""
     _before: tuple[Mode, float] | None = None
-    """The mode before it and its factor then, as long as they are not compared."""
+    """The previous mode and its factor, until they are compared."""
 
     def factor(self, mode: Mode) -> float:
-        """What to expect of the target in this mode."""
+        """The expected factor of the target in this mode."""
         return self.now.value * self.slowed[mode].value
 
     def add(self, mode: Mode, factor: float) -> float:
-        """Note a step's in this mode; what it would have been, had the target been alone."""
+        """Record a step's factor in this mode; return what it would be for the target alone."""
         if mode != self._mode:
             self._enter(mode)
         self._stay.append(factor)
@@ -62,7 +62,7 @@ class Pace:
         self._stay.clear()
 
     def _compare(self, other: Mode, once: float) -> None:
-        """Learn from the change of modes how much slower the one with a draft is."""
+        """Learn from a change of modes how much slower the one with a draft is."""
         times = statistics.median(self._stay) / once
         if self._mode == "ar":
             found, mode = 1.0 / times, other

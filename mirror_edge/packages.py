@@ -1,4 +1,4 @@
-"""What the Core ML packages of a bundle hold: their functions, and what goes in and comes out."""
+"""What a bundle's Core ML packages contain: their functions, with inputs and outputs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Feature:
     dtype: str
     """int32, float16 or float32."""
     shapes: tuple[tuple[int, ...], ...]
-    """The shapes it may have; a 0 in an output's stands for the rows that were fed."""
+    """The shapes it may have; in an output's shape, 0 stands for the number of rows fed."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """One program of a package. The programs of a package share their weights."""
+    """One program of a package. A package's programs share their weights."""
 
     inputs: tuple[Feature, ...]
     outputs: tuple[Feature, ...]
@@ -43,12 +43,12 @@ class Package:
     """One ``.mlpackage``."""
 
     system: str
-    """The least system that runs it."""
+    """The oldest operating system that runs it."""
     functions: Mapping[str, Function]
 
 
 def read_package(raw: object, path: Path, where: str) -> Package:
-    """A package out of the manifest at `path`.
+    """A package from the manifest at `path`.
 
     Raises:
         BundleError: naming what is missing or mistyped.

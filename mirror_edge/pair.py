@@ -1,4 +1,4 @@
-"""A bundle's models on their devices: opened, ready to answer, and closed again."""
+"""A bundle's models on their devices: opened, ready to answer, and closed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pair:
     """A target and its drafters, each on its lane."""
 
     exit_heads: tuple[ExitPlace, ...] = ("target",)
-    """Where mode `auto` may run the exit head."""
+    """The devices on which mode `auto` may run the exit head."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Pair:
         """Open the graphs; the arguments are those of `load`.
 
         Raises:
-            DeviceError: for a device that cannot run all of a graph.
+            DeviceError: for a device that cannot run the whole of a graph.
             OptionError: for threads that the devices do not have.
         """
         self.bundle = bundle
@@ -65,7 +65,7 @@ class Pair:
             else:
                 graph = runtimes[1].open_draft(bundle, draft_device, threads.draft, trace)
                 self.drafters["model"] = ModelDrafter(graph, clock=time.perf_counter)
-        # A draft on the target's own processor, in this process.
+        # Whether the draft runs on the target's processor, in this process.
         cores = target_device.cores or draft_device.cores
         shared = draft_device.kind == "cpu" and not cores and not draft_process
         self.decoder = Decoder(
@@ -89,7 +89,7 @@ class Pair:
                 _log.info("the exit head stays on the target's device: %s", error)
 
     def open_exit_head(self) -> None:
-        """Have an exit head on the draft's device too."""
+        """Open a second exit head, on the draft's device, if there is none yet."""
         if self.decoder.exit_head is None:
             runtime, device = self._devices[1]
             self.decoder.exit_head = runtime.open_exit(
@@ -97,7 +97,7 @@ class Pair:
             )
 
     def key(self) -> dict[str, str]:
-        """All that the costs depend on: another version of anything may be faster."""
+        """Everything that the costs depend on, since another version of anything may be faster."""
         drivers = [
             sorted(str(found) for found in runtime.devices() if found.name.startswith(device.kind))
             for runtime, device in self._devices
@@ -111,12 +111,12 @@ class Pair:
         }
 
     def end_lanes(self) -> None:
-        """Let the calls under way end, and begin no others."""
+        """Let the queued calls finish and accept no others."""
         self.decoder.target_lane.close()
         self.decoder.draft_lane.close()
 
     def release(self) -> None:
-        """Free the devices, once the lanes have ended."""
+        """End the lanes, then free the devices."""
         self.end_lanes()
         for drafter in self.drafters.values():
             drafter.close()

@@ -22,22 +22,24 @@ __all__ = [
 ]
 
 Mode = Literal["ar", "sd", "mirror"]
-"""`ar`: the target alone. `sd`: draft, then verify. `mirror`: both at once."""
+"""`ar`: the target alone. `sd`: draft, then verify. `mirror`: both at the same time."""
 
 DrafterName = Literal["model", "ngram"]
 
 ExitPlace = Literal["target", "draft"]
-"""On whose device the exit head runs."""
+"""The model on whose device the exit head runs."""
 
 STRICT_WIDTH = 8
-"""Rows of every target forward under `strict`."""
+"""Rows of every target forward with `strict`."""
 
-DEFAULT_WINDOW, DEFAULT_CANDIDATES, DEFAULT_BRANCHES = 3, 4, 8
+_DEFAULT_WINDOW, _DEFAULT_CANDIDATES, _DEFAULT_BRANCHES = 3, 4, 8
 
 _POOL = 256
+"""Candidates among which noise picks the likeliest outcomes."""
 _WINDOWS = [1, 2, 3, 4, 5, 6, 7]
 _LOOKED_UP = (1, 2, 4, 7)
 _CANDIDATES = 8
+"""κ in mode `auto`."""
 _BRANCHES: list[int | None] = [1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32]
 
 
@@ -46,18 +48,18 @@ class Speculation:
     """What the caller asks for; None leaves it to the controller, or to a default in other modes.
 
     Attributes:
-        mode: one of the modes, or `auto`: the best of them, chosen anew for every step.
-        window: γ, draft tokens a window.
-        candidates: κ, outcomes prepared for a row.
-        branches: R, outcomes prepared for in all; `all` for κ·(γ+1).
+        mode: one of the modes, or `auto`, which chooses the best one at every step.
+        window: γ, draft tokens per window.
+        candidates: κ, outcomes considered per row of the window; None is 8 in `auto`, otherwise 4.
+        branches: R, outcomes prepared for in total; `all` for κ·(γ+1).
         drafter: the bundle's draft model, or look-up of n-grams in prompt and answer; None is the
-            model, and in `auto` either, whichever pays at the moment.
-        exit_head: on whose device the exit head runs; None is the target's, and in `auto` the
-            better one.
-        head_start: whether the draft goes on with its own choice while the target's prefix runs;
-            None is where it has a device of its own.
-        strict: run every step of the target at one width and read every prompt anew, so that not
-            even rounding tells modes apart.
+            model, and in `auto` whichever is faster at the moment.
+        exit_head: the model on whose device the exit head runs; None is the target, and in `auto`
+            whichever is better.
+        head_start: whether the draft continues on its own while the target's prefix runs; None: if
+            it has a device of its own.
+        strict: run every step of the target at one width and read every prompt again, so that not
+            even rounding differs between modes.
     """
 
     mode: Literal["auto", "ar", "sd", "mirror"] = "auto"
@@ -70,7 +72,11 @@ class Speculation:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be honoured."""
+        """Refuse invalid values.
+
+        Raises:
+            OptionError: naming the option at fault.
+        """
         if self.mode not in ("auto", *get_args(Mode)):
             raise OptionError(f"mode is {self.mode!r}; it must be auto, ar, sd or mirror.")
         if self.drafter not in (None, *get_args(DrafterName)):
@@ -96,7 +102,7 @@ class Speculation:
 
 @dataclass(frozen=True)
 class Strategy:
-    """What one step does: `Speculation` with nothing left open."""
+    """What one step does: a `Speculation` with nothing left open."""
 
     mode: Mode
     window: int
@@ -104,17 +110,17 @@ class Strategy:
     branches: int | None
     """None for all."""
     width: int
-    """Rows every target forward is padded to; 0 for none."""
+    """Rows that every target forward is padded to; 0 for no padding."""
     exit_head: ExitPlace = "target"
     head_start: bool = False
     drafter: DrafterName = "model"
-    """Of a step in mode `sd`: with `ngram` its window is looked up as it begins."""
+    """In mode `sd`: with `ngram` the window is looked up when the step begins."""
     look_up: tuple[int, ...] = ()
-    """By the length of a match in prompt and answer, from 1 on: the window that is looked up
-    instead of this step, where there is such a match; 0 for none."""
+    """By length of a match in prompt and answer, from 1: the window to look up, in place of this
+    plan's own step, if there is such a match; 0 for none."""
 
     def pool(self, sampling: Sampling) -> int:
-        """Candidates to ask of the exit head: one to drop, more where the noise re-ranks them."""
+        """Candidates to request per row: one to spare, more if noise re-ranks them."""
         return max(self.candidates + 1, 0 if sampling.temperature == 0.0 else _POOL)
 
 
@@ -124,7 +130,7 @@ def resolve(asked: Speculation, *, can_draft: bool, apart: bool = False) -> Stra
     `apart` is whether the draft has a device of its own.
 
     Raises:
-        OptionError: if the mode was named and there is no draft for it.
+        OptionError: if the mode needs a draft and there is none.
     """
     mode = asked.mode
     if mode == "auto":
@@ -134,11 +140,11 @@ def resolve(asked: Speculation, *, can_draft: bool, apart: bool = False) -> Stra
             f"mode {mode} needs a draft, and this bundle has none. "
             "Use the n-gram drafter, mode ar, or export the bundle with --draft."
         )
-    branches = DEFAULT_BRANCHES if asked.branches is None else asked.branches
+    branches = _DEFAULT_BRANCHES if asked.branches is None else asked.branches
     return Strategy(
         mode,
-        asked.window or DEFAULT_WINDOW,
-        asked.candidates or DEFAULT_CANDIDATES,
+        asked.window or _DEFAULT_WINDOW,
+        asked.candidates or _DEFAULT_CANDIDATES,
         None if branches == "all" else branches,
         STRICT_WIDTH if asked.strict else 0,
         asked.exit_head or "target",
@@ -153,10 +159,10 @@ def choices(
     apart: bool = False,
     exit_heads: Sequence[ExitPlace] = ("target",),
 ) -> list[Strategy]:
-    """Every strategy that mode `auto` may choose from under what the caller fixed.
+    """Every strategy that mode `auto` may choose, given what the caller fixed.
 
-    Without a draft model there is `ar`, and windows that are looked up. `apart` is whether the
-    draft has a device of its own, `exit_heads` where there are some.
+    Without a draft model these are `ar` and looked-up windows. `apart` is whether the draft has a
+    device of its own, `exit_heads` are the devices that have an exit head.
     """
     first = resolve(replace(asked, mode="ar"), can_draft=True, apart=apart)
     windows = [asked.window] if asked.window else _WINDOWS

@@ -1,6 +1,6 @@
-"""Trying a device: a few steps of a bundle on it, in a child process, held against the CPU.
+"""Probing a device: a few steps of a bundle on it, in a child process, compared with the CPU.
 
-A driver may abort the process or never return, so a device that was not tried is not trusted.
+A driver may abort the process or never return, so a device is not used before it was probed.
 ``python -m mirror_edge.probe DEVICE ROLE BUNDLE FILE`` is the child.
 """
 
@@ -34,46 +34,47 @@ if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle
 
     Forward = Callable[[], NDArray[np.float32]]
-    """A step: logits of a few rows behind a short text."""
+    """A step: the logits of a few rows after a short text."""
 
 __all__ = ["Probe", "probe"]
 
 _PATIENCE = 600.0
 """Seconds for a whole probe; the first run on a device may compile for minutes."""
 _REFERENCE = {"onnx": "cpu", "coreml": "coreml:evaluator"}
+"""What a device is compared with, by bundle format."""
 _FED, _WINDOW, _STEPS = 40, 4, 5
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What came of a try. Times are seconds."""
+    """The result of a probe. Times are in seconds."""
 
     device: str
     role: Role
     failure: str = ""
-    """Why there is nothing else to tell; empty when all went well."""
+    """Why it failed; empty if it did not."""
     load: float = 0.0
     first: float = 0.0
-    """The first run, with all that is compiled for it."""
+    """The first run, including compilation."""
     step: float = 0.0
-    """A window of four rows through the target, or as many rows through the draft."""
+    """A window of four rows through the target, or four rows through the draft."""
     error: float = 0.0
-    """The largest difference of a logit from the CPU's, in standard deviations of these."""
+    """The largest difference of a logit from the CPU's, in standard deviations of the CPU's."""
     placed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """How many nodes of each graph ran on which provider."""
 
 
 def probe(device: str, role: Role, bundle: Path, patience: float = _PATIENCE) -> Probe:
-    """Try a device in a child process; whatever happens there is told in the result.
+    """Probe a device in a child process; whatever goes wrong there is reported in the result.
 
     Raises:
-        DeviceError: if this program can start none.
+        DeviceError: if this program cannot start a child.
     """
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "probe.json"
+        report = Path(folder) / "probe.json"
         try:
             done = subprocess.run(
-                command("mirror_edge.probe", device, role, str(bundle), str(told)),
+                command("mirror_edge.probe", device, role, str(bundle), str(report)),
                 env=environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -81,23 +82,23 @@ def probe(device: str, role: Role, bundle: Path, patience: float = _PATIENCE) ->
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return Probe(device, role, f"hung: it was ended after {patience:.0f} s")
-        if not told.exists():
+            return Probe(device, role, f"hung: killed after {patience:.0f} s")
+        if not report.exists():
             return Probe(device, role, _ending(done))
-        return Probe(device, role, **json.loads(told.read_text(encoding="utf-8")))
+        return Probe(device, role, **json.loads(report.read_text(encoding="utf-8")))
 
 
 def _ending(done: subprocess.CompletedProcess[bytes]) -> str:
-    """How a child ended that had nothing to tell."""
-    said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    last = f": {said[-1]}" if said else ""
+    """How a child ended that wrote no result."""
+    errors = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    last = f": {errors[-1]}" if errors else ""
     if done.returncode < 0:
         return f"crashed with {signal.Signals(-done.returncode).name}{last}"
     return f"ended with code {done.returncode}{last}"
 
 
 def _try(device: Device, role: Role, bundle: Bundle) -> Probe:
-    """The child's part."""
+    """The child's part: time the steps and compare their logits."""
     trace, began = Trace(), time.perf_counter()
     forward = _opened(device, role, bundle, trace)
     loaded = time.perf_counter()
@@ -122,7 +123,7 @@ def _try(device: Device, role: Role, bundle: Bundle) -> Probe:
 
 
 def _opened(device: Device, role: Role, bundle: Bundle, trace: Trace) -> Forward:
-    """The step of a target or a draft on `device`, behind a prompt it has read."""
+    """The step of a target or a draft on `device`, after a prompt that it has read."""
     runtime = runtime_for(device, bundle.manifest.format)
     shares = share(bundle.manifest, device, device, None, None)
     threads = shares.target if role == "target" else shares.draft
@@ -153,8 +154,8 @@ def _text(vocabulary: int) -> list[int]:
     return [int(token) for token in tokens]
 
 
-def main(device: str, role: Role, bundle: str, told: str) -> None:
-    """Try, and write what came of it to the file `told`."""
+def main(device: str, role: Role, bundle: str, report: str) -> None:
+    """Probe, and write the result to the file `report`."""
     try:
         tried = _try(Device.parse(device), role, bundles.read(Path(bundle), verify=False))
         figures = asdict(tried)
@@ -162,9 +163,9 @@ def main(device: str, role: Role, bundle: str, told: str) -> None:
         figures = {"failure": str(error)}
     for known in ("device", "role"):
         figures.pop(known, None)
-    partial = Path(told + ".partial")
+    partial = Path(report + ".partial")
     partial.write_text(json.dumps(figures), encoding="utf-8")
-    partial.replace(told)
+    partial.replace(report)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The drafter in a child process: a driver that hangs or aborts takes no answer with it.
+"""The drafter in a child process, so that a driver that hangs or aborts does not end the answer.
 
-Only numbers cross (`wire.py`). A child that dies, hangs past its deadline or answers nonsense is
-killed, and another is started in the background; it has to read the text to be of use again.
+Only numbers cross (`wire.py`). A child that dies, misses its deadline or sends an invalid reply is
+killed, and another is started in the background; it must read the text before it can draft again.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ T = TypeVar("T")
 _log = logging.getLogger("mirror_edge")
 
 _SILENCE = 2.0
-"""Seconds that a call may take beyond what is usual; twice as many after each failure in a row."""
+"""Seconds that a call may take beyond the usual; they double after each consecutive failure."""
 _MOST_DOUBLINGS = 5
 _USUAL = 4.0
-"""How many times as long as usual a call may take."""
+"""How many times its usual time a call may take."""
 _FIRST_DELAY, _LAST_DELAY = 0.25, 60.0
-"""Seconds before a second restart in a row, and before one at most."""
+"""Seconds before a restart: the first, doubled per consecutive failure, up to the last. The first
+restart is immediate."""
 _CLOSING = 5.0
 """Seconds to wait for a child that even the system cannot end."""
 
 
 class ProcessDrafter:
-    """A `Drafter` over the draft graph of a bundle, in a child process. It is `Recovering`."""
+    """A `Drafter` over a bundle's draft graph in a child process. It is `Recovering`."""
 
     def __init__(self, folder: Path, device: Device, threads: int, trace: Trace) -> None:
         """Open the draft of the bundle in `folder`; its runs are recorded in `trace`.
@@ -73,14 +74,14 @@ class ProcessDrafter:
 
     @property
     def pid(self) -> int:
-        """The number of the newest child process."""
+        """The process ID of the latest child."""
         return self._latest.process.pid
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """See `Drafter.prefill`.
 
         Raises:
-            DraftLostError: if the child is lost meanwhile, or not back yet.
+            DraftLostError: if the child is lost during the call, or is not back yet.
         """
         child = self._child
         if child is None:
@@ -115,7 +116,8 @@ class ProcessDrafter:
         """See `Drafter.rollout`.
 
         Raises:
-            DraftLostError: if the child is lost meanwhile, or was since it last read the text.
+            DraftLostError: if the child is lost during the call, or was after it last read the
+                text.
         """
         child = self._child
         if child is None or child is not self._told:
@@ -138,14 +140,14 @@ class ProcessDrafter:
         latest.release()
 
     def _deadline(self, child: Child, rows: int) -> float:
-        """Seconds that a call which feeds so many rows may take."""
+        """Seconds that a call feeding `rows` rows may take."""
         patience = _SILENCE * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
         return patience + _USUAL * max(child.pace) * rows
 
     def _ask(
         self, child: Child, message: Message, rows: int, dropped: Dropped | None = None
     ) -> Message:
-        """The child's reply."""
+        """The child's reply; its runs go into the trace."""
         try:
             reply = child.ask(message, rows, dropped)
         except ChildError as error:
@@ -156,14 +158,14 @@ class ProcessDrafter:
         return reply
 
     def _understood(self, child: Child, read: Callable[[Message], T], reply: Message) -> T:
-        """What a reply says."""
+        """The reply as decoded by `read`."""
         try:
             return read(reply)
         except WireError as error:
             raise self._lost(child, f"invalid reply: {error}") from error
 
     def _lost(self, child: Child, why: str) -> DraftLostError:
-        """Kill the child, so that the keeper starts another."""
+        """Kill the child, so that the keeper starts another; return the error to raise."""
         with self._lock:
             if self._child is child:
                 self._child, self._why = None, f"the draft's process was lost: {why}."
@@ -171,7 +173,7 @@ class ProcessDrafter:
         return DraftLostError(self._why)
 
     def _keep(self) -> None:
-        """Replace the child whenever it has ended."""
+        """Replace the child whenever it has ended; runs on a thread of its own."""
         while True:
             child = self._latest
             child.process.wait()
@@ -187,7 +189,7 @@ class ProcessDrafter:
             _log.info("the draft is back after %.1f s.", time.perf_counter() - began)
 
     def _restart(self) -> Child | None:
-        """Another child, if it can be had; each failure in a row makes the next wait longer."""
+        """Another child, or None if it cannot be started; consecutive failures delay it more."""
         if self._failures and self._closing.wait(
             min(_LAST_DELAY, _FIRST_DELAY * 2.0**self._failures)
         ):

@@ -1,8 +1,8 @@
-"""The edges of the algorithm: what it asks of a target, of a drafter, and of a lane.
+"""The interfaces of the algorithm: what it needs of a target, a drafter and a lane.
 
-All of them speak token ids. Positions are absolute: the first token of the prompt has position 0.
-A cache row is addressed by the position it stands for, so nothing is ever taken back: a call that
-names an earlier `start` simply writes over what came after it.
+All of them use token ids. Positions are absolute: the first token of the prompt has position 0. The
+target's cache rows are addressed by position, so nothing is ever rolled back: a call that names an
+earlier `start` simply overwrites what came after it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Clock = Callable[[], float]
 
 
 class StoppedError(Exception):
-    """A forward of a `DraftGraph` ended before its end; the cache rows that it fed are void."""
+    """A forward of a `DraftGraph` was stopped; the cache rows that it fed are invalid."""
 
 
 class Target(Protocol):
@@ -60,26 +60,26 @@ class Target(Protocol):
     ) -> ExitSignal | None:
         """Feed a window through layers 1..E and the target's own exit head.
 
-        `candidates` is how many the exit head names a row; with 0 it does not run and there is no
-        signal. With `width` the window is padded to so many rows, whatever its length.
+        The exit head names `candidates` tokens per row; with 0 it does not run and None is
+        returned. With `width` the window is padded to that many rows.
         """
         ...
 
     def hidden(self) -> NDArray[Any]:
-        """The rows [len(window), hidden] of the last prefix, copied: for an exit head elsewhere."""
+        """A copy of the last prefix's rows, [len(window), hidden], for an exit head elsewhere."""
         ...
 
     def suffix(self) -> NDArray[np.float32]:
         """Take the last prefix through layers E+1..N: logits [len(window), vocabulary].
 
-        They are valid until the next call, here as in `prefill`.
+        They are valid until the next call, as are those of `prefill`.
         """
         ...
 
     def likeliest(self) -> NDArray[np.int64]:
-        """The likeliest tokens [len(window)] instead of the logits of `suffix`.
+        """The most likely tokens [len(window)] instead of the logits of `suffix`.
 
-        This is all that a greedy answer needs, and all that has to leave the device then.
+        A greedy answer needs nothing else, so nothing else has to leave the device.
         """
         ...
 
@@ -89,10 +89,10 @@ class Target(Protocol):
 
 
 class ExitHead(Protocol):
-    """The target's exit head on another device, the draft's: that one is idle when it is wanted."""
+    """The target's exit head on the draft's device, which is idle when the exit head is needed."""
 
     def signal(self, hidden: NDArray[Any], candidates: int) -> ExitSignal:
-        """The `candidates` likeliest next tokens of each row of `hidden` [n, hidden]."""
+        """The `candidates` most likely next tokens of each row of `hidden` [n, hidden]."""
         ...
 
     def close(self) -> None:
@@ -101,17 +101,17 @@ class ExitHead(Protocol):
 
 
 class Drafter(Protocol):
-    """Guesses what comes next. May be wrong, slow or absent: the text never depends on it."""
+    """Predicts what comes next. May be wrong, slow or absent: the text never depends on it."""
 
     def prefill(self, tokens: Sequence[int]) -> None:
-        """Start an answer: `tokens` are the committed tokens."""
+        """Start an answer whose committed tokens are `tokens`."""
         ...
 
     def review(self, tokens: Sequence[int], latest: int, sampler: Sampler) -> list[bool]:
-        """Take `tokens` as in `prefill`, and see how much of them it would have foreseen.
+        """Read `tokens` as in `prefill`, and report which of them it would have predicted.
 
-        For each of the `latest` ones, or of as many of them as are worth it, whether it is what
-        the drafter would have said behind the tokens before it.
+        One bool for each of the `latest` tokens, or for fewer: whether the drafter would have
+        chosen it after the tokens before it.
         """
         ...
 
@@ -127,12 +127,12 @@ class Drafter(Protocol):
         """Continue every root by up to `depth` tokens (the branch-complete rollout).
 
         `committed` are the tokens committed since the last call, `drafted` the window's d1..dγ
-        after them. Root (j, v) stands after d1..dj. A drafter may leave roots out. Once `dropped`
-        is set nobody wants the branches any more, or all but one: it may return shorter ones.
+        after them. Root (j, v) comes after d1..dj. A drafter may omit roots. Once `dropped` is set,
+        the branches are no longer wanted, or only one of them: it may return shorter ones.
 
-        Without roots it gets a head start: it may choose one itself for every row of the window,
-        continue them by up to `depth` tokens, and go on from there when the same window's roots
-        are named. It returns nothing then.
+        Without roots this is a head start: it may choose a root itself after every row of the
+        window, continue these by up to `depth` tokens, and resume from there when the same window's
+        roots are named. It returns nothing then.
         """
         ...
 
@@ -143,30 +143,30 @@ class Drafter(Protocol):
 
 @runtime_checkable
 class Recovering(Drafter, Protocol):
-    """A drafter that comes back after a call has failed."""
+    """A drafter that becomes available again after a call has failed."""
 
     @property
     def ready(self) -> bool:
-        """Whether it can be called; after a failure it has to read the text first. Cheap."""
+        """Whether it can be called; after a failure it must first read the text. Cheap."""
         ...
 
 
 class DraftGraph(Protocol):
-    """One draft model on one device: a decoder whose rows see what they are told to see."""
+    """One draft model on one device: a decoder with a free choice of what each row sees."""
 
     context: int
-    """Places of a text that it knows."""
+    """Positions of a text that it supports."""
     vocabulary: int
     """Tokens that it can be fed."""
     named: int
-    """Tokens that its logits are of, those with the lowest ids."""
+    """Tokens that its logits cover, those with the lowest ids."""
     slots: int
-    """How many rows the KV cache can hold, streams while they run among them."""
+    """Rows that the KV cache can hold, including those of running streams."""
     main: int
-    """How many of these are for the text, at most its `context`: the first few tokens and the
-    latest; the others are for branches."""
+    """Slots for the text, at most `context`: its first few tokens and the latest. The others are
+    for branches."""
     streams: int
-    """s, how many streams a row can have; 0 for a plain draft."""
+    """s, the number of streams a row can have; 0 for a plain draft."""
 
     def forward(
         self,
@@ -180,25 +180,25 @@ class DraftGraph(Protocol):
     ) -> NDArray[np.float32]:
         """Feed rows into slots `start`…; return logits [len(wanted) + m·ahead, named].
 
-        First those of the rows `wanted`, then those of the first `ahead` streams of each of the m
-        rows `streamed`. They are valid until the next call.
+        First come those of the rows `wanted`, then those of the first `ahead` streams of each of
+        the m rows `streamed`. They are valid until the next call.
 
-        A row sees the slots before its own. `hidden` [rows, n] marks those of the last n slots,
-        n >= rows, that it must not see; None hides nothing. Its streams see what it sees, itself,
-        and each other up to their own; nobody else ever sees them. Into an empty cache rows are
-        fed without either.
+        A row sees the slots before its own. `hidden` [rows, n] marks those of the last n slots, n
+        >= rows, that it must not see; None hides nothing. Its streams see what it sees, the row
+        itself, and each other up to their own; nothing else ever sees them. Rows fed into an empty
+        cache have neither `hidden` nor `streamed`.
         """
         ...
 
     def stop(self) -> None:
-        """Have the forward under way, if any, raise `StoppedError`; called from another thread.
+        """Make the running forward, if any, raise `StoppedError`; called from another thread.
 
-        A device that cannot do that lets it end, as it does with a short one.
+        A device may let the forward finish, if it is short or cannot be stopped.
         """
         ...
 
     def move(self, slots: Sequence[int], start: int) -> None:
-        """Copy the cache rows in `slots` (ascending, none before `start`) to `start`…."""
+        """Copy the cache rows in `slots` (ascending, none before `start`) to slots `start`…."""
         ...
 
     def close(self) -> None:
@@ -211,15 +211,15 @@ class Planner(Protocol):
 
     @property
     def probing(self) -> bool:
-        """Whether the last plan was for one step only; others may be kept for some."""
+        """Whether the last plan is for one step only; others may be kept for several."""
         ...
 
     def plan(self, among: Sequence[Strategy]) -> Strategy:
-        """One of these, for the next step."""
+        """The plan for the next step, one of these."""
         ...
 
     def learn(self, step: StepRecord) -> None:
-        """Take in what a step was like."""
+        """Learn from a step."""
         ...
 
 
@@ -240,9 +240,10 @@ class Lane(Protocol):
     def later(
         self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> Callable[[], Future[T]]:
-        """Have a call made by the time that somebody waits for it: what is returned is its future.
+        """Have a call made by the time its result is waited for; what is returned gives its future.
 
-        Others may be started before it. A lane may leave the call to whoever asks for the future.
+        Others may be started before it. A lane may run the call on the thread that asks for the
+        future.
         """
         ...
 

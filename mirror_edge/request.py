@@ -1,4 +1,4 @@
-"""What is asked of a model: checked as a whole, before a device is touched."""
+"""What is asked of a model: checked as a whole, before any device is used."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _RESERVED = ("self", "messages", "add_generation_prompt")
 
 
 def tokens_of(prompt: Prompt, text: Text, template: Mapping[str, Any] | None) -> list[int]:
-    """The tokens that a prompt becomes; messages go through the chat template.
+    """The tokens of a prompt; messages go through the chat template.
 
     Raises:
-        OptionError: for template variables that cannot be honoured.
+        OptionError: for invalid template variables.
         TemplateError: for messages that the chat template refuses.
     """
     if isinstance(prompt, str):
@@ -45,11 +45,11 @@ def tokens_of(prompt: Prompt, text: Text, template: Mapping[str, Any] | None) ->
 
 
 def answer_to(tokens: list[int], text: Text, pair: Pair, options: AnswerOptions) -> Answer:
-    """The answer to a prompt of these tokens, about to be decoded.
+    """The answer to a prompt of these tokens, ready to be decoded.
 
     Raises:
-        ContextError: for a prompt that is empty, too long or not of the model's vocabulary.
-        OptionError: for options that cannot be honoured.
+        ContextError: for a prompt that is empty, too long or has tokens outside the vocabulary.
+        OptionError: for invalid options.
     """
     for name, kind in (("sampling", Sampling), ("speculation", Speculation)):
         if not isinstance(value := options.get(name), kind | None):
@@ -90,10 +90,10 @@ def _refuse_speculation(asked: Speculation, pair: Pair) -> None:
 
 
 def _limit(prompt: int, context: int, strategy: Strategy, asked: int | None) -> int:
-    """Tokens of a prompt of so many, and of its answer, at most."""
+    """Most tokens of the answer and its prompt, which has `prompt` tokens, together."""
     if prompt == 0:
         raise ContextError("the prompt is empty; give it some text.")
-    # A padded window writes rows after its last token, and they need a place too.
+    # A padded window writes rows after its last token, which need positions too.
     limit = context - max(0, strategy.width - 1)
     if prompt >= limit:
         kept = f", of which strict reserves {context - limit}" if strategy.width else ""

@@ -1,4 +1,4 @@
-"""What a caller hands in and gets back: options, chunks of text, results."""
+"""What a caller passes in and gets back: options, chunks of text, results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Chunk:
     finish_reason: str | None
     """On the last chunk: `stop` (end of sequence or a stop string) or `length`."""
     stats: Stats
-    """Of the answer; one object for all of its chunks, which goes on counting."""
+    """Of the whole answer: one object for all its chunks, which is updated at every step."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Result:
     finish_reason: str
     """`stop` (end of sequence or a stop string) or `length`."""
     mode: str
-    """The mode that was asked for."""
+    """The mode that was requested."""
     stats: Stats
 
 
 def chunks(answer: Answer, text: Text, stops: StopStrings) -> Parts[Chunk]:
-    """The answer's steps as text, up to its end or to a stop string."""
+    """The answer's steps as text, up to its end or a stop string."""
     stream = text.stream()
     for part in decode(answer):
         if isinstance(part, Future):

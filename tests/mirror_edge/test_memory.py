@@ -54,7 +54,7 @@ def test_with_less_the_context_is_what_there_is_memory_for(
     context = fitted(bundle, None, heard.append).manifest.target.model.context
     assert needed(bundle, context) <= 0.75 * memory < needed(bundle, context + 256)
     assert heard == [
-        f"context: {context:,} of the model's 32,768 tokens, for which there is memory; "
+        f"context: {context:,} of the model's 32,768 tokens, which is what memory has room for; "
         "--context sets another"
     ]
 
