@@ -1,9 +1,9 @@
-"""Branches as they grow: which rows a forward feeds, what they see, and what comes of them.
+"""Branches as they grow: which rows a forward feeds, what they see, and what is kept of them.
 
-A forward feeds a branch's last token and, where the draft has streams, the guesses of what comes
-after it, as a small tree. The draft's own choice behind every row tells which guesses are right,
-and the streams of the last right row are the next guesses: a branch has the text it would have
-without streams, and gains 1 to s + 1 tokens a forward (Speculative Streaming, arXiv 2402.11131,
+A forward feeds a branch's last token and, if the draft has streams, guesses of what follows it, as
+a small tree. The draft's own choice after every row shows which guesses are right, and the streams
+of the last right row provide the next guesses. A branch has exactly the tokens it would have
+without streams, and gains 1 to s + 1 tokens per forward (Speculative Streaming, arXiv 2402.11131,
 section 3).
 """
 
@@ -27,46 +27,50 @@ if TYPE_CHECKING:
 
 __all__ = ["Growing", "Growth", "Guesses", "behind", "embedded", "known"]
 
+_JUST_FIRST: Sequence[int] = (0,)
+"""The right rows of a branch without guesses."""
+
 
 class Guesses(NamedTuple):
-    """What a branch is fed besides its last token: a guess from each stream, one after the other.
+    """What a branch is fed after its last token: one guess from each stream, in a chain.
 
-    Siblings are other guesses in the place of the first one, the stream's likeliest after it.
+    Siblings are alternatives to the first guess: the same stream's next most likely tokens.
     """
 
     streams: int
     siblings: int = 0
 
     def behind(self, missing: int) -> int:
-        """How many there are where `missing` tokens are; the last one needs no guess."""
+        """How many guesses are fed while `missing` tokens are missing; the last needs no guess."""
         chain = min(self.streams, missing - 1)
         return chain + self.siblings if chain > 0 else 0
 
-    @cache  # noqa: B019 - one entry a kind of guesses and depth
+    @cache  # noqa: B019 - one entry per kind of guesses and depth
     def slots(self, depth: int) -> int:
-        """What a branch takes at most until it has `depth` tokens: all of its guesses are wrong."""
+        """The most slots that a branch of `depth` tokens takes: all of its guesses are wrong."""
         fed = depth + sum(map(self.behind, range(1, depth)))
         return fed + (1 + self.streams + self.siblings) * self.streams
 
 
 @dataclass(slots=True)
 class Growing:
-    """A branch under way, and how the cache has it."""
+    """A branch in progress, and its rows in the cache."""
 
     root: Root
     after: int
-    """Main rows it continues."""
+    """How many main rows it continues."""
     tokens: list[int]
-    """Root and drafted tokens; the last one is not fed."""
+    """Root and drafted tokens; the last one has not been fed."""
     slots: list[int] = field(default_factory=list)
-    """Of the fed ones."""
+    """Slots of the tokens that have."""
     guesses: list[int] = field(default_factory=list)
-    """What the streams say comes after `tokens`, in rows 1 and up behind the last token's row 0."""
+    """The streams' guesses of what follows `tokens`: rows 1 and up, after the last token's row
+    0."""
     parents: tuple[int, ...] = ()
-    """For each guess the row that it follows; rows stand in the order of their depth."""
+    """The row that each guess follows. Rows are in order of depth."""
 
     def path(self, row: int) -> list[int]:
-        """The guesses that lead to `row`, its own the last."""
+        """The guesses that lead to `row`, its own last."""
         found: list[int] = []
         while row:
             found.append(self.guesses[row - 1])
@@ -75,7 +79,7 @@ class Growing:
 
 
 class Growth:
-    """The branches of one rollout, on their way to `depth` tokens each."""
+    """The branches of one rollout, growing to `depth` tokens each."""
 
     def __init__(
         self,
@@ -87,10 +91,10 @@ class Growth:
         ahead: Guesses,
         first: int,
     ) -> None:
-        """`branches` stand behind the main rows `trunk`, and all of them see those before `first`.
+        """Grow `branches`, which continue the main rows `trunk` and see those before `first`.
 
-        `ahead` is what is guessed behind each, at most. Branches may have rows already,
-        behind the trunk's.
+        `ahead` is the most that is guessed per branch. Branches may already have rows, after the
+        trunk's.
         """
         self._graph, self._sampler, self._trunk = graph, sampler, trunk
         self._depth, self._ahead = depth, ahead
@@ -98,14 +102,12 @@ class Growth:
         self._slot = behind(trunk, branches)
         self._known = known(graph, sampler)
         self.growing = [pair for pair in enumerate(branches) if len(pair[1].tokens) <= depth]
-        """Those that have not arrived yet, with their numbers."""
+        """The unfinished ones, with their indices."""
         width = self._slot - first + len(branches) * ahead.slots(depth)
         self._hidden: NDArray[np.bool_] | None = None
-        """Slots, from `first` on, that the rows of each branch must not see.
-
-        A branch without siblings that stands alone behind the whole trunk sees all: its wrong rows
-        are at the end.
-        """
+        """[branches, slots from `first` on]: what the rows of each branch must not see. None for a
+        single branch without siblings that continues the whole trunk: its wrong rows are at the
+        end."""
         together = branches[0].after + len(branches[0].slots) == self._slot
         if len(branches) > 1 or not together or ahead.siblings:
             self._hidden = np.ones((len(branches), width), dtype=np.bool_)
@@ -115,7 +117,7 @@ class Growth:
                 self._hidden[own, np.array(branch.slots, dtype=np.intp) - first] = False
 
     def goes_on(self, dropped: Dropped | None) -> bool:
-        """Whether branches are left to grow, once those that nobody wants are left out."""
+        """Whether wanted branches are unfinished; those no longer wanted stop growing."""
         if dropped is not None and dropped.is_set():
             self.growing = []
         elif dropped is not None and dropped.all_but is not None:
@@ -123,7 +125,7 @@ class Growth:
         return bool(self.growing)
 
     def forward(self, missing: int = 0) -> None:
-        """One forward. The last `missing` rows of the trunk go along, plainly causal."""
+        """Run one forward. The last `missing` rows of the trunk go along, with causal attention."""
         start, slot, ahead = self._slot - missing, self._slot, self._worth_running()
         tokens, positions = list(self._trunk.rows[start:]), list(range(start, slot))
         owners: list[int] = []
@@ -150,8 +152,9 @@ class Growth:
     def _unseen(
         self, hidden: NDArray[np.bool_], owners: list[int], missing: int
     ) -> NDArray[np.bool_]:
-        """What the rows of this forward must not see: they see their own branch so far, and of
-        its guesses those that lead to them.
+        """[rows, slots] that the rows of this forward must not see.
+
+        They see their own branch so far, and of its guesses only those that lead to them.
         """
         own, begin = np.array(owners), self._slot - self._first
         end = begin + len(owners)
@@ -169,20 +172,48 @@ class Growth:
         return unseen
 
     def _worth_running(self) -> int:
-        """How many streams can still be right in time, in the branch that lacks most."""
+        """How many streams can still save a forward, in the branch that lacks the most tokens."""
         if not self._ahead.streams:
             return 0
         furthest = self._depth - 1 - min(len(branch.tokens) for _, branch in self.growing)
         return max(0, min(self._ahead.streams, furthest))
 
     def _worth_guessing(self, branch: Growing) -> int:
-        """How many of a branch's rows, the first ones, leave two tokens to be found at least."""
+        """How many of a branch's rows, the first ones, leave at least two tokens to be found."""
         deepest = self._depth - 1 - len(branch.tokens)
         return sum(depth < deepest for depth in _depths(branch.parents))
 
     def _take(self, logits: NDArray[np.float32], positions: list[int], ahead: int) -> None:
-        """Keep the guesses that are the draft's own choices, and the choice behind them."""
-        rows, slot = len(positions), self._slot
+        """Keep the right rows and the choice after each, and guess what follows the last ones."""
+        chosen = self._choices(logits[: len(positions)], positions)
+        guessing: list[tuple[Growing, int]] = []
+        owners: list[int] = []
+        wrong: list[int] = []
+        first, stream = 0, len(positions)
+        for own, branch in self.growing:
+            right, end = _JUST_FIRST, first + 1 + len(branch.guesses)
+            useful = self._worth_guessing(branch) if ahead else 0
+            if branch.guesses:
+                right = _right(branch, chosen[first:end])
+                missed = [row for row in range(first, end) if row - first not in right]
+                owners += [own] * len(missed)
+                wrong += missed
+                branch.guesses, branch.parents = [], ()
+            if right[-1] < useful:
+                guessing.append((branch, stream + right[-1] * ahead))
+            branch.tokens += [chosen[first + row] for row in right]
+            branch.slots += [self._slot + first + row for row in right]
+            first, stream = end, stream + useful * ahead
+        # Wrong rows between right ones are hidden; those at the end are overwritten.
+        if wrong and self._hidden is not None:
+            self._hidden[owners, np.array(wrong) + (self._slot - self._first)] = True
+        self._slot = self.growing[-1][1].slots[-1] + 1
+        self.growing = [pair for pair in self.growing if len(pair[1].tokens) <= self._depth]
+        if guessing:
+            self._guess(logits, guessing, range(ahead))
+
+    def _choices(self, logits: NDArray[np.float32], positions: list[int]) -> list[int]:
+        """The draft's own choice after every row of the branches, which are at `positions`."""
         histories = None
         if self._sampler.needs_history:
             histories = [
@@ -192,41 +223,13 @@ class Growth:
             ]
         next_place = 1 + self._trunk.gone
         places = [position + next_place for position in positions]
-        chosen = self._sampler.choose(logits[:rows], places, histories).tolist()
-        guessing: list[tuple[Growing, int]] = []
-        owners: list[int] = []
-        wrong: list[int] = []
-        at, stream = 0, rows
-        for own, branch in self.growing:
-            right, useful, fed = [0], 0, 1 + len(branch.guesses)
-            if self._ahead.streams:
-                for row, (parent, guess) in enumerate(
-                    zip(branch.parents, branch.guesses, strict=True), 1
-                ):
-                    if parent == right[-1] and guess == chosen[at + parent]:
-                        right.append(row)
-                useful = self._worth_guessing(branch) if ahead else 0
-                if right[-1] < useful:
-                    guessing.append((branch, stream + right[-1] * ahead))
-                owners += [own] * (fed - len(right))
-                wrong += [at + row for row in range(fed) if row not in right]
-                branch.guesses, branch.parents = [], ()
-            branch.tokens += [chosen[at + row] for row in right]
-            branch.slots += [slot + at + row for row in right]
-            at += fed
-            stream += useful * ahead
-        # Wrong rows at the end are written over, those between are not seen any more.
-        self._slot = self.growing[-1][1].slots[-1] + 1
-        if wrong and self._hidden is not None:
-            self._hidden[owners, np.array(wrong) + (slot - self._first)] = True
-        self.growing = [pair for pair in self.growing if len(pair[1].tokens) <= self._depth]
-        if guessing:
-            self._guess(logits, guessing, range(ahead))
+        chosen: list[int] = self._sampler.choose(logits, places, histories).tolist()
+        return chosen
 
     def _guess(
         self, logits: NDArray[np.float32], guessing: list[tuple[Growing, int]], numbers: range
     ) -> None:
-        """Ask the streams for what comes behind each branch, given the logits row of its first."""
+        """Have streams guess what follows each branch, given its first stream's row in `logits`."""
         for k in numbers:
             wanted = [pair for pair in guessing if k < self._depth - len(pair[0].tokens)]
             if not wanted:
@@ -234,7 +237,7 @@ class Growth:
             found = _rows(logits, [row + k for _, row in wanted])
             ahead_of = k + self._trunk.gone
             places = [branch.after + len(branch.tokens) + ahead_of for branch, _ in wanted]
-            # The second guess follows the first one, whose siblings stand between.
+            # The second guess follows the first one, whose siblings are in between.
             follows = 1 if k == 1 else len(wanted[0][0].guesses)
             histories = None
             if self._sampler.needs_history:
@@ -250,25 +253,34 @@ class Growth:
 
 
 def known(graph: DraftGraph, sampler: Sampler) -> int:
-    """How many tokens both can say."""
+    """How many tokens both cover."""
     return min(graph.named, sampler.vocabulary)
 
 
 def embedded(graph: DraftGraph, tokens: Sequence[int]) -> NDArray[np.int64]:
-    """`tokens` as they are fed: the target's padding ids have no embedding in the draft."""
+    """`tokens` as fed to the draft, which has no embedding for the target's padding ids."""
     fed = np.array(tokens)
     fed[fed >= graph.vocabulary] = 0
     return fed
 
 
 def behind(trunk: Trunk, branches: Sequence[Growing]) -> int:
-    """The first slot behind the rows of all."""
+    """The first slot after all rows of trunk and branches."""
     return max([len(trunk), *(branch.slots[-1] + 1 for branch in branches if branch.slots)])
+
+
+def _right(branch: Growing, chosen: Sequence[int]) -> Sequence[int]:
+    """The rows of `branch` that are right, given the choice after each: a path from row 0."""
+    right = [0]
+    for row, (parent, guess) in enumerate(zip(branch.parents, branch.guesses, strict=True), 1):
+        if parent == right[-1] and guess == chosen[parent]:
+            right.append(row)
+    return right
 
 
 @cache
 def _depths(parents: tuple[int, ...]) -> tuple[int, ...]:
-    """How many guesses each row is behind the branch's last token."""
+    """How many guesses each row is from the branch's last token."""
     depths = [0]
     for parent in parents:
         depths.append(depths[parent] + 1)
@@ -277,7 +289,7 @@ def _depths(parents: tuple[int, ...]) -> tuple[int, ...]:
 
 @cache
 def _apart(parents: tuple[int, ...]) -> NDArray[np.bool_]:
-    """[rows, rows]: which of a branch's rows stand before which without leading to them."""
+    """[rows, rows]: which of a branch's rows come before which without leading to them."""
     leads = np.eye(1 + len(parents), dtype=np.bool_)
     for row, parent in enumerate(parents, 1):
         leads[row] |= leads[parent]
@@ -285,6 +297,6 @@ def _apart(parents: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def _rows(logits: NDArray[np.float32], rows: list[int]) -> NDArray[np.float32]:
-    """Some rows in rising order; a view where they stand together."""
+    """Some rows in ascending order; a view if they are adjacent."""
     together = rows[-1] - rows[0] == len(rows) - 1
     return logits[rows[0] : rows[-1] + 1] if together else logits[rows]
