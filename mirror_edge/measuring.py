@@ -160,7 +160,7 @@ class _Timed:
         return self._clock() - began
 
     def _draft(self, tokens: int) -> float:
-        """Seconds of a serial draft after the last one, whose last token has no row; on its lane."""
+        """Seconds of a serial draft after the last one, whose last token has no row yet."""
         began = self._clock()
         branches = self._drafter.rollout(self._drafted, [], [Root(0, 0)], tokens, self._sampler)
         taken = self._clock() - began

@@ -1,8 +1,8 @@
 """The draft model as a drafter: all branches of a rollout advance together.
 
-The cache holds the main rows (committed and drafted tokens, in order) in its first slots and the
-rows of the last rollout's branches behind them. When a branch comes true its rows are moved up to
-the main ones, so nothing the draft has computed is computed again.
+The first cache slots hold the main rows (committed and drafted tokens, in order), the next ones the
+branches of the last rollout. When a branch comes true, its rows are moved up to the main ones, so
+nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 __all__ = ["ModelDrafter", "ways"]
 
 _CHUNK = 256
+"""Most rows of a forward without branches."""
 _JUDGED = 32
-"""Rows that a review has logits of at once: of a large vocabulary they take tens of megabytes."""
+"""Rows of a review whose logits are computed at once: with large vocabularies, tens of
+megabytes."""
 _NOTHING = Guesses(0)
 _SIBLINGS = 11
-"""Of a stream's first guess, where there is time to find out whether they pay."""
+"""Siblings of a stream's first guess, where a clock can show whether they pay off."""
 
 
 class ModelDrafter:
@@ -44,10 +46,11 @@ class ModelDrafter:
     def __init__(
         self, graph: DraftGraph, ahead: Guesses | None = None, clock: Clock | None = None
     ) -> None:
-        """Draft with `graph`, whose cache becomes this drafter's own.
+        """Draft with `graph`, whose cache then belongs to this drafter.
 
-        Guesses `ahead` of its branches, by default with all of the graph's streams; with a `clock`
-        in any way up to that, siblings among them by default: whichever turns out to be fastest.
+        It guesses `ahead` of its branches, by default with all of the graph's streams. With a
+        `clock` it guesses in whichever way up to that proves fastest; by default these include
+        siblings.
         """
         self._graph, self._clock = graph, clock
         if ahead is None:
@@ -57,34 +60,35 @@ class ModelDrafter:
         self._committed: list[int] = []
         self._rows: list[int] = []
         self._gone = 0
-        """How many tokens, behind the first few, have no rows any more."""
+        """How many tokens, after the first few, no longer have rows."""
         self._sure = 0
-        """So many main rows are known to be the committed ones."""
+        """How many of the main rows are known to be those of the committed tokens."""
         self._grown: Sequence[Growing] = ()
+        """The last rollout's branches that have rows."""
         self._early: Sequence[Growing] = ()
-        """Of these the ones that got a head start."""
+        """Those of them that were grown in a head start."""
 
     @property
     def forgotten(self) -> int:
-        """How many tokens of the text have no rows any more: a slot is so much before its place."""
+        """Tokens of the text that no longer have rows: a row's slot is its position minus this."""
         return self._gone
 
     def prefill(self, tokens: Sequence[int]) -> None:
-        """Take `tokens` as the committed ones, keeping the rows they share with the cache."""
+        """Take `tokens` as the committed ones, keeping the cache rows that they share."""
         trunk = self._taken(tokens)
         self._feed(trunk, len(trunk))
         self._sure = len(self._rows)
 
     def review(self, tokens: Sequence[int], latest: int, sampler: Sampler) -> list[bool]:
-        """See `Drafter.review`. Of a text beyond its context it has nothing to say."""
+        """See `Drafter.review`. For a text beyond the draft's context the result is empty."""
         trunk, right = self._taken(tokens), []
         end = len(trunk)
         begin = max(1, end - latest) if end + trunk.gone == len(tokens) else end
         for first in range(begin, end, _JUDGED):
             last = min(first + _JUDGED, end)
-            chosen = sampler.choose(*self._said_behind(trunk, first - 1, last - 1, sampler))
+            chosen = sampler.choose(*self._logits_after(trunk, first - 1, last - 1, sampler))
             right += (chosen == np.array(trunk.rows[first:last])).tolist()
-        self._feed(trunk, end - 1)  # The last row goes along with the branches to come.
+        self._feed(trunk, end - 1)  # The last row is fed with the branches to come.
         self._sure = len(self._rows)
         return right
 
@@ -106,7 +110,7 @@ class ModelDrafter:
             self._head_start(trunk, depth, sampler, dropped)
             return []
         graph, base = self._graph, len(self._committed) - trunk.gone
-        # The last row goes along with the branches, unless nothing would stand before them.
+        # The last row is fed with the branches, unless the cache is empty without it.
         self._feed(trunk, max(1, len(trunk) - 1))
         furthest = base + max(root.row for root in roots)
         context = graph.context - trunk.gone
@@ -133,7 +137,7 @@ class ModelDrafter:
         self._graph.close()
 
     def _taken(self, tokens: Sequence[int]) -> Trunk:
-        """What is to be read, once `tokens` are the committed ones."""
+        """The trunk to be read, with `tokens` as the committed ones."""
         if self._gone and not self._remembers(tokens):
             self._rows, self._grown, self._gone = [], (), 0
         self._committed, self._sure = list(tokens), 0
@@ -142,15 +146,16 @@ class ModelDrafter:
     def _head_start(
         self, trunk: Trunk, depth: int, sampler: Sampler, dropped: Dropped | None
     ) -> None:
-        """Let a branch grow by `depth` tokens behind every row of the window, which ends `trunk`.
+        """Grow a branch by `depth` tokens after every row of the window, which ends `trunk`.
 
-        Their roots are what the draft holds likeliest there, the window's own token left out.
+        Their roots are the tokens that the draft considers most likely there, other than the
+        window's own.
         """
         graph, base, end = self._graph, len(self._committed) - trunk.gone, len(trunk)
         if not base <= end < base + _CHUNK:
             return
-        said, places, histories = self._said_behind(trunk, base - 1, end, sampler)
-        best = sampler.best(said, places, 2, histories).tolist()
+        logits, places, histories = self._logits_after(trunk, base - 1, end, sampler)
+        best = sampler.best(logits, places, 2, histories).tolist()
         drafted = [*trunk.rows[base:], None]
         roots = [
             Root(row, next(token for token in tokens if token != drafted[row]))
@@ -172,9 +177,9 @@ class ModelDrafter:
         sampler: Sampler,
         dropped: Dropped | None,
     ) -> int:
-        """Let `branches` grow behind `trunk`, of which the cache has all but the last row at least.
+        """Grow `branches` after `trunk`, of which the cache lacks at most the last row.
 
-        How many tokens one of them gained; 0 unless those that are wanted have `depth` now.
+        Return the most tokens that one of them gained; 0 if none reached `depth`.
         """
         fed, base = len(self._rows), len(self._committed) - trunk.gone
         had = [len(branch.tokens) for branch in branches]
@@ -189,7 +194,7 @@ class ModelDrafter:
         dropped.tell(stop)
         try:
             while growth.goes_on(dropped):
-                with suppress(StoppedError):  # If not all was dropped, it was meant for another.
+                with suppress(StoppedError):  # Unless all was dropped, it was for an earlier call.
                     growth.forward(missing=len(trunk) - len(self._rows))
                     self._rows += trunk.rows[len(self._rows) :]
                     self._grown = branches
@@ -203,9 +208,9 @@ class ModelDrafter:
             self._graph.stop()
 
     def _settled(self, drafted: Sequence[int]) -> tuple[Trunk, Sequence[Growing]]:
-        """The committed tokens and `drafted`: what is in the cache of them stands in its place.
+        """The committed tokens and `drafted`, with as many of their rows in place as the cache has.
 
-        And the branches that got a head start behind just these.
+        And the branches of a head start that was made after exactly these tokens.
         """
         tokens = [*self._committed, *drafted]
         del tokens[self._graph.context :]
@@ -217,7 +222,7 @@ class ModelDrafter:
         return trunk, early
 
     def _settle(self, rows: Sequence[int]) -> None:
-        """Make the main rows the longest stretch of `rows` that the cache can spell."""
+        """Make the main rows the longest beginning of `rows` that the cache can provide."""
         sure = self._sure
         shared = sure + _common(self._rows[sure:], rows[sure:])
         best: Growing | None = None
@@ -235,9 +240,9 @@ class ModelDrafter:
         self._grown = self._early = ()
 
     def _forget(self, rows: int) -> bool:
-        """Give up so many of the oldest main rows that there is room for others to come.
+        """Drop so many of the oldest main rows that `rows` rows leave room for others.
 
-        The first few stay, and so does the window. Whether there was anything to give up.
+        The first few stay, and so does the window. Return whether any were dropped.
         """
         most, base = self._graph.main, len(self._committed) - self._gone
         end = min(FIRST + rows - (most - most // 4), base - 1)
@@ -251,16 +256,17 @@ class ModelDrafter:
         return True
 
     def _remembers(self, tokens: Sequence[int]) -> bool:
-        """Whether what is forgotten is what `tokens` begin with, and enough of them is not."""
+        """Whether `tokens` begin with the forgotten ones, and enough of the others remain."""
         end = FIRST + self._gone
         known = list(tokens[:end]) == self._committed[:end]
         return known and len(tokens) - self._gone >= self._graph.main // 2
 
-    def _said_behind(
+    def _logits_after(
         self, trunk: Trunk, first: int, end: int, sampler: Sampler
     ) -> tuple[NDArray[np.float32], list[int], list[list[int]] | None]:
-        """The logits behind the main rows from `first` to `end`, a chunk of them at most; the
-        places of the tokens that they are of, and what stands before these, if that is asked for.
+        """The logits after the main rows from `first` to `end`, a chunk of them at most.
+
+        And the positions of the tokens that they predict, and the tokens before each, if needed.
         """
         self._feed(trunk, first)
         del self._rows[first:]  # Their logits were not kept.
@@ -270,9 +276,9 @@ class ModelDrafter:
         return logits, [row + trunk.gone for row in rows], histories
 
     def _feed(self, trunk: Trunk, end: int, *, every: bool = False) -> NDArray[np.float32]:
-        """Feed what is missing of the main rows up to `end`, in chunks, plainly causal.
+        """Feed the missing main rows up to `end`, in chunks, with causal attention.
 
-        The logits of the last one, or of `every` one of the last chunk.
+        Return the logits of the last row, or of `every` row of the last chunk.
         """
         logits = np.empty((0, self._graph.named), dtype=np.float32)
         while (start := len(self._rows)) < end:
@@ -282,22 +288,22 @@ class ModelDrafter:
             fed = embedded(self._graph, trunk.rows[start:stop])
             places = np.arange(start + gone, stop + gone)
             wanted = np.arange(0 if every else len(fed) - 1, len(fed))
-            with suppress(StoppedError):  # What was to stop had ended already: once more.
+            with suppress(StoppedError):  # The stop was meant for an earlier call: try again.
                 logits = self._graph.forward(fed, places, start, None, wanted)
                 self._rows += trunk.rows[start:stop]
         return logits
 
 
 def ways(ahead: Guesses) -> list[Guesses]:
-    """The ways of guessing up to `ahead`, each wider than the one before it."""
+    """The ways of guessing up to `ahead`, from narrow to wide."""
     chains = [Guesses(streams) for streams in range(ahead.streams + 1)]
     return [*chains, ahead] if ahead.siblings else chains
 
 
 def _most(ways: Sequence[Guesses], left: int, depth: int, room: int) -> int:
-    """The widest of `ways` that branches of `depth` can use in `room` slots each.
+    """The index of the widest of `ways` that branches of `depth` can use in `room` slots each.
 
-    `left` places of the context are behind them. The first token of a branch has no guess before
+    `left` positions of the context come after them. The first token of a branch has no guess before
     it, and the last needs none.
     """
     if depth < 3:
@@ -309,13 +315,13 @@ def _most(ways: Sequence[Guesses], left: int, depth: int, room: int) -> int:
 
 
 def _continues(trunk: Trunk, branches: Sequence[Growing]) -> bool:
-    """Whether there is but one branch, which begins behind the whole trunk."""
+    """Whether there is just one branch, with no rows, directly after the whole trunk."""
     (first, *others) = branches
     return not others and first.after == len(trunk) and not first.slots
 
 
 def _seed(root: Root, after: int, early: Iterable[Growing]) -> Growing:
-    """A branch with nothing but its root, or what has grown of it already."""
+    """A branch with only its root, or with what a head start has grown of it."""
     for grown in early:
         if grown.after == after and grown.tokens[0] == root.token:
             return Growing(root, after, grown.tokens, grown.slots)
@@ -323,7 +329,7 @@ def _seed(root: Root, after: int, early: Iterable[Growing]) -> Growing:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the common start of two sequences."""
+    """The length of the common beginning of two sequences."""
     shortest = min(len(a), len(b))
     if list(a[:shortest]) == list(b[:shortest]):
         return shortest

@@ -2,8 +2,8 @@
 
 The token at absolute position p is ``argmax_v(processed_logit(v) + G(seed, p, v))``, where G is
 Gumbel noise from a counter-based hash; at temperature 0 it is the plain argmax. The noise depends
-on nothing but (seed, p, v), so target, draft and exit head can each compute the same one, and the
-text is a function of target, prompt, sampling and seed alone.
+only on (seed, p, v), so target, draft and exit head can each compute it, and the text depends only
+on target, prompt, sampling parameters and seed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["FORESIGHT", "LEAST_TEMPERATURE", "Sampler", "Sampling", "gumbel"]
 
 LEAST_TEMPERATURE = 0.001
-"""The least one above 0, which is greedy."""
+"""The lowest temperature above 0, which is greedy."""
 _HOTTEST, _LEAST_PENALTY, _MOST_PENALTY = 1e6, 0.001, 1000.0
 """Limits that keep float32 logits finite."""
 FORESIGHT = 24
@@ -48,7 +48,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range."""
+        """Refuse values outside their range.
+
+        Raises:
+            OptionError: naming the parameter.
+        """
         for name in ("top_k", "seed"):
             require_whole(name, getattr(self, name))
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
@@ -105,38 +109,37 @@ def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 
 _TOGETHER = 8
-"""Positions whose noise is made together."""
+"""Positions whose noise is computed together."""
 _WIDE = 16384
-"""Of larger vocabularies each position's is made by itself, so that it stays in a cache."""
+"""With a larger vocabulary each is computed by itself, so that it stays in a CPU cache."""
 
 
 class Sampler:
-    """Chooses tokens under one `Sampling`; keeps the noise of recent positions.
+    """Chooses tokens under one `Sampling`; caches the noise of recent positions.
 
-    It is made for some positions at a time, which takes little longer than for one.
+    Noise is computed for several positions at once, which takes hardly longer than for one.
     """
 
     def __init__(self, sampling: Sampling, vocabulary: int) -> None:
         """A sampler for logits at most `vocabulary` wide."""
         self.sampling = sampling
         self._ids = np.arange(vocabulary, dtype=np.uint32)
-        # Target and draft lane ask for the same positions, from two threads. What is kept knows
-        # nothing of the sampler, so that it goes when the sampler does.
+        # Both lanes' threads use this cache. It does not hold the sampler, so it is freed with it.
         self._noise = lru_cache(maxsize=16)(partial(_noise_of, int(sampling.seed), self._ids))
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids there are."""
+        """The number of token ids."""
         return len(self._ids)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is all that counts."""
+        """Whether only the most likely token matters."""
         return self.sampling.temperature == 0.0 and not self.needs_history
 
     @property
     def needs_history(self) -> bool:
-        """Whether `choose` must be told the tokens before each row."""
+        """Whether `choose` needs the tokens before each row."""
         return self.sampling.repetition_penalty != 1.0
 
     def noise(self, position: int) -> NDArray[np.float32]:
@@ -145,7 +148,7 @@ class Sampler:
         return noise
 
     def prepare(self, first: int, last: int) -> None:
-        """Have the noise from position `first` to `last` ready, so that nobody waits for it."""
+        """Compute the noise of positions `first` to `last`, so that no step waits for it."""
         if self.sampling.temperature > 0.0:
             for block in range(first // _TOGETHER, last // _TOGETHER + 1):
                 self._noise(block)
@@ -164,7 +167,7 @@ class Sampler:
         logits = self._penalised(logits, histories)
         if self.sampling.temperature == 0.0:
             return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
-        # Row by row, so that what is made of a row stays in a cache.
+        # Row by row, so that a row's intermediate results stay in a CPU cache.
         tokens = [self._drawn(row, at) for row, at in zip(logits, positions, strict=True)]
         return np.array(tokens, dtype=np.int64)
 
@@ -175,9 +178,9 @@ class Sampler:
         count: int,
         histories: Sequence[Sequence[int]] | None = None,
     ) -> NDArray[np.int64]:
-        """The `count` tokens [n, count] of every row that are likeliest to be chosen, best first.
+        """The `count` tokens [n, count] of every row most likely to be chosen, best first.
 
-        Arguments as for `choose`. `top_p` does not count: it would seldom change a guess.
+        Arguments as for `choose`. `top_p` is ignored: it would rarely change a guess.
         """
         logits = self._penalised(logits, histories)
         if self.sampling.temperature == 0.0:
@@ -191,7 +194,7 @@ class Sampler:
     def _penalised(
         self, logits: NDArray[np.float32], histories: Sequence[Sequence[int]] | None
     ) -> NDArray[np.float32]:
-        """`logits` under the repetition penalty, if there is one."""
+        """`logits` with the repetition penalty, if there is one."""
         if not self.needs_history:
             return logits
         if histories is None:
@@ -202,7 +205,7 @@ class Sampler:
     def _contest(
         self, row: NDArray[np.float32], position: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """A row [V'] as it is sampled from, and what its tokens compete with: noise is in there."""
+        """A row [V'] after temperature and top-k, and the noisy scores its tokens compete with."""
         asked = self.sampling
         if asked.temperature != 1.0:
             row = row / np.float32(asked.temperature)
@@ -219,20 +222,20 @@ class Sampler:
     def scores(
         self, ids: NDArray[np.int64], logprobs: NDArray[np.float32], positions: Sequence[int]
     ) -> NDArray[np.float32]:
-        """What each candidate would compete with: log p at temperature 0, else log p / T + G.
+        """What each candidate competes with: log p at temperature 0, else log p / T + G.
 
         `ids` and `logprobs` are [n, k], `positions` the n absolute positions.
         """
         if self.sampling.temperature == 0.0:
             return logprobs
-        # The whole position's noise is needed in a moment anyway, to verify the same row.
+        # The noise of the whole position is needed soon anyway, to verify the same row.
         noise = np.stack([self.noise(p)[row] for p, row in zip(positions, ids, strict=True)])
         scores: NDArray[np.float32] = logprobs / np.float32(self.sampling.temperature) + noise
         return scores
 
 
 def _noise_of(seed: int, ids: NDArray[np.uint32], block: int) -> NDArray[np.float32]:
-    """The noise of a block's positions, [_TOGETHER, ids]."""
+    """The noise of a block of positions, [_TOGETHER, ids]."""
     positions = range(block * _TOGETHER, (block + 1) * _TOGETHER)
     if len(ids) <= _WIDE:
         return gumbel(seed, positions, ids)
@@ -242,7 +245,7 @@ def _noise_of(seed: int, ids: NDArray[np.uint32], block: int) -> NDArray[np.floa
 def _weakened(
     row: NDArray[np.float32], history: Sequence[int], sampling: Sampling
 ) -> NDArray[np.float32]:
-    """Tokens of the history lose: positive logits divided by the penalty, negative multiplied."""
+    """`row` with the history's tokens penalised: positive logits divided, negative multiplied."""
     seen = np.unique(np.asarray(history, dtype=np.int64))
     seen = seen[seen < len(row)]
     row, penalty = row.copy(), np.float32(sampling.repetition_penalty)
@@ -251,7 +254,7 @@ def _weakened(
 
 
 def _first(contest: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The `count` best of a contest, best first."""
+    """The tokens with the `count` highest scores, best first."""
     if count == 1:
         return np.array([contest.argmax()], dtype=np.int64)
     count = min(count, len(contest))
@@ -260,7 +263,7 @@ def _first(contest: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
 
 def _top_k(row: NDArray[np.float32], top_k: int) -> NDArray[np.float32]:
-    """`row` with all below the k-th best at minus infinity."""
+    """`row` with everything below the k-th best at minus infinity."""
     if not 0 < top_k < len(row):
         return row
     floor = np.partition(row, -top_k)[-top_k]
@@ -268,7 +271,7 @@ def _top_k(row: NDArray[np.float32], top_k: int) -> NDArray[np.float32]:
 
 
 def _min_p(row: NDArray[np.float32], min_p: float) -> NDArray[np.float32]:
-    """`row` with all less likely than `min_p` times the likeliest at minus infinity."""
+    """`row` with tokens less likely than `min_p` times the likeliest at minus infinity."""
     if min_p == 0.0:
         return row
     floor = row.max() + np.float32(math.log(min_p))
@@ -278,9 +281,9 @@ def _min_p(row: NDArray[np.float32], min_p: float) -> NDArray[np.float32]:
 def _nucleus(
     row: NDArray[np.float32], contest: NDArray[np.float32], token: int, top_p: float
 ) -> int:
-    """The winner of `contest` among the tokens that the nucleus of `row` keeps.
+    """The winner of `contest` among the tokens in the nucleus of `row`.
 
-    A token is kept if the likelier ones together have less than `top_p`. What excludes a token
+    A token is in it if all likelier ones together have less than `top_p`. What excludes a token
     excludes all less likely ones, so the winner is found without sorting the row.
     """
     weights: NDArray[Any] = np.exp(row - row.max())

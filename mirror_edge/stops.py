@@ -1,4 +1,4 @@
-"""Stop strings: where an answer is cut, though they may come in pieces."""
+"""Stop strings: where an answer is cut, even if they arrive in pieces."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ __all__ = ["StopStrings"]
 
 
 class StopStrings:
-    """Cuts a stream of text before the first stop string to be complete in it.
+    """Cuts a stream of text before the first stop string that is complete in it.
 
-    Of stop strings that are complete at the same character, the longest counts.
+    Of stop strings that end at the same character, the longest counts.
     """
 
     def __init__(self, stops: str | Iterable[str]) -> None:
-        """Raises OptionError for an empty stop string, and for what is none."""
+        """Take the stop strings.
+
+        Raises:
+            OptionError: for an empty stop string, or something that is not a string.
+        """
         if not isinstance(stops, Iterable):
             raise OptionError(f"stop is {stops!r}; it must be a list of strings.")
         self._stops = (stops,) if isinstance(stops, str) else tuple(stops)
@@ -27,9 +31,9 @@ class StopStrings:
         self._hit = False
 
     def push(self, text: str) -> tuple[str, bool]:
-        """The text now known to stand before any stop string, and whether one was hit.
+        """The text now known to precede any stop string, and whether one was hit.
 
-        Held back is only the longest ending that a stop string begins with. After a hit nothing
+        Only the longest ending that a stop string begins with is held back. After a hit nothing
         more comes.
         """
         if self._hit:
@@ -42,7 +46,7 @@ class StopStrings:
         return text[:cut], self._hit
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """The text that was held back and turned out not to be a stop string."""
         rest, self._held = self._held, ""
         return rest
 

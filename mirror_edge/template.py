@@ -1,7 +1,7 @@
 """Chat templates: a model's own Jinja program that writes a conversation as one prompt.
 
 A template comes with the model, so it is untrusted: it runs in Jinja's immutable sandbox, with the
-names and filters that Hugging Face transformers gives it.
+names and filters that Hugging Face transformers provides.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from mirror_edge.errors import TemplateError
 __all__ = ["MORE_TEMPLATES", "ChatTemplate", "Message", "template_file"]
 
 MORE_TEMPLATES = "additional_chat_templates"
-"""The folder of a model's templates beside the default one."""
+"""The folder with a model's templates other than the default one."""
 
 
 def template_file(name: str) -> str:
-    """Where a model's folder has the template called `name`."""
+    """The path of the template called `name` in a model's folder."""
     return "chat_template.jinja" if name == "default" else f"{MORE_TEMPLATES}/{name}.jinja"
 
 
 class Message(TypedDict):
-    """One turn of a conversation. A template may read further keys, which are passed on to it."""
+    """One turn of a conversation. Other keys are passed on to the template."""
 
     role: str
     content: str
@@ -44,7 +44,7 @@ class ChatTemplate:
     """A model's chat templates, by name, and the special tokens they may write."""
 
     def __init__(self, sources: Mapping[str, str], tokens: Mapping[str, str]) -> None:
-        """Templates are compiled when first rendered, so a broken one harms no raw prompt."""
+        """Templates are compiled on first use, so a broken one does not affect raw prompts."""
         self._sources = sources
         self._tokens = tokens
 
@@ -53,10 +53,11 @@ class ChatTemplate:
     ) -> str:
         """The conversation as one text.
 
-        `kwargs` are what this model's template knows, such as ``enable_thinking`` or ``tools``.
+        `kwargs` are variables that this model's template knows, such as ``enable_thinking`` or
+        ``tools``.
 
         Raises:
-            TemplateError: a message of the wrong shape, no template, or one that failed.
+            TemplateError: for messages of the wrong shape, a missing template, or one that fails.
         """
         values = {
             # Templates ask `tools is not none`, and an undefined value is not none.
@@ -75,7 +76,7 @@ class ChatTemplate:
                 f"The chat template is not valid Jinja, line {error.lineno}: {error.message}. "
                 "Fix it, or use --raw to send the prompt as it is."
             ) from error
-        except Exception as error:  # the template's program may fail like any other
+        except Exception as error:  # a template is a program and may fail in any way
             reason = str(error) or type(error).__name__
             raise TemplateError(f"The chat template refused the messages: {reason}") from error
 
@@ -90,7 +91,7 @@ class ChatTemplate:
 
 
 def _checked(messages: object) -> list[dict[str, Any]]:
-    """Copies of the messages, whose shape was checked: no template sees the caller's own."""
+    """Copies of the messages after checking their shape; templates never see the caller's own."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise TemplateError("Messages must be a list of {role, content}.")
     if not messages:
@@ -107,14 +108,14 @@ def _checked(messages: object) -> list[dict[str, Any]]:
                 raise TemplateError(
                     f"Message {index}: {key} must be text, not {type(message[key]).__name__}."
                 )
-    # A key without a value is left out: many templates only ask whether it is there.
+    # Keys without a value are omitted: many templates only test whether a key is there.
     return [
         {key: value for key, value in message.items() if value is not None} for message in messages
     ]
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks what training learns from; a prompt has just the text in it."""
+    """``{% generation %}`` marks text for training; a prompt just contains that text."""
 
     tags = {"generation"}  # noqa: RUF012 - as the base class has it
 
@@ -125,7 +126,7 @@ class _Generation(Extension):
 
 
 class _PlainNamespace(Namespace):
-    """Jinja's ``namespace``, without underscore names, which could pose as Python's own."""
+    """Jinja's ``namespace`` without underscore names, which could imitate Python's own."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # so that `self` can be a keyword
         self, *rest = args

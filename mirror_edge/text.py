@@ -13,10 +13,9 @@ from tokenizers import Tokenizer
 from mirror_edge.bundle import Bundle
 from mirror_edge.detokenize import TextStream, opener
 from mirror_edge.errors import BundleError, OptionError
-from mirror_edge.stops import StopStrings
 from mirror_edge.template import MORE_TEMPLATES, ChatTemplate, Message, template_file
 
-__all__ = ["Message", "StopStrings", "Text", "TextStream"]
+__all__ = ["Message", "Text"]
 
 _NAMED_TOKENS = (
     "bos_token",
@@ -30,7 +29,7 @@ _NAMED_TOKENS = (
 
 
 _LONG = 1 << 16
-"""Characters from which on a text takes its time."""
+"""Characters above which encoding a text takes noticeable time."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Text:
 
     @classmethod
     def of(cls, bundle: Bundle) -> Text:
-        """Read a bundle's, of which its manifest vouches for every file. Raises as `read`."""
+        """Read a bundle's, only from files in its manifest. Raises as `read`."""
         return cls._read([bundle.file(name) for name in bundle.manifest.files], bundle.folder)
 
     @classmethod
@@ -61,7 +60,7 @@ class Text:
 
     @classmethod
     def _read(cls, files: Collection[Path], folder: Path) -> Text:
-        """Of the folder, those among `files` count."""
+        """Read `folder`, only from those of its files that are among `files`."""
         tokenizer_path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
         for path in (tokenizer_path, config_path):
             if path not in files:
@@ -77,10 +76,10 @@ class Text:
         return cls(tokenizer, template, eos, opener(tokenizer))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The tokens of a text, by default with those the model wants around a raw prompt.
+        """The tokens of a text, by default with those the model expects around a raw prompt.
 
         Raises:
-            OptionError: the text contains an unpaired surrogate, so it is not valid Unicode.
+            OptionError: if the text contains an unpaired surrogate, so it is not valid Unicode.
         """
         try:
             text.encode()
@@ -91,7 +90,7 @@ class Text:
             ) from None
         if len(text) < _LONG:
             return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
-        # This one lets other threads run meanwhile.
+        # Unlike `encode`, this lets other threads run meanwhile.
         (encoded,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoded.ids)
 
@@ -103,14 +102,14 @@ class Text:
         `kwargs` go to the template, such as ``enable_thinking=False`` or ``tools=[...]``.
 
         Raises:
-            TemplateError: a message of the wrong shape, no template, or one that failed.
+            TemplateError: for messages of the wrong shape, a missing template, or one that fails.
         """
         return self.template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
 
     def encode_chat(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **kwargs: object
     ) -> list[int]:
-        """The tokens of `render_chat`; the template wrote the special ones, none are added.
+        """The tokens of `render_chat`; the template writes the special ones, none are added.
 
         Raises:
             TemplateError: as `render_chat`.
@@ -120,7 +119,7 @@ class Text:
         return self.encode(prompt, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones skipped: what a `stream` of them gives in all."""
+        """The text of tokens, without special ones: what a `stream` of them yields in total."""
         stream = self.stream()
         return stream.push(ids) + stream.finish()
 
@@ -152,14 +151,14 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_str(source)
     except Exception as error:  # tokenizers raises nothing narrower
         raise BundleError(f"{path}: is not a tokenizer ({error}). {_REMEDY}") from error
-    # Left over from training, either would quietly change a prompt.
+    # Left over from training, either would silently change a prompt.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def _named_tokens(config: Mapping[str, Any], path: Path) -> dict[str, str]:
-    """The special tokens that have a name, as they are spelled."""
+    """The spelling of each special token that has a name."""
     tokens: dict[str, str] = {}
     for name in _NAMED_TOKENS:
         token = config.get(name)
@@ -168,14 +167,14 @@ def _named_tokens(config: Mapping[str, Any], path: Path) -> dict[str, str]:
         if isinstance(token, str):
             tokens[name] = token
         elif config.get(name) is not None:
-            raise BundleError(f"{path}: {name} must be a text, not {token!r}. {_REMEDY}")
+            raise BundleError(f"{path}: {name} must be a string, not {token!r}. {_REMEDY}")
     return tokens
 
 
 def _templates(
     files: Collection[Path], folder: Path, config: Mapping[str, Any], path: Path
 ) -> dict[str, str]:
-    """The chat templates by name; none for a model that has none."""
+    """The chat templates by name; empty for a model that has none."""
     file = folder / template_file("default")
     if file in files:
         within = (other for other in files if other.parent == folder / MORE_TEMPLATES)
@@ -190,13 +189,13 @@ def _templates(
         named = {"": None}
     if not all(isinstance(part, str) for item in named.items() for part in item):
         raise BundleError(
-            f"{path}: chat_template must be a text or a list of {{name, template}}. {_REMEDY}"
+            f"{path}: chat_template must be a string or a list of {{name, template}}. {_REMEDY}"
         )
     return named
 
 
 def _end_of_sequence(path: Path) -> frozenset[int]:
-    """The ids under ``eos_token_id``; none where there is no such entry."""
+    """The ids under ``eos_token_id``; empty if there is no such entry."""
     ids = _read_object(path).get("eos_token_id")
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
     if not all(type(token) is int and token >= 0 for token in ids):

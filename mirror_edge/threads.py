@@ -1,4 +1,4 @@
-"""How many threads of the processor each model has."""
+"""How many CPU threads each model gets."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["Threads", "share"]
 
 _WORTH = 8 << 20
-"""Bytes of a draft in memory from which on another thread is worth waking for it."""
+"""Bytes of draft weights per thread worth using."""
 
 
 class Threads(NamedTuple):
-    """Of target and draft."""
+    """Of the target and of the draft."""
 
     target: int
     draft: int
@@ -33,14 +33,14 @@ def share(
     target_threads: int | None,
     draft_threads: int | None,
 ) -> Threads:
-    """As many as were asked for, or all the cores that a model is confined to, or those there are.
+    """As many as were asked for, or as a device has cores of its own, or as there are cores.
 
-    Two models on one processor wait for the same memory, so what pays there is mostly that they
-    take turns, with all cores each. Beside another kind of device one core is left to whoever
-    drives it. A small draft has fewer threads, which would only wait for one another.
+    Two models on one processor wait for the same memory, so it is usually fastest that they take
+    turns, with all cores each. Beside another kind of device one core is left for its driver. A
+    small draft gets fewer threads, since more would only wait for one another.
 
     Raises:
-        OptionError: for more than there are, or for a device with threads of its own.
+        OptionError: for more than there are, or for a device that manages its own threads.
     """
     _refuse("target_threads", target_threads, target)
     _refuse("draft_threads", draft_threads, draft)
@@ -67,7 +67,7 @@ def _refuse(name: str, count: int | None, device: Device) -> None:
 
 
 def _left(device: Device, other: Device | None) -> int:
-    """The cores for `device`, which is confined to none, beside another model on `other`."""
+    """The cores left for `device`, which is confined to none, next to another model on `other`."""
     cores = len(usable_cores() - frozenset(other.cores if other else ()))
     apart = other is not None and other.kind != device.kind
     return max(1, cores - apart)

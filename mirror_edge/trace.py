@@ -17,9 +17,9 @@ class Span(NamedTuple):
     start: float
     end: float
     sent: int = 0
-    """Bytes that went to a device's own memory."""
+    """Bytes copied to a device's own memory."""
     read: int = 0
-    """Bytes that came back from it."""
+    """Bytes copied back from it."""
 
     @property
     def seconds(self) -> float:
@@ -28,32 +28,32 @@ class Span(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """What ended in some stretch of time."""
+    """What ended during some interval."""
 
     calls: list[Span]
-    """Of the lanes."""
+    """Calls on the lanes."""
     runs: list[Span]
-    """Of the device sessions inside them."""
+    """Runs of device sessions inside them."""
 
 
 class Trace:
-    """Spans as they end: `calls` of the lanes, and the `runs` of device sessions inside them."""
+    """Spans that have ended: `calls` on the lanes, and `runs` of device sessions inside them."""
 
     def __init__(self) -> None:
         """An empty trace."""
         self.calls: list[Span] = []
         self.runs: list[Span] = []
         self.placed: dict[str, Counter[str]] = {}
-        """How many nodes of each graph run on which provider; graphs are named as their runs."""
+        """How many nodes of each graph run on which provider; graphs are named like their runs."""
         self._kept: Spans | None = None
 
     def keep(self) -> Spans:
-        """Remember spans from here on; what is returned grows with every `take`."""
+        """Remember spans from now on; the returned object grows with every `take`."""
         self._kept = Spans([], [])
         return self._kept
 
     def take(self) -> Spans:
-        """What ended since the last take."""
+        """What has ended since the last `take`."""
         calls, self.calls = self.calls, []
         runs, self.runs = self.runs, []
         if self._kept is not None:

@@ -1,4 +1,4 @@
-"""A mode that is tried for some steps, to learn what the one in use cannot teach."""
+"""A mode tried for some steps, to learn what the one in use cannot show."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from mirror_edge.stats import StepRecord
 __all__ = ["Trial"]
 
 _STEPS: dict[Mode, int] = {"ar": 5, "sd": 13, "mirror": 13}
-"""At most. The first teach little: in the target's the last draft is still at work, and nothing of
-a draft is in the processor's caches."""
+"""Most steps of a trial. The first show little: in `ar` the last draft is still running, and a
+draft has left the CPU caches."""
 _STAKE = 1.0
-"""Tokens that its windows may lose before it ends: a draft that is nearly worth it is looked at for
+"""Tokens that a trial's windows may lose before it ends: a draft that is almost worth it gets
 longer."""
 _GAIN = 0.03
-"""Of its tokens, those that it must gain to be followed by another at once."""
+"""Share of its tokens that a trial must gain to be followed by another at once."""
 _COSTING = 0.005
-"""Of all tokens, those that trials may cost."""
+"""Share of all tokens that trials may cost."""
 
 
 @dataclass
 class Trial:
-    """Some steps of one plan. Costs are in tokens that the plan in use would have brought."""
+    """Some steps of one plan. Costs are in tokens that the plan in use would have generated."""
 
     plan: Strategy
     left: int
-    """Steps to come."""
+    """Steps still to run."""
     cost: float = 0.0
-    """What it has cost so far, the draft's reading included."""
+    """What it has cost so far, including what the draft had to read."""
     lost: float = 0.0
-    """What its own steps have cost of it: those with a window, where there is a draft."""
+    """What its own steps have cost of that: those with a window, if there is a draft."""
     tokens: int = 0
-    """What these have brought."""
+    """Tokens that these have generated."""
     reading: bool = False
-    """Whether the draft still reads what it has missed, before the first window."""
+    """Whether the draft is still reading what it missed, before the first window."""
     reviewed: bool = False
-    """Whether it has just said what it would have said to that."""
+    """Whether it has just reported what it would have predicted of that."""
 
     @classmethod
     def of(cls, plan: Strategy) -> Trial:
-        """A new one."""
+        """A new trial of `plan`."""
         return cls(plan, _STEPS[plan.mode])
 
     @property
@@ -51,18 +51,19 @@ class Trial:
 
     @property
     def owed(self) -> int:
-        """Tokens to wait before the next one, lest they cost too much."""
+        """Tokens to wait before the next trial, so that trials do not cost too much."""
         return int(max(0.0, self.cost) / _COSTING)
 
     def next(self) -> Strategy:
-        """The plan, for one step more; while the draft reads, steps do not count."""
+        """The plan, for one more step; while the draft reads, steps do not count."""
         if not self.reading:
             self.left -= 1
         return self.plan
 
     def learn(self, step: StepRecord, pace: float) -> bool:
-        """Whether `step` was one of its own, which is taken in; `pace` is the seconds a token of
-        the plan in use.
+        """Record `step` if it is one of the trial's own; return whether it is.
+
+        `pace` is the seconds per token of the plan in use.
         """
         self.reading = step.reviewed == ()
         self.reviewed |= bool(step.reviewed)

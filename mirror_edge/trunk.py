@@ -1,7 +1,7 @@
-"""What the branches of a rollout grow behind: the text, as far as the draft remembers it.
+"""The text that a rollout's branches continue, as far as the draft remembers it.
 
-A draft keeps the first few tokens of a long text and the latest ones, so that its forwards never
-take longer than at `DraftGraph.main` rows, however long the text is (after StreamingLLM, arXiv
+A draft keeps the first few tokens of a long text and the latest ones, so its forwards never take
+longer than with `DraftGraph.main` rows, however long the text is (after StreamingLLM, arXiv
 2309.17453). What it forgets costs it some agreement; the text never depends on it.
 """
 
@@ -12,17 +12,17 @@ from collections.abc import Sequence
 __all__ = ["FIRST", "Trunk"]
 
 FIRST = 4
-"""Tokens at the start that are never forgotten: attention rests on them."""
+"""Tokens at the start that are never forgotten: attention relies on them."""
 
 
 class Trunk:
     """Committed and drafted tokens, and which of them have rows in the draft's cache."""
 
     def __init__(self, tokens: list[int], gone: int) -> None:
-        """All `tokens`, of which `gone` behind the first few are forgotten."""
+        """All `tokens`; `gone` of them, after the first few, are forgotten."""
         self.tokens, self.gone = tokens, gone
         self.rows: Sequence[int] = tokens
-        """Those that are remembered, in the order of their slots."""
+        """The remembered ones, in the order of their slots."""
         if gone:
             self.rows = tokens[:FIRST] + tokens[FIRST + gone :]
 
@@ -31,5 +31,5 @@ class Trunk:
         return len(self.rows)
 
     def before(self, row: int) -> list[int]:
-        """All tokens in front of row `row`, behind the first few."""
+        """All tokens before row `row`, which comes after the first few; forgotten ones included."""
         return self.tokens[: row + self.gone]

@@ -1,4 +1,4 @@
-"""The controllers of a loaded model: what mode `auto` has measured and learnt of its devices."""
+"""The controllers of a loaded model: what mode `auto` has measured and learned on its devices."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _LEARNT = "experience.json"
 
 
 class Tuning:
-    """One controller a drafter; each has the devices measured once, and goes on from what it learnt
-    at earlier starts.
+    """One controller per drafter; each measures the devices once and continues from what was
+    learned at earlier starts.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Tuning:
         setup: Callable[[], Mapping[str, str]],
         on_measure: Callable[[str], None],
     ) -> None:
-        """Of the pair on `decoder`; `setup` names all that its costs depend on.
+        """For the pair on `decoder`; `setup` names everything that its costs depend on.
 
-        `on_measure` hears it when they are measured, which takes seconds.
+        `on_measure` is called before they are measured, which takes seconds.
         """
         self._decoder, self._setup, self._on_measure = decoder, setup, on_measure
         self._controllers: dict[str, tuple[kept.Key, Controller]] = {}
@@ -71,19 +71,19 @@ class Tuning:
         return self._controllers[name][1]
 
     def keep(self) -> None:
-        """Keep what the controllers have learnt, for the next start."""
+        """Keep what the controllers have learned, for the next start."""
         for key, controller in self._controllers.values():
             learnt = json.dumps(controller.experience.as_dict())
 
             def make(folder: Path, learnt: str = learnt) -> None:
                 (folder / _LEARNT).write_text(learnt, encoding="utf-8")
 
-            with suppress(OSError):  # Then it is learnt anew.
+            with suppress(OSError):  # Then it is learned again.
                 kept.renew("experience", key, make)
 
 
 def _learnt(key: kept.Key) -> Experience:
-    """What was learnt at earlier starts."""
+    """What was learned at earlier starts, if it can be read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         if place := kept.find("experience", key):
             return Experience.of(json.loads((place / _LEARNT).read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""What kind of value an option must have."""
+"""The kinds of values that options take."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ def require_whole(name: str, value: object) -> None:
 
 
 def require_number(name: str, value: object) -> None:
-    """Refuse anything but a number. Raises as `require_whole`."""
+    """Refuse anything but a number.
+
+    Raises:
+        OptionError: naming the option.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise OptionError(f"{name} is {value!r}; it must be a number.")

@@ -1,4 +1,4 @@
-"""A bundle whose files are hashed when it is first used, and again when one of them was changed."""
+"""Opening a bundle: its files are hashed on first use, and again when one of them has changed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SEEN = "seen.txt"
 
 
 def open_bundle(folder: Path, *, verify: bool = True) -> Bundle:
-    """Read a bundle; with `verify` its files have the hashes of its manifest.
+    """Read a bundle; with `verify`, check that its files have the hashes of its manifest.
 
-    To hash gigabytes takes seconds. It is done once for a bundle whose files stay as they are, by
-    their sizes and the times of their last change.
+    Hashing gigabytes takes seconds. It is done once, as long as the files keep their sizes and
+    times of modification.
 
     Raises:
         BundleError: as `bundle.read`.
@@ -42,7 +42,7 @@ def open_bundle(folder: Path, *, verify: bool = True) -> Bundle:
 
 
 def _state(bundle: Bundle) -> str:
-    """Where the files are, and what tells that one was changed."""
+    """A hash of where the files are and of everything that shows a change."""
     state = hashlib.sha256(str(bundle.folder.resolve()).encode())
     for name in (bundles.MANIFEST, *bundle.manifest.files):
         seen = bundle.file(name).stat()

@@ -1,6 +1,6 @@
 """What crosses between an answer and a draft in another process: numbers, in frames.
 
-Nothing that arrives is trusted: whatever is no answer to the call under way is a `WireError`.
+Nothing that arrives is trusted: anything but a reply to the running call is a `WireError`.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ _HEADER = struct.Struct("=4sIIII")
 _MAGIC = b"mirE"
 _READ = 1 << 16
 _MOST = 1 << 24
-"""Numbers in a message at most."""
+"""Most numbers in a message."""
 
 
 class WireError(Exception):
-    """What arrived is nonsense."""
+    """What arrived is invalid."""
 
 
 class Kind(IntEnum):
-    """What a message says."""
+    """What a message means."""
 
     READY = 1
-    """The draft is open; `floats` hold the seconds that a row takes, `ints` (UTF-8, JSON) how many
-    nodes of each graph run on which provider."""
+    """The draft is open; `floats` has the seconds per row, `ints` (JSON in UTF-8) how many nodes of
+    each graph run on which provider."""
     PREFILL = 2
-    """`ints` are the committed tokens; `floats` hold the seconds that the call may take."""
+    """`ints` are the committed tokens; `floats` has the seconds that the call may take."""
     ROLLOUT = 3
-    """An `Asked`; `floats` begin with the seconds that the call may take."""
+    """An `Asked`; `floats` begins with the seconds that the call may take."""
     DROP = 4
-    """Nobody wants the call's branches any more, or none but that of the root in `ints`."""
+    """The call's branches are no longer wanted, except that of the root in `ints`, if any."""
     DONE = 5
-    """The call's branches or review; `floats` hold when each of its forwards began and ended."""
+    """The call's branches or review; `floats` has the start and end of each of its forwards."""
     FAILED = 6
-    """Why the draft cannot go on; `ints` are UTF-8."""
+    """Why the draft cannot continue; `ints` is UTF-8."""
     REVIEW = 7
-    """An `Asked` of all committed tokens and no roots, `depth` being how many of them are reviewed;
-    the answer has 1 for each that was foreseen and 0 for each other one."""
+    """An `Asked` with all committed tokens, no roots, and as `depth` how many are reviewed. The
+    reply has a 1 for each that was predicted and a 0 for each other."""
 
 
 _KINDS = frozenset(Kind)
@@ -61,22 +61,22 @@ class Message(NamedTuple):
 
     kind: Kind
     call: int
-    """Which call it belongs to, counted from 1."""
+    """The call it belongs to, counted from 1."""
     ints: Sequence[int] = ()
     floats: Sequence[float] = ()
 
     @classmethod
     def text(cls, kind: Kind, call: int, text: str) -> Message:
-        """A message that says `text`."""
+        """A message with a text."""
         return cls(kind, call, list(text.encode()))
 
     def as_text(self) -> str:
-        """What it says."""
+        """The text in it."""
         return bytes(i & 0xFF for i in self.ints).decode(errors="replace")
 
 
 class Asked(NamedTuple):
-    """A rollout as it is asked for, or a review; see `Drafter`."""
+    """A request for a rollout or a review; see `Drafter`."""
 
     committed: Sequence[int]
     drafted: Sequence[int]
@@ -86,9 +86,9 @@ class Asked(NamedTuple):
     vocabulary: int
 
     def message(self, call: int, seconds: float, kind: Kind = Kind.ROLLOUT) -> Message:
-        """As it crosses; the call may take `seconds`."""
+        """The request as a message; the call may take `seconds`."""
         s = self.sampling
-        # The noise depends on the seed's low 64 bits alone.
+        # The noise depends only on the seed's low 64 bits.
         seed = (int(s.seed) + (1 << 63)) % (1 << 64) - (1 << 63)
         top_k = min(s.top_k, self.vocabulary)
         ints = [self.depth, self.vocabulary, top_k, seed, len(self.committed), len(self.drafted)]
@@ -101,7 +101,7 @@ class Asked(NamedTuple):
 
     @classmethod
     def of(cls, message: Message) -> Asked:
-        """As it arrives."""
+        """The request in a message."""
         depth, vocabulary, top_k, seed, committed, drafted, *rest = message.ints
         _, temperature, top_p, min_p, repetition_penalty = message.floats
         told, roots = committed + drafted, rest[committed + drafted :]
@@ -115,7 +115,7 @@ class Asked(NamedTuple):
         )
 
     def answered(self, message: Message) -> list[Branch]:
-        """The branches in an answer to this.
+        """The branches in the reply to this.
 
         Raises:
             WireError: for anything but branches of its roots, each at most once.
@@ -127,18 +127,22 @@ class Asked(NamedTuple):
             root, length = Root(ints[at], ints[at + 1]), ints[at + 2]
             tokens = tuple(ints[at + 3 : at + 3 + max(0, length)])
             if root not in wanted:
-                raise WireError(f"a branch of {tuple(root)}, which is no root")
+                raise WireError(f"a branch of {tuple(root)}, which was not asked for")
             if not 0 < length == len(tokens) <= self.depth:
-                raise WireError(f"a branch of {length} tokens, where {self.depth} were wanted")
+                raise WireError(
+                    f"a branch of {length} tokens, where at most {self.depth} were asked for"
+                )
             if min(tokens) < 0 or max(tokens) >= self.vocabulary:
-                raise WireError(f"a branch with a token that is none of {self.vocabulary:,}")
+                raise WireError(
+                    f"a branch with a token outside the vocabulary of {self.vocabulary:,}"
+                )
             wanted.remove(root)
             branches.append(Branch(root, tokens))
             at += 3 + length
         return branches
 
     def reviewed(self, message: Message) -> list[bool]:
-        """What an answer to this, as a review, says of the latest tokens.
+        """What the reply to this, as a review, reports of the latest tokens.
 
         Raises:
             WireError: for anything else.
@@ -149,7 +153,7 @@ class Asked(NamedTuple):
 
 
 def in_line(branches: Sequence[Branch]) -> list[int]:
-    """As an answer has them."""
+    """Branches as the numbers of a reply."""
     ints: list[int] = []
     for root, tokens in branches:
         ints += (*root, len(tokens), *tokens)
@@ -161,17 +165,17 @@ class Wire:
 
     def __init__(self, connection: socket.socket) -> None:
         """Speak over a connected stream socket, which becomes this wire's own."""
-        if connection.family == socket.AF_INET:  # Where there is no better kind of pair.
+        if connection.family == socket.AF_INET:  # On systems without Unix socket pairs.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
         self._unread = bytearray()
         self._sending = threading.Lock()
 
     def send(self, message: Message, seconds: float | None = None) -> None:
-        """Send it whole, from any thread; with `seconds`, the other end has so long to take it.
+        """Send a message whole, from any thread; the other end has `seconds` to accept it.
 
         Raises:
-            TimeoutError: if it does not take it.
+            TimeoutError: if it does not accept it.
             ConnectionError: if it is gone.
         """
         kind, call, ints, floats = message
@@ -187,7 +191,7 @@ class Wire:
 
         Raises:
             WireError: for anything but a message.
-            TimeoutError: if it does not come.
+            TimeoutError: if it does not arrive in time.
             EOFError: if the other end is gone.
         """
         until = None if seconds is None else time.monotonic() + seconds
@@ -203,7 +207,7 @@ class Wire:
         return bool(self._unread) or bool(select.select([self._socket], [], [], 0.0)[0])
 
     def end(self) -> None:
-        """Tell the other end, and whoever waits at this one, that nothing more will come."""
+        """Tell the other end, and any thread waiting at this one, that nothing more will come."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

@@ -69,7 +69,7 @@ def test_what_is_asked_for_is_given_or_refused(small: Manifest) -> None:
     ):
         with pytest.raises(OptionError, match=said):
             share(small, cpu, cpu, *asked)
-    with pytest.raises(OptionError, match="qnn has threads of its own"):
+    with pytest.raises(OptionError, match="qnn manages its own threads"):
         share(small, cpu, Device("qnn"), None, 1)
     with pytest.raises(OptionError, match=r"draft_threads is 4; cpu:.* has 3 cores"):
         share(small, cpu, Device("cpu", (0, 1, 2)), None, 4)

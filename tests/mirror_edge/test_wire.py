@@ -177,15 +177,15 @@ def test_any_other_answer_is_nonsense(roots: list[Root], ints: list[int]) -> Non
 @pytest.mark.parametrize(
     ("ints", "said"),
     [
-        ([0, 7], "breaks off"),
-        ([0, 8, 1, 1], "no root"),
-        ([0, 7, 1, 1, 0, 7, 1, 1], "no root"),
+        ([0, 7], "a truncated branch"),
+        ([0, 8, 1, 1], "not asked for"),
+        ([0, 7, 1, 1, 0, 7, 1, 1], "not asked for"),
         ([0, 7, 2, 1], "2 tokens"),
         ([0, 7, 4, 1, 1, 1, 1], "4 tokens"),
         ([0, 7, 0], "0 tokens"),
         ([0, 7, -1], "-1 tokens"),
-        ([0, 7, 1, VOCABULARY], "none of 50"),
-        ([0, 7, 1, -1], "none of 50"),
+        ([0, 7, 1, VOCABULARY], "outside the vocabulary of 50"),
+        ([0, 7, 1, -1], "outside the vocabulary of 50"),
     ],
 )
 def test_nonsense_is_named(ints: list[int], said: str) -> None:
