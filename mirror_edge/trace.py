@@ -21,11 +21,6 @@ class Span(NamedTuple):
     read: int = 0
     """Bytes copied back from it."""
 
-    @property
-    def seconds(self) -> float:
-        """How long it took."""
-        return self.end - self.start
-
 
 class Spans(NamedTuple):
     """What ended during some interval."""
