@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BYTES",
+    "CANDIDATES",
+    "CHUNK",
+    "DRAFT_WIDTH",
+    "PREFILL",
+    "TARGET",
+    "WIDTHS",
     "capacity",
     "chunks",
     "exit_head",

@@ -121,8 +121,8 @@ def _llama3(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     waves = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     kept = ((waves - low) / (high - low)).clamp(0, 1)
-    stretched: Tensor = frequencies * (kept + (1 - kept) / float(scaling["factor"]))
-    return stretched
+    scaled: Tensor = frequencies * (kept + (1 - kept) / float(scaling["factor"]))
+    return scaled
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

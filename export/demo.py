@@ -34,6 +34,18 @@ if TYPE_CHECKING:
 
     from mirror_edge.export.distillation import Status
 
+__all__ = [
+    "CONTEXT",
+    "RUN_FILE",
+    "SIZES",
+    "VOCABULARY",
+    "main",
+    "save",
+    "save_tokenizer",
+    "train_target",
+    "train_tokenizer",
+]
+
 RUN_FILE = "training.json"
 VOCABULARY = 4096
 CONTEXT = 1024

@@ -23,8 +23,6 @@ __all__ = [
     "value",
 ]
 
-Dims = Sequence[int | str]
-
 ONLY_SHAPE = {"Shape", "Size"}
 """Operators that read a tensor's shape only."""
 _GRAPHS = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
@@ -53,7 +51,7 @@ def element_type(spec: ModelSpec) -> int:
     return int(TensorProto.FLOAT if spec.dtype == "float32" else TensorProto.FLOAT16)
 
 
-def value(name: str, dtype: int, dims: Dims) -> ValueInfoProto:
+def value(name: str, dtype: int, dims: Sequence[int | str]) -> ValueInfoProto:
     """A graph input or output."""
     return helper.make_tensor_value_info(name, dtype, list(dims))
 
