@@ -1,1 +1,1 @@
-"""Devices: what runs the graphs of a bundle, and where."""
+"""Runtimes: the devices that run the graphs of a bundle."""

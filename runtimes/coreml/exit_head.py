@@ -1,4 +1,4 @@
-"""The exit head on Core ML: a function of the target's package, on either model's device."""
+"""The exit head on Core ML: a function of the target's package, on either device."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle
     from mirror_edge.trace import Trace
 
+__all__ = ["CoreMLExitHead", "joined"]
+
 _FUNCTION = "exit"
 
 
 class CoreMLExitHead:
-    """An `ExitHead` over the package of a bundle's target."""
+    """An `ExitHead` over the target package of a bundle."""
 
     def __init__(self, bundle: Bundle, unit: str, trace: Trace, name: str = _FUNCTION) -> None:
         """Load the function on `unit`; its runs are recorded under `name`."""
@@ -40,19 +42,21 @@ class CoreMLExitHead:
             width = next(w for w in self._widths if w >= len(part))
             padded = np.zeros((1, width, hidden.shape[1]), hidden.dtype)
             padded[0, : len(part)] = part
-            found.append(self.named(padded, len(part), candidates))
+            found.append(self.top(padded, len(part), candidates))
         return joined(found)
 
-    def named(self, hidden: NDArray[Any], rows: int, candidates: int) -> ExitSignal:
-        """The candidates of the first `rows` of `hidden` [1, S, hidden], S one of the widths.
+    def top(self, hidden: NDArray[Any], rows: int, candidates: int) -> ExitSignal:
+        """The best candidates of the first `rows` of `hidden` [1, S, hidden].
+
+        S must be one of the function's widths.
 
         Raises:
-            OptionError: for more than the function names.
+            OptionError: for more candidates than the function returns.
         """
         if candidates > self._most < self._vocabulary:
             raise OptionError(
-                f"{candidates} candidates a row are wanted (--candidates and one), and this "
-                f"bundle's exit head names {self._most}."
+                f"{candidates} candidates per row are needed (--candidates plus one), but this "
+                f"bundle's exit head returns at most {self._most}. Use fewer candidates."
             )
         out = self._program.predict({"hidden": hidden})
         ids, logprobs = (out[name][0, :rows, :candidates] for name in ("exit_ids", "exit_logprobs"))
@@ -64,7 +68,7 @@ class CoreMLExitHead:
 
 
 def joined(signals: Sequence[ExitSignal]) -> ExitSignal:
-    """The rows of `signals`, one behind the other."""
+    """The rows of all `signals`, in order."""
     return ExitSignal(
         np.concatenate([signal.ids for signal in signals]),
         np.concatenate([signal.logprobs for signal in signals]),

@@ -18,21 +18,27 @@ if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle
     from mirror_edge.trace import Trace
 
+__all__ = ["CoreMLTarget"]
+
 
 class _Fed(NamedTuple):
     """Rows that have gone through the prefix."""
 
     hidden: NDArray[Any]
-    """[1, S, hidden], padding behind the rows."""
+    """[1, S, hidden]: the rows, then padding."""
     start: int
     rows: int
 
 
 class CoreMLTarget:
-    """A `Target` over the package of a bundle's target."""
+    """A `Target` over the target package of a bundle."""
 
     def __init__(self, bundle: Bundle, unit: str, trace: Trace) -> None:
-        """Load the functions on `unit` and run each once at every width."""
+        """Load the functions on `unit` and run each once at every width.
+
+        Raises:
+            DeviceError: if Core ML refuses a function or fails to run it.
+        """
         spec = bundle.manifest.target
         functions = bundle.manifest.packages[spec.prefix].functions
         self.context, self.vocabulary = spec.model.context, spec.model.vocabulary
@@ -80,7 +86,7 @@ class CoreMLTarget:
             self._fed.append(self._feed("prefix", part, start + first, fitting))
         if candidates == 0:
             return None
-        return joined([self._exit.named(fed.hidden, fed.rows, candidates) for fed in self._fed])
+        return joined([self._exit.top(fed.hidden, fed.rows, candidates) for fed in self._fed])
 
     def hidden(self) -> NDArray[Any]:
         """See `Target.hidden`."""
@@ -113,7 +119,7 @@ class CoreMLTarget:
         return logits
 
     def _warm_up(self) -> None:
-        """A device compiles a program for a width at its first run."""
+        """Run every width once, since a device compiles a program at the first run of a width."""
         for width in self._widths:
             self.prefix([0] * width, 0, 1)
             self.suffix()

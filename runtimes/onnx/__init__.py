@@ -1,1 +1,1 @@
-"""ONNX Runtime: sessions, their KV caches, and the target and draft made of them."""
+"""ONNX Runtime: sessions, KV caches, and the target and draft built on them."""

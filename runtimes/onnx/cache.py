@@ -1,4 +1,4 @@
-"""KV caches of the layers of one graph."""
+"""The KV cache of one graph's layers, updated in place or grown by concatenation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from mirror_edge.runtimes.onnx.memory import Memory
     from mirror_edge.runtimes.onnx.session import Buffer, Session
 
+__all__ = ["Cache", "ConcatCache", "InPlaceCache", "open_cache"]
+
 _FIRST_ROWS = 256
+"""A cache starts with at most twice this many rows."""
 
 
 class Cache(Protocol):
-    """Keeps the keys and values of a graph's layers between runs."""
+    """Holds the keys and values of a graph's layers between runs."""
 
     def run(
         self,
@@ -25,17 +28,17 @@ class Cache(Protocol):
         outputs: dict[str, Buffer],
         rows: int,
     ) -> None:
-        """Run the graph on `rows` rows fed at positions `start`…, whatever stood there."""
+        """Run the graph on `rows` rows at positions `start`…, overwriting earlier ones there."""
         ...
 
 
 class InPlaceCache:
-    """Fixed buffers that the graph writes in place; they double when they are full."""
+    """Buffers that the graph writes in place; their capacity doubles when they are full."""
 
     def __init__(
         self, session: Session, memory: Memory, model: ModelSpec, layers: range, limit: int
     ) -> None:
-        """Buffers for `layers`, growing up to `limit` rows."""
+        """Allocate buffers for `layers`, which can grow to at least `limit` rows."""
         self._session, self._memory = session, memory
         self._capacity = limit
         while self._capacity > 2 * _FIRST_ROWS:
@@ -60,20 +63,23 @@ class InPlaceCache:
         rows: int,
         width: int = 0,
     ) -> None:
-        """See `Cache.run`. Inputs that are wider than the rows' end are `width` wide."""
+        """See `Cache.run`. `width` is that of a padded attention bias; 0: it is not padded."""
         end = start + rows
         total = width or self.width(end)
         self._seqlens[0], self._total[()] = end - 1, total
         self._session.run(inputs, outputs)
 
     def width(self, slots: int, multiple: int = 1) -> int:
-        """The multiple of `multiple` that holds so many slots, for which there is room then."""
+        """`slots` rounded up to a multiple of `multiple`, after making room for that many rows.
+
+        The result never exceeds the capacity.
+        """
         while slots > self._capacity:
             self._double()
         return min(-(-slots // multiple) * multiple, self._capacity)
 
     def move(self, slots: Sequence[int], start: int) -> None:
-        """Copy the rows in `slots` to `start`…."""
+        """Copy the rows in `slots` to slots `start`…."""
         if list(slots) == list(range(start, start + len(slots))):
             return
         for name, buffer in self._buffers.items():
@@ -93,10 +99,10 @@ class InPlaceCache:
 
 
 class ConcatCache:
-    """For graphs that return a longer cache each time: rows taken back are cut off."""
+    """A cache that every run returns longer; rows from `start` on are cut off before it."""
 
     def __init__(self, session: Session, model: ModelSpec, layers: range) -> None:
-        """An empty cache for `layers`."""
+        """Start with an empty cache for `layers`."""
         self._session = session
         self._names = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
         empty = np.zeros((1, model.kv_heads, 0, model.head_size), dtype=model.dtype)
@@ -123,7 +129,7 @@ class ConcatCache:
 def open_cache(
     session: Session, memory: Memory, model: ModelSpec, layers: range, limit: int
 ) -> Cache:
-    """The cache that a graph of this model was exported for."""
+    """The kind of cache that this model's graphs were exported for."""
     if model.cache == "in_place":
         return InPlaceCache(session, memory, model, layers, limit)
     return ConcatCache(session, model, layers)

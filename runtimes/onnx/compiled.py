@@ -1,4 +1,4 @@
-"""Graphs that a provider has compiled once, kept for the next start."""
+"""Graphs compiled by a provider, kept for the next start."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _GRAPH, _NODES = "graph.onnx", "nodes.json"
 
 
 def compiled(graph: Path, setup: Setup) -> tuple[Path, int] | None:
-    """The compiled form of `graph`, made now or before, and of how many nodes it was.
+    """The compiled form of `graph`, made now or earlier, and the original's number of nodes.
 
-    None if it cannot be kept.
+    None if it cannot be stored.
 
     Raises:
-        DeviceError: if the provider leaves a part of the graph to another.
+        DeviceError: if the provider leaves part of the graph to another.
     """
     place = setup.place
     key = {
@@ -54,5 +54,5 @@ def compiled(graph: Path, setup: Setup) -> tuple[Path, int] | None:
         folder = kept.entry("compiled", key, compile_into)
         return folder / _GRAPH, json.loads((folder / _NODES).read_text(encoding="utf-8"))
     except OSError as error:
-        _log.warning("%s: its compiled form cannot be kept: %s", graph, error)
+        _log.warning("%s: its compiled form cannot be stored: %s", graph, error)
         return None

@@ -1,4 +1,4 @@
-"""The draft on ONNX Runtime: one session whose rows see what they are told to see."""
+"""The draft on ONNX Runtime: one session, with an attention mask for each forward."""
 
 from __future__ import annotations
 
@@ -20,16 +20,22 @@ if TYPE_CHECKING:
 
     from mirror_edge.bundle import Bundle
 
+__all__ = ["OnnxDraft"]
+
 _NONE = np.zeros(0, dtype=np.int64)
-_WIDTHS = 64
-"""On the host a bias is a multiple of so many slots wide: one buffer serves many forwards."""
+_WIDTH_STEP = 64
+"""On the host, biases are padded to a multiple of this width, so that buffers can be reused."""
 
 
 class OnnxDraft:
     """A `DraftGraph` over the draft graph of a bundle."""
 
     def __init__(self, bundle: Bundle, setup: Setup) -> None:
-        """Load the graph."""
+        """Load the graph.
+
+        Raises:
+            DeviceError: if the device refuses the graph or computes attention incorrectly.
+        """
         spec = bundle.manifest.draft
         assert spec is not None
         model = spec.model
@@ -41,14 +47,14 @@ class OnnxDraft:
         self._mask = Mask(np.dtype(model.dtype))
         if widest_run(setup.place) < ANY:
             raise DeviceError(
-                f"device {setup.place.provider.kind}: gets attention of many rows wrong, which a "
-                "draft needs. Update its driver, or choose another device for the draft."
+                f"device {setup.place.provider.kind}: its attention is wrong for many rows at "
+                "once, which a draft needs. Update its driver, or choose another draft device."
             )
         session = self._session = Session(bundle.file(spec.graph), setup, "draft", stoppable=True)
         self._cache = InPlaceCache(
             session, open_memory(setup), model, range(model.layers), self.slots
         )
-        self._widths = _WIDTHS if setup.place.memory is None else 1
+        self._width_step = _WIDTH_STEP if setup.place.memory is None else 1
         self._seqlens = np.zeros(1, dtype=np.int32)
         self._total = np.zeros((), dtype=np.int32)
         self._numbers = np.arange(spec.streams)
@@ -69,7 +75,7 @@ class OnnxDraft:
         """See `DraftGraph.forward`."""
         rows, end = len(tokens), start + len(tokens)
         extra = 0 if streamed is None else len(streamed) * ahead
-        width = self._cache.width(end + extra, self._widths)
+        width = self._cache.width(end + extra, self._width_step)
         bias = self._mask.main(rows, end, width, hidden)
         inputs = {"input_ids": tokens[None], "position_ids": positions[None]}
         inputs |= {"attention_bias": bias, "rows": wanted}

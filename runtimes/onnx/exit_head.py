@@ -1,4 +1,4 @@
-"""The exit head on ONNX Runtime: on the target's device, or on the draft's."""
+"""The exit head on ONNX Runtime, on the target's device or the draft's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle
     from mirror_edge.runtimes.onnx.session import Buffer
 
+__all__ = ["OnnxExitHead"]
+
 
 class OnnxExitHead:
     """An `ExitHead` over the exit graph of a bundle."""
@@ -23,30 +25,30 @@ class OnnxExitHead:
         """Load the graph; its runs are recorded under `name`.
 
         Raises:
-            DeviceError: if the device cannot run it.
+            DeviceError: if the device cannot run the graph.
         """
         spec = bundle.manifest.target
         self._vocabulary = spec.exit_vocabulary
         self._session = Session(bundle.file(spec.exit), setup, name)
-        self._ids = self._session.dtype("exit_ids")
-        self._named: dict[tuple[int, ...], tuple[NDArray[Any], NDArray[np.float32]]] = {}
-        """What it names, by shape: kept, so that it is bound once."""
+        self._id_type = self._session.dtype("exit_ids")
+        self._outputs: dict[tuple[int, ...], tuple[NDArray[Any], NDArray[np.float32]]] = {}
+        """Ids and log-probabilities by shape, kept so that they are bound only once."""
 
     def signal(self, hidden: NDArray[Any], candidates: int) -> ExitSignal:
         """See `ExitHead.signal`."""
-        return self.named(hidden[None], len(hidden), candidates)
+        return self.top(hidden[None], len(hidden), candidates)
 
-    def named(self, hidden: Buffer, rows: int, candidates: int) -> ExitSignal:
-        """The candidates of the rows [1, rows, hidden], wherever these are."""
+    def top(self, hidden: Buffer, rows: int, candidates: int) -> ExitSignal:
+        """The best candidates of `hidden` [1, rows, hidden], in host or device memory."""
         k = min(candidates, self._vocabulary)
         shape = (1, rows, k)
-        ids, logprobs = self._named.setdefault(
-            shape, (np.empty(shape, self._ids), np.empty(shape, np.float32))
-        )
+        if shape not in self._outputs:
+            self._outputs[shape] = np.empty(shape, self._id_type), np.empty(shape, np.float32)
+        ids, logprobs = self._outputs[shape]
         self._session.run(
             {"hidden": hidden, "top": np.array([k])}, {"exit_ids": ids, "exit_logprobs": logprobs}
         )
-        # Copied: the draft may read them beside the next window.
+        # Copied: the draft may still read them during the next window.
         return ExitSignal(ids[0].astype(np.int64), logprobs[0].copy())
 
     def close(self) -> None:

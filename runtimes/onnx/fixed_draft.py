@@ -1,7 +1,7 @@
-"""The draft on a device that runs fixed shapes only: padded rows, and a cache kept on the host.
+"""The draft on a device that runs fixed shapes only: padded rows, and a KV cache on the host.
 
-The graphs are given the whole cache and hand out the new rows, which are put where they belong
-here. Padding stands behind the rows, and none of them sees it, so it changes no result.
+Each graph takes the whole cache as input and returns the new rows, which are stored in it here.
+Padding comes after the rows and no row sees it, so it changes no result.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["FixedDraft"]
 
-_UNSEEN = np.float32(-3e4)
-"""Added to a score: its weight is zero then, in 16-bit floats too."""
+_MASKED = np.float32(-3e4)
+"""Added to an attention score to make its weight zero, in 16-bit floats too."""
 _NONE = np.zeros(0, dtype=np.int64)
 
 
 class Piece(NamedTuple):
-    """Rows `first`..`last` - 1 of a forward, that go through a graph together."""
+    """Rows `first`..`last` - 1 of a forward, which go through a graph together."""
 
     first: int
     last: int
     streamed: NDArray[np.int64]
-    """Those that have streams, counted within the piece."""
+    """Its rows with streams, as indices within the piece."""
 
 
 class FixedDraft:
@@ -43,14 +43,15 @@ class FixedDraft:
         """Load the graphs.
 
         Raises:
-            DeviceError: if the bundle has none, or the device refuses them.
+            DeviceError: if the bundle has no such graphs, or the device refuses them.
         """
         spec = bundle.manifest.draft
         assert spec is not None
         if spec.fixed is None:
             raise DeviceError(
-                f"{bundle.folder}: has no draft of fixed shapes, and {setup.place.provider.kind} "
-                f"runs no other. Export with --draft-for {setup.place.provider.kind}."
+                f"{bundle.folder}: has no draft with fixed shapes, and device "
+                f"{setup.place.provider.kind} supports no other. Export with --draft-for "
+                f"{setup.place.provider.kind}."
             )
         model, fixed = spec.model, spec.fixed
         self.context, self.vocabulary, self.named = model.context, model.vocabulary, spec.named
@@ -63,7 +64,7 @@ class FixedDraft:
 
         self._prefill = graph(fixed.prefill, fixed.chunk, 0)
         self._rollout = graph(fixed.rollout, fixed.rows, fixed.streamed)
-        self._rollout.give_logits(spec.named)
+        self._rollout.bind_logits(spec.named)
 
     def forward(
         self,
@@ -75,13 +76,13 @@ class FixedDraft:
         streamed: NDArray[np.int64] | None = None,
         ahead: int = 0,
     ) -> NDArray[np.float32]:
-        """See `DraftGraph.forward`. More rows than a graph takes go through it in turn."""
+        """See `DraftGraph.forward`. Rows that do not fit a graph go through it in several runs."""
         streamed = _NONE if streamed is None else streamed
         logits = [np.empty((0, self.named), dtype=np.float32)]
         guesses: list[NDArray[np.float32]] = []
-        silent = min([len(tokens), *wanted[:1].tolist(), *streamed[:1].tolist()])
-        for first, last, own in self._pieces(len(tokens), silent, streamed):
-            graph = self._prefill if last <= silent else self._rollout
+        leading = min([len(tokens), *wanted[:1].tolist(), *streamed[:1].tolist()])
+        for first, last, own in self._pieces(len(tokens), leading, streamed):
+            graph = self._prefill if last <= leading else self._rollout
             graph.run(
                 tokens[first:last],
                 positions[first:last],
@@ -89,14 +90,14 @@ class FixedDraft:
                 None if hidden is None else _within(hidden, first, last),
                 own,
             )
-            if last > silent:
+            if last > leading:
                 here = wanted[(wanted >= first) & (wanted < last)] - first
                 logits.append(graph.logits[here])
                 guesses.append(graph.stream_logits(len(own), ahead).copy())
         return np.concatenate([*logits, *guesses])
 
     def stop(self) -> None:
-        """See `DraftGraph.stop`: a forward is short on an NPU, and ends."""
+        """See `DraftGraph.stop`: it does nothing, because forwards on an NPU are short."""
 
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""
@@ -106,11 +107,11 @@ class FixedDraft:
         """Release the sessions."""
         del self._prefill, self._rollout
 
-    def _pieces(self, rows: int, silent: int, streamed: NDArray[np.int64]) -> Iterator[Piece]:
-        """What goes through a graph together; the first `silent` rows have no logits to give."""
+    def _pieces(self, rows: int, leading: int, streamed: NDArray[np.int64]) -> Iterator[Piece]:
+        """Split `rows` rows into runs of a graph; no logits are wanted of the first `leading`."""
         first = 0
         while first < rows:
-            graph, end = (self._prefill, silent) if first < silent else (self._rollout, rows)
+            graph, end = (self._prefill, leading) if first < leading else (self._rollout, rows)
             last = min(end, first + graph.rows)
             own = streamed[(streamed >= first) & (streamed < last)]
             if len(own) > graph.streamed:
@@ -121,7 +122,7 @@ class FixedDraft:
 
 
 def _within(hidden: NDArray[np.bool_], first: int, last: int) -> NDArray[np.bool_]:
-    """The part of `hidden` that is about the rows `first`..`last` - 1: the slots up to theirs."""
+    """The part of `hidden` for rows `first`..`last` - 1, up to the last of their own slots."""
     return hidden[first:last, : hidden.shape[1] - (len(hidden) - last)]
 
 
@@ -134,15 +135,15 @@ class _Cache:
         self.keys = np.zeros((model.layers, 1, heads, size, slots), dtype=np.float32)
         self.values = np.zeros((model.layers, 1, heads, slots, size), dtype=np.float32)
 
-    def take(
+    def store(
         self, start: int, keys: NDArray[np.float32], values: NDArray[np.float32], rows: int
     ) -> None:
-        """Keep the first `rows` of new rows in the slots `start`…."""
+        """Store the first `rows` new rows in slots `start`…."""
         self.keys[..., start : start + rows] = keys[..., :rows]
         self.values[..., start : start + rows, :] = values[..., :rows, :]
 
     def move(self, slots: Sequence[int], start: int) -> None:
-        """Copy the rows in `slots` to `start`…."""
+        """Copy the rows in `slots` to slots `start`…."""
         end = start + len(slots)
         if list(slots) != list(range(start, end)):
             self.keys[..., start:end] = self.keys[..., slots]
@@ -150,34 +151,36 @@ class _Cache:
 
 
 class _Graph:
-    """One of the graphs, with its padded inputs and outputs bound."""
+    """One of the two graphs, with its padded inputs and outputs bound."""
 
     def __init__(
         self, session: Session, cache: _Cache, rows: int, streamed: int, streams: int
     ) -> None:
-        """`rows` rows, `streamed` of which have `streams` streams each."""
+        """Bind buffers for `rows` rows, `streamed` of which have `streams` streams each."""
         self.rows, self.streamed, self._streams = rows, streamed, streams
         self._session, self._cache = session, cache
         extra, slots = streamed * streams, cache.slots
         self._tokens = np.zeros((1, rows), dtype=np.int32)
         self._positions = np.zeros((1, rows), dtype=np.int32)
-        self._mask = np.full((rows, slots + rows), _UNSEEN)
-        self._causal = np.triu(np.full((rows, rows), _UNSEEN), 1)
-        self._clean = self._start = 0
-        """Up to where all rows see all slots, and up to where they may."""
+        self._mask = np.full((rows, slots + rows), _MASKED)
+        self._causal = np.triu(np.full((rows, rows), _MASKED), 1)
+        self._common = 0
+        """All rows see all slots before this one."""
+        self._start = 0
+        """Rows may see the slots before this one."""
         session.bind("input_ids", self._tokens)
         session.bind("position_ids", self._positions)
         session.bind("mask", self._mask[None, None])
         if extra:
-            self._of = np.zeros(streamed, dtype=np.int32)
+            self._streamed = np.zeros(streamed, dtype=np.int32)
             self._all_positions = np.zeros((1, rows + extra), dtype=np.int32)
-            self._all_mask = np.full((rows + extra, slots + rows + extra), _UNSEEN)
-            # A stream sees itself and the streams of its row before it.
+            self._all_mask = np.full((rows + extra, slots + rows + extra), _MASKED)
+            # A stream sees itself and the earlier streams of its row.
             own = self._all_mask[rows:, slots + rows :]
             place = np.arange(extra)
             same = place[:, None] // streams == place // streams
             own[same & (place <= place[:, None])] = 0
-            session.bind("streamed", self._of)
+            session.bind("streamed", self._streamed)
             session.bind("stream_position_ids", self._all_positions)
             session.bind("stream_mask", self._all_mask[None, None])
         self._keys = np.empty((*cache.keys.shape[:-1], rows), dtype=np.float32)
@@ -190,14 +193,14 @@ class _Graph:
             session.bind(f"present.{layer}.key", self._keys[layer], output=True)
             session.bind(f"present.{layer}.value", self._values[layer], output=True)
 
-    def give_logits(self, named: int) -> None:
-        """Bind the logits, which only the graph for rollouts has."""
+    def bind_logits(self, named: int) -> None:
+        """Bind the logits of `named` tokens, an output of the rollout graph only."""
         rows = self.rows + self.streamed * self._streams
         self.logits = np.empty((rows, named), dtype=np.float32)
         self._session.bind("logits", self.logits[None], output=True)
 
     def stream_logits(self, count: int, ahead: int) -> NDArray[np.float32]:
-        """Of the first `ahead` streams of the first `count` rows that have any."""
+        """[count * ahead, named]: logits of the first `ahead` streams of `count` streamed rows."""
         streams = self.logits[self.rows : self.rows + count * self._streams]
         each = streams.reshape(count, self._streams, streams.shape[1])[:, :ahead]
         return each.reshape(count * ahead, streams.shape[1])
@@ -210,41 +213,41 @@ class _Graph:
         hidden: NDArray[np.bool_] | None,
         streamed: NDArray[np.int64],
     ) -> None:
-        """Feed rows into the slots `start`…; `hidden` as in `DraftGraph.forward`."""
+        """Feed rows into slots `start`…; `hidden` is as in `DraftGraph.forward`."""
         rows = len(tokens)
         self._tokens[0, :rows], self._tokens[0, rows:] = tokens, 0
         self._positions[0, :rows], self._positions[0, rows:] = positions, 0
-        self._look(rows, start, hidden)
+        self._write_mask(rows, start, hidden)
         if self.streamed:
-            self._look_ahead(streamed)
+            self._write_streams(streamed)
         self._session.run({}, {})
-        self._cache.take(start, self._keys, self._values, rows)
+        self._cache.store(start, self._keys, self._values, rows)
 
-    def _look(self, rows: int, start: int, hidden: NDArray[np.bool_] | None) -> None:
-        """Write the mask: what stands in the slots before `start`, then the rows themselves."""
+    def _write_mask(self, rows: int, start: int, hidden: NDArray[np.bool_] | None) -> None:
+        """Write the mask: the slots before `start`, then the fed rows themselves."""
         mask, fed = self._mask, self._mask[:, self._cache.slots :]
-        mask[:, self._clean : self._start] = 0
+        mask[:, self._common : self._start] = 0
         mask[:, self._start : start] = 0
-        mask[:, start : self._start] = _UNSEEN
+        mask[:, start : self._start] = _MASKED
         fed[:] = self._causal
-        self._clean = self._start = start
+        self._common = self._start = start
         if hidden is not None:
             before = hidden.shape[1] - rows
-            self._clean -= before
-            mask[:rows, self._clean : start][hidden[:, :before]] = _UNSEEN
-            fed[:rows, :rows][hidden[:, before:]] = _UNSEEN
+            self._common -= before
+            mask[:rows, self._common : start][hidden[:, :before]] = _MASKED
+            fed[:rows, :rows][hidden[:, before:]] = _MASKED
 
-    def _look_ahead(self, streamed: NDArray[np.int64]) -> None:
-        """Write what the rows of the top layers see: the streams what their row sees."""
+    def _write_streams(self, streamed: NDArray[np.int64]) -> None:
+        """Write the inputs for streams: each stream sees what its row sees."""
         mask, count, each = self._all_mask, len(streamed), self._streams
         seen = self._mask.shape[1]
         mask[: self.rows, :seen] = self._mask
         ahead = mask[self.rows :, :seen]
-        ahead[count * each :] = _UNSEEN
+        ahead[count * each :] = _MASKED
         ahead[: count * each] = np.repeat(self._mask[streamed], each, axis=0)
-        self._of[:count], self._of[count:] = streamed, 0
+        self._streamed[:count], self._streamed[count:] = streamed, 0
         places = self._all_positions[0]
         places[: self.rows] = self._positions[0]
-        behind = self._positions[0, streamed][:, None] + np.arange(1, each + 1)
+        after = self._positions[0, streamed][:, None] + np.arange(1, each + 1)
         places[self.rows :] = 0
-        places[self.rows : self.rows + count * each] = behind.ravel()
+        places[self.rows : self.rows + count * each] = after.ravel()

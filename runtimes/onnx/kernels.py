@@ -1,7 +1,7 @@
-"""Graphs of one operator, for what a device must do by itself so that its rows stay there.
+"""Graphs of one operator, for operations that a device must run itself on rows in its memory.
 
-They are a hundred bytes each, so they are spelled here rather than by the `onnx` package, which the
-runtime can do without. The field numbers are those of ``onnx.proto``.
+Each is a serialized ONNX model of about a hundred bytes, encoded here because the `onnx` package is
+not needed at run time. Field numbers are those of ``onnx.proto``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _OPSET, _IR = 21, 10
 
 
 def attention() -> bytes:
-    """`rows` float32 [1, S, size]: causal attention, one head, of `query` to `key` and `value`."""
+    """`rows` float32 [1, S, size]: causal attention, one head, of `query`, `key` and `value`."""
     cache = ["b", "h", "C", "size"]
     node = _node(
         "GroupQueryAttention",
@@ -36,7 +36,7 @@ def attention() -> bytes:
 
 
 def likeliest() -> bytes:
-    """`ids` int64 [1, n]: the likeliest of `logits` float32 [1, n, V]."""
+    """`ids` int64 [1, n]: the token with the highest of `logits` float32 [1, n, V]."""
     return _model(
         _node("ArgMax", ["logits"], ["ids"], axis=-1, keepdims=0),
         [_value("logits", "float32", ["b", "n", "V"])],
@@ -45,7 +45,7 @@ def likeliest() -> bytes:
 
 
 def copy(dtype: str) -> bytes:
-    """`copied` [1, n, width]: `rows` [1, n, width]."""
+    """`copied` [1, n, width]: a copy of `rows` [1, n, width]."""
     return _model(
         _node("Identity", ["rows"], ["copied"]),
         [_value("rows", dtype, ["b", "n", "d"])],
@@ -54,7 +54,7 @@ def copy(dtype: str) -> bytes:
 
 
 def double(dtype: str) -> bytes:
-    """`doubled` [1, heads, 2C, size]: `rows` [1, heads, C, size], and as many that nobody reads."""
+    """`doubled` [1, heads, 2C, size]: `rows` [1, heads, C, size], then as many unused rows."""
     return _model(
         _node("Concat", ["rows", "rows"], ["doubled"], axis=2),
         [_value("rows", dtype, ["b", "h", "C", "d"])],
@@ -63,7 +63,7 @@ def double(dtype: str) -> bytes:
 
 
 def pick(dtype: str) -> bytes:
-    """`picked` [1, heads, n, size]: the rows `slots` int64 [n] of `rows` [1, heads, C, size]."""
+    """`picked` [1, heads, n, size]: rows of `rows` [1, heads, C, size] at `slots` int64 [n]."""
     return _model(
         _node("Gather", ["rows", "slots"], ["picked"], axis=2),
         [

@@ -1,7 +1,7 @@
-"""The attention biases of a draft: 0 where a row may look, a large negative number where not.
+"""The attention biases of a draft: 0 where a row may attend, a large negative number elsewhere.
 
-Most of a bias is the context, which every row sees; only its last slots are handed in. The buffers
-are kept from forward to forward, so that they are bound once.
+Every row sees most of the context, so masks cover only the last slots. Buffers are kept between
+forwards, so that they are bound only once.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["Mask"]
 
 _KEPT = 16
-"""Shapes whose buffers are kept."""
+"""Number of shapes whose buffers are kept, for each kind of bias."""
 
 
 class Mask:
-    """Makes the biases of one draft."""
+    """Builds the biases of one draft."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        """Biases of `dtype`."""
-        self._unseen = dtype.type(np.finfo(dtype).min / 2)
+        """Build biases of `dtype`."""
+        self._masked = dtype.type(np.finfo(dtype).min / 2)
 
         def zeros(rows: int, width: int) -> NDArray[Any]:
             return np.zeros((1, 1, rows, width), dtype=dtype)
@@ -36,15 +36,15 @@ class Mask:
     def main(
         self, rows: int, end: int, width: int, hidden: NDArray[np.bool_] | None
     ) -> NDArray[Any]:
-        """[1, 1, rows, width]: the bias of `rows` main rows that are fed up to slot `end`.
+        """[1, 1, rows, width]: the bias of `rows` main rows, the last in slot `end` - 1.
 
-        `hidden` is as in `DraftGraph.forward`. What stands behind `end` is not there yet.
+        `hidden` is as in `DraftGraph.forward`. Slots from `end` on are excluded by the causal rule.
         """
         if hidden is None:
             return self._nothing(rows, width)
         bias = self._main(rows, width)
         bias.fill(0)
-        np.multiply(hidden, self._unseen, out=bias[0, 0, :, end - hidden.shape[1] : end])
+        np.multiply(hidden, self._masked, out=bias[0, 0, :, end - hidden.shape[1] : end])
         return bias
 
     def streams(
@@ -56,22 +56,22 @@ class Mask:
         streamed: NDArray[np.int64],
         ahead: int,
     ) -> NDArray[Any]:
-        """[1, 1, rows + m·ahead, width]: the same with streams of the m rows `streamed`."""
+        """[1, 1, rows + m·ahead, width]: the bias including streams of the m rows `streamed`."""
         of, extra = np.repeat(streamed, ahead), len(streamed) * ahead
         if len(self._later) < rows:
             place = np.arange(2 * rows)
             self._later = place > place[:, None]
-            """[rows, rows]: the fed rows that stand behind a row."""
+            """[n, n], n >= rows: True where the second index is the later row."""
         bias = self._ahead(rows + extra, width)
         bias.fill(0)
         later = self._later[:rows, :rows]
         if hidden is None:
-            unseen = later[of]
+            masked = later[of]
         else:
-            np.multiply(hidden, self._unseen, out=bias[0, 0, :rows, end - hidden.shape[1] : end])
-            unseen = hidden[of]
-            unseen[:, -rows:] |= later[of]
-        bias[0, 0, :rows, end : end + extra] = self._unseen
-        np.multiply(unseen, self._unseen, out=bias[0, 0, rows:, end - unseen.shape[1] : end])
-        np.multiply(of != of[:, None], self._unseen, out=bias[0, 0, rows:, end : end + extra])
+            np.multiply(hidden, self._masked, out=bias[0, 0, :rows, end - hidden.shape[1] : end])
+            masked = hidden[of]
+            masked[:, -rows:] |= later[of]
+        bias[0, 0, :rows, end : end + extra] = self._masked
+        np.multiply(masked, self._masked, out=bias[0, 0, rows:, end - masked.shape[1] : end])
+        np.multiply(of != of[:, None], self._masked, out=bias[0, 0, rows:, end : end + extra])
         return bias

@@ -1,4 +1,4 @@
-"""Rows that stay where a graph works on them: in this program's memory, or in the device's own."""
+"""Buffers and KV caches where the graphs use them: in host memory, or in the device's own."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ __all__ = ["Memory", "Rows", "Scratch", "open_memory"]
 
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 _KEPT_ROWS = 64
+"""`Rows` drops its buffers of more rows whenever it allocates another one."""
 
 
 class Memory(Protocol):
-    """Makes buffers, and changes KV caches [1, heads, C, size]."""
+    """Allocates buffers, and changes KV caches [1, heads, C, size]."""
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        """A buffer."""
+        """A buffer of zeros."""
         ...
 
     def double(self, cache: Buffer) -> Buffer:
-        """The rows of `cache`, and room for as many again."""
+        """A cache with the rows of `cache` and twice its capacity."""
         ...
 
     def move(self, cache: Buffer, slots: Sequence[int], start: int) -> Buffer:
-        """The cache with its rows in `slots` at `start`…; it may be another buffer."""
+        """The cache with its rows in `slots` copied to `start`…; possibly another buffer."""
         ...
 
     def host(self, rows: Buffer) -> NDArray[Any]:
-        """A copy of `rows` [1, n, width] in this program's memory."""
+        """A copy of `rows` [1, n, width] in host memory."""
         ...
 
     def likeliest(self, logits: Buffer) -> NDArray[np.int64]:
-        """The likeliest token of each row of `logits` [1, n, V]: [n]."""
+        """[n]: the likeliest token of each row of `logits` [1, n, V]."""
         ...
 
 
 class HostMemory:
-    """This program's memory, which numpy works on."""
+    """Host memory, in numpy arrays."""
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """See `Memory.zeros`."""
@@ -76,10 +77,10 @@ class HostMemory:
 
 
 class DeviceMemory:
-    """A device's own memory, which only graphs that run there work on."""
+    """A device's own memory, accessible only to graphs that run on it."""
 
     def __init__(self, setup: Setup) -> None:
-        """The memory of the setup's place."""
+        """Use the memory of the setup's device."""
         self._setup = setup
         self._kernels: dict[bytes, Session] = {}
 
@@ -115,7 +116,7 @@ class DeviceMemory:
     def likeliest(self, logits: ort.OrtValue) -> NDArray[np.int64]:
         """See `Memory.likeliest`."""
         ids = np.empty(logits.shape()[:2], dtype=np.int64)
-        # This is where the device is waited for, so it counts as a part of the suffix.
+        # This waits for the device to finish, so it counts as part of the suffix.
         self._run(kernels.likeliest(), {"logits": logits}, {"ids": ids}, "suffix")
         return ids.reshape(-1)
 
@@ -130,7 +131,7 @@ class DeviceMemory:
         outputs: dict[str, Buffer],
         name: str = "cache",
     ) -> None:
-        """Run a kernel, holding on to nothing."""
+        """Run a kernel without keeping references to its buffers."""
         if graph not in self._kernels:
             self._kernels[graph] = Session(graph, self._setup, name)
         self._kernels[graph].run(inputs, outputs)
@@ -138,20 +139,20 @@ class DeviceMemory:
 
 
 def open_memory(setup: Setup) -> Memory:
-    """The memory that graphs at the setup's place work on."""
+    """The memory that graphs on the setup's device use."""
     return HostMemory() if setup.place.memory is None else DeviceMemory(setup)
 
 
 class Rows:
-    """Rows that graphs hand to each other, kept between runs so that they are bound once."""
+    """Buffers passed from graph to graph, kept between runs so that they are bound only once."""
 
     def __init__(self, memory: Memory, width: int, dtype: str) -> None:
-        """Rows of `width` entries."""
+        """Allocate rows of `width` entries."""
         self._memory, self._width, self._dtype = memory, width, dtype
         self._buffers: dict[int, Buffer] = {}
 
     def rows(self, count: int) -> Buffer:
-        """[1, count, width]: the same for the same count, as long as it is a window's."""
+        """[1, count, width]: the same buffer for the same count, unless it exceeds `_KEPT_ROWS`."""
         if count not in self._buffers:
             for large in [kept for kept in self._buffers if kept > _KEPT_ROWS]:
                 del self._buffers[large]
@@ -160,10 +161,10 @@ class Rows:
 
 
 class Scratch:
-    """One host buffer that is kept between runs, so that its pages are faulted in once."""
+    """One host buffer kept between runs, so that its pages are faulted in only once."""
 
     def __init__(self, width: int) -> None:
-        """Rows of `width` float32."""
+        """Provide rows of `width` float32 values."""
         self._width = width
         self._buffer = np.empty(0, dtype=np.float32)
         self._views: dict[int, NDArray[np.float32]] = {}

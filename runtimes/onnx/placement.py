@@ -1,4 +1,4 @@
-"""Where ONNX Runtime put the nodes of a graph."""
+"""Which provider ONNX Runtime assigned the nodes of a graph to."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ __all__ = ["nodes_on"]
 
 
 def nodes_on(session: ort.InferenceSession, provider: str, graph: str) -> int:
-    """How many nodes `provider` runs: all of them, by ONNX Runtime's own account.
+    """The number of nodes in the graph, all of which `provider` runs.
 
-    A session names a provider even when every node of it fell to the CPU.
+    This uses ONNX Runtime's graph assignment: a session lists its provider even if every node
+    fell back to the CPU.
 
     Raises:
-        DeviceError: if another provider was given a part of the graph.
+        DeviceError: if part of the graph was assigned to another provider.
     """
     counts = Counter(
         (part.ep_name, node.op_type)

@@ -1,4 +1,4 @@
-"""Execution providers of ONNX Runtime, and the devices they drive."""
+"""Execution providers of ONNX Runtime, and their devices."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ __all__ = ["CPU", "CUDA", "OPENVINO", "QNN", "WEBGPU", "Place", "Provider"]
 
 @dataclass(frozen=True)
 class Provider:
-    """One execution provider, and how it is used here."""
+    """One execution provider and how it is used here."""
 
     kind: str
-    """Of its devices, as ``--target-device`` takes it."""
+    """The kind of its devices, as in ``--target-device``."""
     name: str
-    """ONNX Runtime's."""
+    """Its name in ONNX Runtime."""
     package: str = "onnxruntime"
-    """The distribution it comes in."""
+    """The distribution that contains it."""
     plugin: str = ""
-    """The module that holds its library; empty: it is part of onnxruntime itself."""
+    """The module that locates its library; empty if it is built into onnxruntime."""
     types: tuple[str, ...] = ("cpu",)
-    """Of the devices it is for, best first: npu, gpu, cpu."""
+    """Types of the devices it is used for (npu, gpu, cpu), best first."""
     emulates: bool = False
-    """Whether a device of type cpu is an emulation of the real ones, for tests."""
+    """Whether its device of type cpu emulates the real one, for tests."""
     install: str = ""
-    """How to get the package."""
+    """The command that installs the package."""
     driver: str = ""
-    """What the machine needs beside the package."""
+    """What the machine needs besides the package, as a sentence."""
     own_memory: bool = False
-    """Whether rows stay in the device's memory between runs."""
+    """Whether buffers stay in the device's own memory between runs."""
     fixed_shapes: bool = False
-    """Whether it runs graphs of fixed shapes only."""
+    """Whether it runs only graphs with fixed shapes."""
     compiles: bool = False
-    """Whether it compiles graphs into a form that can be kept."""
+    """Whether it compiles graphs into a form that can be stored."""
     options: Callable[[ort.OrtEpDevice], Mapping[str, str]] = field(default=lambda _: {})
-    """Its options on a device."""
+    """Its options for a device."""
 
     @property
     def version(self) -> str:
-        """Of the package; empty if it is not installed."""
+        """The version of the package; empty if it is not installed."""
         try:
             return version(self.package)
         except PackageNotFoundError:
             return ""
 
     def identity(self, device: ort.OrtEpDevice) -> str:
-        """What tells this device and its driver from others."""
+        """A string that identifies this device and its driver."""
         known = device.device
         return f"{known.vendor_id:04x}:{known.device_id:04x} {sorted(known.metadata.items())}"
 
     def found(self) -> list[Found]:
-        """The devices to be had; without any, one line that says how to get one."""
+        """The available devices; if there are none, one entry that says how to get one."""
         try:
             devices = self._devices()
         except (DeviceError, MissingExtraError) as error:
@@ -76,25 +76,29 @@ class Provider:
         ]
 
     def place(self, device: Device) -> Place:
-        """The device of that name.
+        """The named device; without a unit, the first one.
 
         Raises:
-            DeviceError: if there is none.
-            MissingExtraError: if its package is not there, with how to get it.
+            DeviceError: if there is no such device.
+            MissingExtraError: if its package is not installed.
         """
         devices = self._devices()
         which = device.unit or next(iter(devices))
         if which not in devices:
             there = ", ".join(f"{self.kind}:{name}" for name in devices)
-            raise DeviceError(f"device {str(device)!r}: is not on this machine; {there} is.")
+            raise DeviceError(
+                f"device {str(device)!r}: this machine has none; choose one of {there}."
+            )
         return Place(self, devices[which])
 
     def _devices(self) -> dict[str, ort.OrtEpDevice]:
-        """The devices by what stands behind the colon: a number, or the type if there are several.
+        """The devices by unit, the part after the colon.
+
+        A unit is a number or, for a provider of several types, the type and a number (gpu, gpu1).
 
         Raises:
-            DeviceError: if there is none.
-            MissingExtraError: if its package is not there, with how to get it.
+            DeviceError: if there is no device.
+            MissingExtraError: if its package is not installed.
         """
         self._register()
         named: dict[str, ort.OrtEpDevice] = {}
@@ -116,7 +120,7 @@ class Provider:
         return named
 
     def _register(self) -> None:
-        """Have ONNX Runtime know the provider's devices."""
+        """Make the provider's devices known to ONNX Runtime."""
         missing = MissingExtraError(
             f"device {self.kind!r}: needs the package {self.package}: {self.install}"
         )
@@ -151,13 +155,13 @@ class Provider:
 
 @dataclass(frozen=True)
 class Place:
-    """A device of a provider: where a session goes."""
+    """A device of a provider, where sessions can be opened."""
 
     provider: Provider
     device: ort.OrtEpDevice
 
     def open(self, graph: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
-        """A session of `graph` here, which never falls back to another provider by itself."""
+        """A session of `graph` on this device, without fallback to another provider."""
         names = [CPU.name]
         if self.provider is not CPU:
             names = []
@@ -167,7 +171,7 @@ class Place:
 
     @property
     def memory(self) -> Any:
-        """ONNX Runtime's name for the device's own memory; None: it works on the host's."""
+        """ONNX Runtime's description of the device's own memory; None: buffers are on the host."""
         if not self.provider.own_memory:
             return None
         return self.device.memory_info(ort.OrtDeviceMemoryType.DEFAULT)
@@ -175,7 +179,7 @@ class Place:
 
 @cache
 def _register(provider: str, library: str) -> None:
-    """Once a process: a second time is an error of ONNX Runtime's."""
+    """Register a library once per process: ONNX Runtime refuses a second time."""
     _keep_shaders()
     try:
         ort.register_execution_provider_library(provider, library)
@@ -184,7 +188,7 @@ def _register(provider: str, library: str) -> None:
 
 
 def _keep_shaders() -> None:
-    """Have Linux's drivers keep their compiled shaders with all else that is kept."""
+    """Have drivers on Linux store compiled shaders in this program's cache folder."""
     if sys.platform != "linux":
         return
     try:
@@ -197,7 +201,7 @@ def _keep_shaders() -> None:
 
 
 def _memory(device: ort.OrtEpDevice) -> str:
-    """What the system says of the device's own memory."""
+    """The size of the device's own memory as the system reports it; empty if unknown."""
     return str(device.device.metadata.get("DxgiVideoMemory", ""))
 
 
@@ -212,7 +216,7 @@ WEBGPU = Provider(
     install="pip install 'mirror-edge[webgpu]'",
     driver="It needs a driver for Direct3D 12, Metal or Vulkan.",
     own_memory=True,
-    # For the cast of the candidates' ids to 32 bits.
+    # Needed to cast the candidates' ids from 64 to 32 bits.
     options=lambda _: {"enableInt64": "1"},
 )
 CUDA = Provider(
@@ -241,7 +245,7 @@ def _qnn(device: ort.OrtEpDevice) -> dict[str, str]:
     options = {"backend_path": backend, "enable_htp_fp16_precision": "1"}
     if device.device.type == ort.OrtHardwareDeviceType.NPU:
         return options | {"htp_performance_mode": "burst"}
-    # The emulator stands for an NPU of the generation that computes in 16-bit floats.
+    # The emulated NPU must be of a generation that computes in 16-bit floats.
     return options | {"soc_model": "60", "htp_arch": "73"}
 
 

@@ -1,4 +1,4 @@
-"""The ONNX Runtime as a `Runtime`, once for each of its execution providers."""
+"""ONNX Runtime as a `Runtime`, one for each execution provider."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mirror_edge.runtimes.onnx.providers import Provider
     from mirror_edge.trace import Trace
 
+__all__ = ["OnnxRuntime", "cpu", "cuda", "openvino", "qnn", "webgpu"]
+
 
 class OnnxRuntime:
     """Opens graphs on the devices of one execution provider."""
@@ -34,10 +36,8 @@ class OnnxRuntime:
         """See `Runtime.devices`."""
         return self._provider.found()
 
-    formats = ("onnx",)
-
     def draft_process(self, device: Device) -> bool:
-        """See `Runtime.draft_process`: NPU drivers may abort."""
+        """See `Runtime.draft_process`: NPU drivers may abort or hang."""
         del device
         return self._provider.fixed_shapes
 
@@ -46,7 +46,7 @@ class OnnxRuntime:
         setup = self._setup(bundle, device, threads, trace)
         if self._provider.fixed_shapes:
             raise DeviceError(
-                f"device {str(device)!r}: runs fixed shapes only, which suits a draft. "
+                f"device {str(device)!r}: supports fixed shapes only, which suits a draft. "
                 "Choose another device for the target."
             )
         return OnnxTarget(bundle, setup)
@@ -71,25 +71,25 @@ class OnnxRuntime:
 
 
 def cpu() -> OnnxRuntime:
-    """The CPU."""
+    """The runtime of the CPU."""
     return OnnxRuntime(providers.CPU)
 
 
 def webgpu() -> OnnxRuntime:
-    """GPUs of all makers, by way of Direct3D 12, Metal or Vulkan."""
+    """The runtime of GPUs from any vendor, through Direct3D 12, Metal or Vulkan."""
     return OnnxRuntime(providers.WEBGPU)
 
 
 def cuda() -> OnnxRuntime:
-    """NVIDIA's GPUs."""
+    """The runtime of NVIDIA GPUs."""
     return OnnxRuntime(providers.CUDA)
 
 
 def openvino() -> OnnxRuntime:
-    """Intel's NPUs, GPUs and CPUs."""
+    """The runtime of Intel NPUs, GPUs and CPUs."""
     return OnnxRuntime(providers.OPENVINO)
 
 
 def qnn() -> OnnxRuntime:
-    """Qualcomm's NPUs."""
+    """The runtime of Qualcomm NPUs."""
     return OnnxRuntime(providers.QNN)

@@ -1,4 +1,4 @@
-"""One ONNX Runtime session, fed and read through buffers that the caller owns."""
+"""ONNX Runtime sessions whose inputs and outputs are buffers owned by the caller."""
 
 from __future__ import annotations
 
@@ -24,44 +24,47 @@ if TYPE_CHECKING:
     from mirror_edge.runtimes.onnx.providers import Place
 
     Buffer: TypeAlias = NDArray[Any] | ort.OrtValue
-    """Rows in this program's memory, or in the device's own."""
+    """A buffer in host memory, or in the device's own."""
 
-# ONNX Runtime's own log: errors only, they come as exceptions too.
-_QUIET = 3
+__all__ = ["Session", "Setup"]
+
+_ERRORS_ONLY = 3
+"""Severity level of ONNX Runtime's log."""
 _SMALL = 4096
+"""Inputs of at most this many bytes are copied into a bound buffer."""
 _LARGE = 1 << 20
-"""Buffers of so many bytes in all are bound anew, not kept."""
-_LASTS = 0.003
-"""Seconds of a run from which on the next one can be stopped, which costs it some 25 µs."""
+"""Runs with this many bytes of buffers in total share one binding, whatever their shapes."""
+_LONG = 0.003
+"""After a run of more than this many seconds the next can be stopped, at a cost of about 25 µs."""
 _SHAPES = 32
-"""Shapes whose buffers are kept bound."""
+"""Number of input shapes whose buffers are kept bound."""
 _TYPES = {"tensor(int32)": "int32", "tensor(int64)": "int64"}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the sessions of a model have in common."""
+    """What all sessions of a model share."""
 
     place: Place
     threads: int
     cores: tuple[int, ...]
-    """Empty: any."""
+    """The cores its threads may use; empty: any."""
     trace: Trace
     """Where runs are recorded."""
     bundle: str = ""
-    """What the bundle is known by, for what is kept of it; empty: nothing is."""
+    """The bundle's digest, under which compiled graphs are stored; empty: they are not stored."""
 
     def options(self) -> ort.SessionOptions:
-        """Fresh options of a session."""
+        """New options for a session."""
         options = ort.SessionOptions()
-        options.log_severity_level = _QUIET
+        options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        # A pool may spin while its own session runs, never against the next one.
+        # A thread pool may spin while its session runs, but not while the next session does.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.threads > 1 and self.cores:
-            # The caller is the first of the threads; cores count from 1 in this option.
+            # The calling thread is the first of them; this option numbers cores from 1.
             each = [str(core + 1) for core in self.cores]
             own = each[1:] if len(each) == self.threads else [",".join(each)] * (self.threads - 1)
             options.add_session_config_entry("session.intra_op_thread_affinities", ";".join(own))
@@ -69,26 +72,29 @@ class Setup:
 
 
 class Bound:
-    """The buffers of runs of one shape, bound once."""
+    """A binding, and the buffers bound in it."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
-        """None yet."""
+        """Start without buffers."""
         self.binding = session.io_binding()
         self.buffers: dict[str, Buffer] = {}
 
 
 class Session:
-    """A graph on one device, with a thread pool of its own."""
+    """A graph on one device, with its own thread pool."""
 
     def __init__(
         self, graph: Path | bytes, setup: Setup, name: str, *, stoppable: bool = False
     ) -> None:
-        """Load `graph`; its runs are recorded under `name`, and can be stopped if they last.
+        """Load `graph`; its runs are recorded under `name`.
+
+        If it is `stoppable`, `stop` can end any run that follows a long one.
 
         Raises:
-            DeviceError: if the provider refuses the graph or leaves a part of it to another.
+            DeviceError: if the provider refuses the graph or leaves part of it to another.
         """
-        self._name, self._trace, self._apart = name, setup.trace, setup.place.memory is not None
+        self._name, self._trace = name, setup.trace
+        self._own_memory = setup.place.memory is not None
         provider, what = setup.place.provider, str(graph) if isinstance(graph, Path) else name
         done = None
         try:
@@ -102,42 +108,43 @@ class Session:
         nodes = nodes_on(self._session, provider.name, what) if done is None else done[1]
         self._trace.placed.setdefault(name, Counter())[provider.name] += nodes
         self._shapes: dict[tuple[tuple[int, ...], ...], Bound] = {}
-        """By the shapes of the inputs; the one last used is the last."""
-        self._lasting: dict[str, tuple[Buffer, bool]] = {}
-        """Buffers that every run has, and whether they are outputs."""
+        """Bindings by the shapes of the inputs, the most recently used last."""
+        self._always: dict[str, tuple[Buffer, bool]] = {}
+        """Buffers bound for all runs, and whether they are outputs."""
         self._running: ort.RunOptions | None = None
-        """Of the run under way, if it can be stopped."""
-        self._stoppable, self._lasts = stoppable, False
-        """Whether anybody stops runs, and whether the last one was worth it."""
+        """Options of the current run, if it can be stopped."""
+        self._stoppable = stoppable
+        self._long = False
+        """Whether the last run took longer than `_LONG`."""
         self._sent: dict[str, NDArray[Any]] = {}
-        """Inputs that are copied to the device's own memory at every run."""
+        """Host inputs, which every run copies to the device's own memory."""
 
     def dtype(self, output: str) -> str:
-        """Of an output, as numpy calls it."""
+        """The numpy name of an integer output's type."""
         (kind,) = (out.type for out in self._session.get_outputs() if out.name == output)
         return _TYPES[kind]
 
     def bind(self, name: str, buffer: Buffer, *, output: bool = False) -> None:
-        """Bind a buffer for all runs to come, and hold on to it; the same again costs nothing.
+        """Bind a buffer for all later runs; binding the same one again costs nothing.
 
-        What it holds when the graph is run is what the graph reads.
+        A run reads what the buffer holds at that time.
         """
-        known, _ = self._lasting.get(name, (None, output))
+        known, _ = self._always.get(name, (None, output))
         if known is not buffer:
-            self._lasting[name] = buffer, output
-            self._shapes.clear()  # Shapes that are not run again would hold on to the one before.
+            self._always[name] = buffer, output
+            self._shapes.clear()  # Other bindings would keep the previous buffer alive.
 
     def stop(self) -> None:
-        """Have the run under way, if it lasts, raise `StoppedError`; called from another thread."""
+        """Make the current run, if it can be stopped, raise `StoppedError`; from any thread."""
         if (running := self._running) is not None:
             running.terminate = True
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        """Run on the given buffers, beside those bound for all runs.
+        """Run on the given buffers and those bound for all runs.
 
         Raises:
             DeviceError: if ONNX Runtime fails.
-            StoppedError: if it was told to `stop`.
+            StoppedError: if `stop` was called.
         """
         bound = self._bound_for(inputs, outputs)
         buffers = bound.buffers
@@ -145,9 +152,9 @@ class Session:
             own = buffers.get(name)
             if own is buffer:
                 continue
-            if self._apart or buffer.nbytes > _SMALL:
+            if self._own_memory or buffer.nbytes > _SMALL:
                 self._bind(bound, name, buffer)
-            # A small input is copied into a buffer of its own: cheaper than binding anew.
+            # Copying a small input into the bound buffer is cheaper than binding it again.
             elif own is None or own.shape != buffer.shape:
                 self._bind(bound, name, buffer.copy())
             else:
@@ -156,7 +163,7 @@ class Session:
             if buffers.get(name) is not buffer:
                 self._bind(bound, name, buffer, output=True)
         begin = time.perf_counter()
-        options = self._running = ort.RunOptions() if self._stoppable and self._lasts else None
+        options = self._running = ort.RunOptions() if self._stoppable and self._long else None
         try:
             for name, buffer in self._sent.items():
                 bound.binding.bind_cpu_input(name, buffer)
@@ -168,12 +175,16 @@ class Session:
         finally:
             self._running = None
             end = time.perf_counter()
-            self._lasts = end - begin > _LASTS
-            sent, read = self._copied(outputs) if self._apart else (0, 0)
+            self._long = end - begin > _LONG
+            sent, read = self._copied(outputs) if self._own_memory else (0, 0)
             self._trace.runs.append(Span(self._name, self._name, begin, end, sent, read))
 
     def call(self, inputs: Mapping[str, NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
-        """Run without bindings: for graphs whose outputs grow. Raises DeviceError as `run`."""
+        """Run without bindings, for graphs whose outputs grow.
+
+        Raises:
+            DeviceError: if ONNX Runtime fails.
+        """
         begin = time.perf_counter()
         try:
             results = self._session.run(outputs, dict(inputs))
@@ -183,18 +194,18 @@ class Session:
         return [np.asarray(result) for result in results]
 
     def unbind(self) -> None:
-        """Let go of all buffers."""
+        """Release all buffers."""
         self._shapes.clear()
-        self._lasting.clear()
+        self._always.clear()
         self._sent.clear()
 
     def _bound_for(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Bound:
-        """What is bound for inputs of these shapes already."""
-        shapes = () if self._apart else tuple([buffer.shape for buffer in inputs.values()])
+        """The binding for buffers of these shapes: an existing one if there is one."""
+        shapes = () if self._own_memory else tuple([buffer.shape for buffer in inputs.values()])
         bound = self._shapes.pop(shapes, None)
         if bound is None:
             buffers = (*inputs.values(), *outputs.values())
-            if not self._apart and sum(buffer.nbytes for buffer in buffers) >= _LARGE:
+            if not self._own_memory and sum(buffer.nbytes for buffer in buffers) >= _LARGE:
                 shapes = ()
             bound = self._shapes.pop(shapes, None) or self._bound_for_all()
             if len(self._shapes) == _SHAPES:
@@ -203,9 +214,9 @@ class Session:
         return bound
 
     def _bound_for_all(self) -> Bound:
-        """What every run has."""
+        """A new binding with the buffers bound for all runs."""
         bound = Bound(self._session)
-        for name, (buffer, output) in self._lasting.items():
+        for name, (buffer, output) in self._always.items():
             self._bind(bound, name, buffer, output=output)
         return bound
 
@@ -217,12 +228,12 @@ class Session:
         elif output:
             address = buffer.__array_interface__["data"][0]
             binding.bind_output(name, "cpu", 0, buffer.dtype.type, buffer.shape, address)
-        elif self._apart:
+        elif self._own_memory:
             self._sent[name] = buffer
         else:
-            binding.bind_cpu_input(name, buffer)  # Not copied: the graph reads the buffer.
+            binding.bind_cpu_input(name, buffer)  # Not copied: the graph reads the buffer itself.
 
     def _copied(self, outputs: Mapping[str, Buffer]) -> tuple[int, int]:
-        """Bytes of this run that went to the device's own memory, and that came back."""
+        """Bytes that this run copied to the device's own memory, and back."""
         back = [buffer.nbytes for buffer in outputs.values() if isinstance(buffer, np.ndarray)]
         return sum(buffer.nbytes for buffer in self._sent.values()), sum(back)

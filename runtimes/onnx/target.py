@@ -1,4 +1,4 @@
-"""The target on ONNX Runtime: prefix, exit head and suffix as three sessions of one device."""
+"""The target on ONNX Runtime: prefix, exit head and suffix as three sessions on one device."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle
     from mirror_edge.runtimes.onnx.session import Buffer
 
+__all__ = ["OnnxTarget"]
+
 
 class OnnxTarget:
     """A `Target` over the three target graphs of a bundle.
 
-    Hidden rows and caches stay in the memory that the device works on. What comes out is copied to
-    this program's: the exit head's candidates, and of each row the likeliest token or its logits.
+    Hidden rows and KV caches stay in the memory that the device uses. Only the results are copied
+    to the host: the exit head's candidates, and each row's likeliest token or its logits.
     """
 
     def __init__(self, bundle: Bundle, setup: Setup) -> None:
         """Load the graphs.
 
         Raises:
-            DeviceError: if the device cannot run all of them.
+            DeviceError: if the device cannot run all of them, or computes attention incorrectly.
         """
         spec = bundle.manifest.target
         model = spec.model
@@ -42,9 +44,9 @@ class OnnxTarget:
         self._memory = memory = open_memory(setup)
         if model.cache == "concat" and setup.place.memory is not None:
             raise DeviceError(
-                f"{bundle.folder}: the target's caches are copied as they grow, so they cannot "
-                f"stay on {setup.place.provider.kind}. Run it on the CPU, or export it from a "
-                "checkpoint or from a folder in ONNX Runtime GenAI's format."
+                f"{bundle.folder}: the target's KV caches are copied as they grow, so they cannot "
+                f"stay on device {setup.place.provider.kind}. Run the target on the CPU, or export "
+                "it from a checkpoint or from a folder in ONNX Runtime GenAI's format."
             )
 
         def session(file: str) -> Session:
@@ -58,7 +60,7 @@ class OnnxTarget:
         self._hidden = Rows(memory, model.hidden, model.dtype)
         self._logits = Scratch(model.vocabulary)
         self._judged: Rows | Scratch = self._logits
-        """Logits that stay where they are."""
+        """The logits of `likeliest`, which stay in the device's memory."""
         if setup.place.memory is not None:
             self._judged = Rows(memory, model.vocabulary, "float32")
         self._widest = widest_run(setup.place)
@@ -81,13 +83,13 @@ class OnnxTarget:
         if len(fed) > self._widest:
             raise DeviceError(
                 f"the target's device computes at most {self._widest} rows at a time correctly, "
-                f"and the window has {len(fed)}. Use a smaller window."
+                f"but the window has {len(fed)}. Use a smaller window."
             )
         fed[: len(window)] = window
         self._feed(fed, start)
         if candidates == 0:
             return None
-        signal = self._exit.named(self._hidden.rows(len(fed)), len(fed), candidates)
+        signal = self._exit.top(self._hidden.rows(len(fed)), len(fed), candidates)
         return ExitSignal(signal.ids[: self._rows], signal.logprobs[: self._rows])
 
     def hidden(self) -> NDArray[Any]:
@@ -97,7 +99,7 @@ class OnnxTarget:
     def suffix(self) -> NDArray[np.float32]:
         """See `Target.suffix`."""
         logits = self._logits.rows(self._fed)
-        # Padded rows take the head too, so that the head's width is fixed as well.
+        # The head runs on the padding too, so that its width does not depend on the window.
         self._run_suffix(np.arange(self._fed), logits)
         return logits[0, : self._rows]
 

@@ -1,4 +1,4 @@
-"""A trial of a device's attention, since a kernel that is wrong would change the text unnoticed."""
+"""A check of a device's attention: a faulty kernel would silently change the text."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ if TYPE_CHECKING:
 __all__ = ["ANY", "widest_run"]
 
 ANY = 1 << 30
-"""As many rows as there are."""
-_SIZE, _CLOSE = 16, 1e-3
+"""The width of a device without a limit, in rows."""
+_SIZE = 16
+"""The head size."""
+_CLOSE = 1e-3
+"""The largest absolute error that counts as correct."""
 _WIDE, _NARROW = 64, 24
-"""Providers have kernels of their own for prompts; ONNX Runtime's begin at 32 rows."""
+"""Widths tried, in rows: providers use other kernels for prompts, ONNX Runtime's from 32 rows."""
 
 
 @cache
 def widest_run(place: Place) -> int:
-    """How many rows a run may have on this device for its attention to be right.
+    """The most rows per run for which this device's attention is correct.
 
     Raises:
-        DeviceError: if it is wrong for any number.
+        DeviceError: if it is wrong at every width tried.
     """
     if place.memory is None:
         return ANY
@@ -38,12 +41,12 @@ def widest_run(place: Place) -> int:
             return most
     raise DeviceError(
         f"device {place.provider.kind}: its attention is off by {_error(place, _NARROW):.2g}, so "
-        "its answers would be too. Update its driver, or choose another device."
+        "its answers would be wrong. Update its driver, or choose another device."
     )
 
 
 def _error(place: Place, rows: int) -> float:
-    """How far the device's causal attention of random rows is from numpy's."""
+    """The largest difference between the device's attention over random rows and numpy's."""
     session = Session(kernels.attention(), Setup(place, 1, (), Trace()), "trial")
     random = np.random.default_rng(0)
     query, key, value = random.standard_normal((3, 1, rows, _SIZE), dtype=np.float32)

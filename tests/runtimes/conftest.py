@@ -1,4 +1,4 @@
-"""Devices that a machine may lack: their tests are skipped with the reason, or required."""
+"""Fixtures for devices: tests of a missing device are skipped, unless it is required."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mirror_edge.trace import Trace
 sys.path.insert(0, str(Path(__file__).parents[1] / "export"))  # for tiny.py
 
 REQUIRED = os.environ.get("MIRROR_EDGE_TEST_DEVICES", "").split()
-"""Kinds whose absence is a failure, as in the machine's own run."""
+"""Device kinds whose tests fail rather than being skipped, as in CI."""
 
 SetupMaker = Callable[[], Setup]
 
 
-def there(provider: Provider) -> SetupMaker:
+def setup_on(provider: Provider) -> SetupMaker:
     try:
         place = provider.place(Device(provider.kind))
     except (DeviceError, MissingExtraError) as error:
@@ -39,22 +39,22 @@ def there(provider: Provider) -> SetupMaker:
 
 @pytest.fixture(scope="session")
 def on_cpu() -> SetupMaker:
-    return there(CPU)
+    return setup_on(CPU)
 
 
 @pytest.fixture(scope="session")
 def on_webgpu() -> SetupMaker:
-    return there(WEBGPU)
+    return setup_on(WEBGPU)
 
 
 @pytest.fixture(scope="session")
 def on_qnn() -> SetupMaker:
-    return there(QNN)
+    return setup_on(QNN)
 
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo pair, and its draft at fixed shapes, as an export for an NPU writes it."""
+    """The demo pair, with its draft at fixed shapes as well, as exported for an NPU."""
     from mirror_edge.export.fixed import fixed_graph, fixed_spec
 
     folder = tmp_path_factory.mktemp("pair") / "bundle"

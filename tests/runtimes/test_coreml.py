@@ -1,4 +1,4 @@
-"""The Core ML runtime over the evaluator: the demo pair, whole answers, and what is refused."""
+"""The Core ML runtime on the evaluator: whole answers of the demo pair, and errors."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def coreml(
     tmp_path_factory: pytest.TempPathFactory,
     quick_conversions: None,  # noqa: ARG001
 ) -> Path:
-    """The demo pair as Core ML packages, fp32, out of its ONNX bundle."""
+    """The demo pair as Core ML packages in fp32, exported from its ONNX bundle."""
     from mirror_edge.export import export
 
     folder = tmp_path_factory.mktemp("coreml") / "demo"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other people's code
+        warnings.simplefilter("ignore")  # Warnings of third-party code.
         export(bundles.demo(), bundles.demo(), folder, precision="fp32", format="coreml")
     return folder
 
@@ -57,7 +57,7 @@ def target(model: mirror_edge.Model) -> Any:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_mirror_over_the_evaluator_says_what_onnx_says(
+def test_mirror_on_the_evaluator_gives_the_answers_of_onnx(
     temperature: float, model: mirror_edge.Model, demo: mirror_edge.Model, prompts: list[str]
 ) -> None:
     def answer(one: mirror_edge.Model, prompt: str) -> Any:
@@ -83,7 +83,7 @@ def test_mirror_over_the_evaluator_says_what_onnx_says(
     assert np.all(np.sum(times, axis=0) > 0)
 
 
-def test_side_by_side_in_float32_nothing_differs(
+def test_compare_bundles_finds_no_difference_in_float32(
     coreml: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mirror_edge.apps.compare_bundles import compare
@@ -106,7 +106,9 @@ def test_strict_answers_are_the_same_in_every_mode(model: mirror_edge.Model) -> 
     assert answer("ar") == answer("sd") == answer("mirror")
 
 
-def test_a_draft_in_a_child_process_says_the_same(coreml: Path, model: mirror_edge.Model) -> None:
+def test_a_draft_in_a_child_process_gives_the_same_answer(
+    coreml: Path, model: mirror_edge.Model
+) -> None:
     asked = {"max_new_tokens": 8, "speculation": Speculation(mode="mirror")}
     with mirror_edge.load(coreml, **EVALUATED, draft_process=True) as apart:
         found = apart.generate("Once upon a time", **asked)
@@ -116,7 +118,7 @@ def test_a_draft_in_a_child_process_says_the_same(coreml: Path, model: mirror_ed
 
 
 @pytest.mark.parametrize(("unit", "apart"), [("", True), ("ane", True), ("evaluator", False)])
-def test_a_draft_on_apples_devices_lives_in_a_child_process(unit: str, apart: bool) -> None:
+def test_a_draft_on_an_apple_device_runs_in_a_child_process(unit: str, apart: bool) -> None:
     assert CoreMLRuntime().draft_process(Device("coreml", unit=unit)) is apart
 
 
@@ -124,7 +126,7 @@ def text(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(4, 1000, length).tolist()
 
 
-def test_what_is_written_over_leaves_no_trace(target: CoreMLTarget) -> None:
+def test_overwritten_rows_leave_no_trace(target: CoreMLTarget) -> None:
     ids, other = text(20), text(8, seed=1)
     target.prefill(ids[:12], 0)
     target.prefix(ids[12:], 12, 0)
@@ -149,7 +151,7 @@ def test_padding_changes_no_row(target: CoreMLTarget) -> None:
         np.testing.assert_array_equal(padded, wide[:count])
 
 
-def test_the_exit_head_names_candidates_best_first(
+def test_the_exit_head_returns_candidates_best_first(
     target: CoreMLTarget, demo: mirror_edge.Model
 ) -> None:
     ids = text(12)
@@ -161,12 +163,12 @@ def test_the_exit_head_names_candidates_best_first(
     ours, theirs = signals
     np.testing.assert_array_equal(ours.ids, theirs.ids)
     np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
-    with pytest.raises(OptionError, match=r"257 candidates a row are wanted .* names 256"):
+    with pytest.raises(OptionError, match=r"257 candidates per row are .* returns at most 256"):
         target.prefix(ids[8:], 8, 257)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 20])
-def test_the_exit_head_names_the_same_candidates_on_the_drafts_device(
+def test_the_exit_head_returns_the_same_candidates_on_the_drafts_device(
     target: CoreMLTarget, coreml: Path, rows: int
 ) -> None:
     device = Device("coreml", unit="evaluator")
@@ -185,21 +187,21 @@ def test_the_end_of_the_context_can_be_reached(target: CoreMLTarget) -> None:
     target.prefill(ids[: last - 3], 0)
     target.prefix(ids[last - 3 :], last - 3, 0)
     one = target.suffix()
-    target.prefill(ids, 0)  # its last chunk is padded beyond the context
+    target.prefill(ids, 0)  # The last chunk is padded beyond the context.
     np.testing.assert_allclose(target.prefill(ids, 0), one[-1:], atol=2e-4)
 
 
 @pytest.mark.parametrize("unit", ["gpu", "ane", "cpu", "all"])
-def test_a_device_of_apples_is_refused_elsewhere(
+def test_apple_devices_are_refused_on_other_systems(
     unit: str, coreml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.platform", "linux")
-    refused = rf"^device 'coreml:{unit}' needs macOS, and this is \w+; coreml:evaluator computes"
+    refused = rf"^device 'coreml:{unit}' needs macOS, and this is \w+; coreml:evaluator runs"
     with pytest.raises(DeviceError, match=refused):
         mirror_edge.load(coreml, target_device=f"coreml:{unit}", draft_device="coreml:evaluator")
 
 
-def test_by_default_the_target_wants_the_gpu_and_the_draft_the_neural_engine(
+def test_by_default_the_target_uses_the_gpu_and_the_draft_the_neural_engine(
     coreml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.platform", "linux")
@@ -209,19 +211,19 @@ def test_by_default_the_target_wants_the_gpu_and_the_draft_the_neural_engine(
         mirror_edge.load(coreml, target_device="coreml:evaluator")
 
 
-def test_a_unit_that_is_not_known(coreml: Path) -> None:
+def test_an_unknown_unit_is_refused(coreml: Path) -> None:
     with pytest.raises(DeviceError, match="'coreml:npu'; choose one of coreml:gpu, "):
         mirror_edge.load(coreml, target_device="coreml:npu")
 
 
-def test_a_device_that_cannot_run_the_graphs(coreml: Path) -> None:
+def test_a_device_for_another_format_is_refused(coreml: Path) -> None:
     with pytest.raises(DeviceError, match=r"device 'cpu' runs onnx graphs, .* are coreml; use "):
         mirror_edge.load(coreml, target_device="cpu")
     with pytest.raises(DeviceError, match=r"device 'coreml:evaluator' runs coreml graphs, .* onnx"):
         mirror_edge.load(**EVALUATED)
 
 
-def test_threads_are_for_the_cpu(coreml: Path) -> None:
+def test_threads_are_refused_for_core_ml(coreml: Path) -> None:
     with pytest.raises(
         OptionError, match="target_threads applies to the cpu device only; coreml:evaluator"
     ):
@@ -260,7 +262,7 @@ def test_inspect_shows_the_programs(coreml: Path, capsys: pytest.CaptureFixture[
         assert line in shown
 
 
-def test_placement_is_asked_of_macos(coreml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_placement_needs_macos(coreml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mirror_edge.apps.inspect import inspect_command
 
     monkeypatch.setattr("sys.platform", "linux")

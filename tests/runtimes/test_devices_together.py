@@ -1,4 +1,4 @@
-"""The whole of it: target on a GPU provider, draft on an NPU provider in a process of its own."""
+"""Target on a GPU provider together with a draft on an NPU provider in a child process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mirror_edge.runtimes.onnx.session import Setup
 from mirror_edge.trace import overlap
 
 
-def test_gpu_and_npu_at_once_say_what_the_cpu_says(
+def test_gpu_and_npu_together_give_the_answers_of_the_cpu(
     pair: Path,
     on_webgpu: Callable[[], Setup],
     on_qnn: Callable[[], Setup],
@@ -23,17 +23,17 @@ def test_gpu_and_npu_at_once_say_what_the_cpu_says(
 ) -> None:
     on_webgpu()
     on_qnn()
-    # A GPU in software takes all cores while it compiles, and the NPU's emulator has to wait.
+    # A software GPU uses all cores while it compiles, which delays the NPU's emulator.
     monkeypatch.setattr(process, "_SILENCE", 60.0)
     alone, mirror = Speculation(mode="ar"), Speculation(mode="mirror", window=3, branches=8)
-    said = [[{"role": "user", "content": prompt}] for prompt in prompts[:5]]
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts[:5]]
     with mirror_edge.load(pair, target_device="webgpu", draft_device="qnn") as model:
         placed = model.placement
         for graph in ("prefix", "exit", "suffix"):
             assert set(placed[graph]) == {"WebGpuExecutionProvider"}
         assert set(placed["draft"]) == {"QNNExecutionProvider"}
         kept = model.trace.keep()
-        for messages in said:
+        for messages in conversations:
             wanted = demo.generate(messages, max_new_tokens=64, speculation=alone)
             found = model.generate(messages, max_new_tokens=64, speculation=mirror)
             assert found.tokens == wanted.tokens

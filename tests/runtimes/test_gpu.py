@@ -1,4 +1,4 @@
-"""The target on a GPU provider: the CPU's logits, and nothing but ids and numbers copied back."""
+"""The target on a GPU provider: the CPU's logits, and few bytes copied back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLOSE = {"atol": 1e-3, "rtol": 0.0}
 
 
 def exact_int4(bundle: Bundle) -> Bundle:
-    """Have no provider round the rows too, which each does in its own way."""
+    """Stop providers from rounding the activations too, which each does differently."""
     for name in ("prefix", "suffix", "exit"):
         path = bundle.file(f"target/{name}.onnx")
         graph = onnx.load(path, load_external_data=False)
@@ -53,7 +53,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     windows = {"sliding_window": 64, "head_dim": 16, "query_pre_attn_scalar": 16}
     windows |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch and the like about themselves
+        warnings.simplefilter("ignore")  # Warnings of third-party code.
         longer = {"max_position_embeddings": 2 * CONTEXT, "tie_word_embeddings": True}
         more = windows if architecture == "Gemma3Text" else {}
         checkpoint = save_checkpoint(folder / "model", architecture, longer | more)
@@ -65,7 +65,7 @@ def text(length: int, vocabulary: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(4, vocabulary, length).tolist()
 
 
-def test_the_gpu_gives_the_logits_of_the_cpu(
+def test_the_gpus_logits_match_the_cpus(
     bundle: Bundle, on_cpu: SetupMaker, on_webgpu: SetupMaker
 ) -> None:
     here, there = OnnxTarget(bundle, on_cpu()), OnnxTarget(bundle, on_webgpu())
@@ -83,12 +83,12 @@ def test_the_gpu_gives_the_logits_of_the_cpu(
         assert ours is not None
         assert theirs is not None
         np.testing.assert_allclose(ours.logprobs, theirs.logprobs, **CLOSE)
-        assert (ours.ids == theirs.ids).mean() > 0.9  # but for near ties
+        assert (ours.ids == theirs.ids).mean() > 0.9  # The others are near ties.
 
 
 @pytest.fixture(scope="module")
 def on_the_gpu(pair: Path, on_webgpu: SetupMaker) -> Iterator[mirror_edge.Model]:
-    """The demo pair, its target on the GPU provider."""
+    """The demo pair with its target on the GPU provider."""
     on_webgpu()
     with mirror_edge.load(
         pair, target_device="webgpu", draft_device="cpu", draft_threads=1
@@ -97,7 +97,7 @@ def on_the_gpu(pair: Path, on_webgpu: SetupMaker) -> Iterator[mirror_edge.Model]
 
 
 @pytest.mark.parametrize("mode", ["ar", "sd", "mirror"])
-def test_the_text_is_the_cpus(
+def test_the_text_matches_the_cpus(
     mode: str, on_the_gpu: mirror_edge.Model, demo: mirror_edge.Model, prompts: list[str]
 ) -> None:
     asked = Speculation(mode=mode)  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def test_an_operator_that_the_gpu_lacks_is_refused(
 def test_a_second_start_is_five_times_faster(
     pair: Path, on_webgpu: SetupMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From nothing to the first step, in a process of its own: the shaders are kept."""
+    """Loading and the first step, in a child process; the first start stores the shaders."""
     on_webgpu()
     monkeypatch.setenv("MIRROR_EDGE_CACHE", str(tmp_path))
     monkeypatch.setenv("MESA_SHADER_CACHE_DIR", str(tmp_path / "shaders"))

@@ -1,4 +1,4 @@
-"""Graphs of one operator: what they are, and what they do on the CPU."""
+"""Graphs of one operator: validity, and results on the CPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(graph: bytes, inputs: dict[str, np.ndarray], output: str, like: np.ndarr
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_caches_double_and_are_picked_from(dtype: str) -> None:
+def test_caches_are_doubled_and_rows_are_picked(dtype: str) -> None:
     rows = np.random.default_rng(0).standard_normal((1, 2, 5, 16)).astype(dtype)
     doubled = run(kernels.double(dtype), {"rows": rows}, "doubled", np.empty((1, 2, 10, 16), dtype))
     np.testing.assert_array_equal(doubled[:, :, :5], rows)
@@ -51,7 +51,7 @@ def test_rows_are_copied(dtype: str) -> None:
     np.testing.assert_array_equal(copied, rows)
 
 
-def test_the_likeliest_is_the_first_of_equals() -> None:
+def test_the_likeliest_token_is_the_first_of_equals() -> None:
     logits = np.array([[[1.0, 3.0, 3.0], [5.0, 0.0, 5.0]]], dtype=np.float32)
     ids = run(kernels.likeliest(), {"logits": logits}, "ids", np.empty((1, 2), np.int64))
     assert ids.tolist() == [[1, 0]]

@@ -1,4 +1,4 @@
-"""The draft on an NPU's emulator: where it runs, what it says, and how fast it starts again."""
+"""The draft on an NPU's emulator: agreement, placement, and the time of a second start."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def on_the_npu(bundle: Bundle, on_qnn: SetupMaker) -> FixedDraft:
     return FixedDraft(bundle, on_qnn())
 
 
-def said(graph: FixedDraft | OnnxDraft, ids: list[int], prompt: int) -> np.ndarray:
-    """The graph's logits for every token behind the prompt, [len(ids) - prompt, vocabulary]."""
+def logits_after(graph: FixedDraft | OnnxDraft, ids: list[int], prompt: int) -> np.ndarray:
+    """The graph's logits for every token after the prompt, [len(ids) - prompt, vocabulary]."""
     tokens, places = np.array(ids), np.arange(len(ids))
     graph.forward(tokens[: prompt - 1], places[: prompt - 1], 0, None, np.array([prompt - 2]))
     rows = np.arange(len(ids) - prompt)
@@ -54,7 +54,7 @@ def test_it_agrees_with_the_target_as_often_as_on_the_cpu(
     demo: mirror_edge.Model,
     prompts: list[str],
 ) -> None:
-    """Along the target's own text, where every agreement is an acceptance."""
+    """On the target's own text, where every agreement is an acceptance."""
     here = OnnxDraft(bundle, on_cpu())
     agreed, off, count = np.zeros(2), 0.0, 0
     for prompt in prompts[::4]:
@@ -68,7 +68,7 @@ def test_it_agrees_with_the_target_as_often_as_on_the_cpu(
         if count > 300:
             break
         ids = [*asked, *answer.tokens]
-        found, wanted = (said(graph, ids, len(asked)) for graph in (on_the_npu, here))
+        found, wanted = (logits_after(graph, ids, len(asked)) for graph in (on_the_npu, here))
         off = max(off, float(np.abs(found - wanted).max() / wanted.std()))
         agreed += [(rows.argmax(axis=-1) == answer.tokens).sum() for rows in (found, wanted)]
         count += len(answer.tokens)
@@ -101,7 +101,7 @@ def test_every_node_is_on_the_npu_and_the_rest_is_refused(
 
 
 @pytest.mark.usefixtures("_empty_cache")
-def test_a_second_start_is_five_times_faster_and_a_damaged_entry_is_made_again(
+def test_a_second_start_is_five_times_faster_and_a_damaged_entry_is_rebuilt(
     bundle: Bundle, on_qnn: SetupMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     def opened() -> float:

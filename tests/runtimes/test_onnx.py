@@ -75,7 +75,7 @@ def test_chunks_and_growing_buffers_change_nothing(target: OnnxTarget) -> None:
     np.testing.assert_allclose(chunked, whole, **CLOSE)
 
 
-def test_a_cache_that_was_outgrown_is_let_go(target: OnnxTarget) -> None:
+def test_an_outgrown_cache_is_released(target: OnnxTarget) -> None:
     ids = text(700, target.vocabulary)
     for rows in (40, 50, 60):
         target.prefill(ids[:rows], 0)
@@ -87,7 +87,7 @@ def test_a_cache_that_was_outgrown_is_let_go(target: OnnxTarget) -> None:
     assert not any(buffer() is not None for buffer in outgrown)
 
 
-def test_what_is_written_over_leaves_no_trace(target: OnnxTarget) -> None:
+def test_overwritten_rows_leave_no_trace(target: OnnxTarget) -> None:
     ids, other = text(20, target.vocabulary), text(8, target.vocabulary, seed=1)
     target.prefill(ids[:12], 0)
     target.prefix(ids[12:], 12, 0)
@@ -114,7 +114,7 @@ def test_padding_to_a_width_changes_no_row_and_fixes_their_arithmetic(target: On
         np.testing.assert_array_equal(padded, wide[:count])
 
 
-def test_the_exit_head_names_candidates_best_first(target: OnnxTarget) -> None:
+def test_the_exit_head_returns_candidates_best_first(target: OnnxTarget) -> None:
     ids = text(12, target.vocabulary)
     target.prefill(ids[:8], 0)
     signal = target.prefix(ids[8:], 8, 6)
@@ -125,7 +125,7 @@ def test_the_exit_head_names_candidates_best_first(target: OnnxTarget) -> None:
     assert target.prefix(ids[8:], 8, 0) is None
 
 
-def test_the_exit_head_names_the_same_candidates_on_another_device(
+def test_the_exit_head_returns_the_same_candidates_on_another_device(
     target: OnnxTarget, bundle: bundles.Bundle
 ) -> None:
     device, trace = Device("cpu"), Trace()
@@ -136,7 +136,7 @@ def test_the_exit_head_names_the_same_candidates_on_another_device(
         own = target.prefix(ids[8 : 8 + rows], 8, 6, width)
         hidden = target.hidden()
         assert hidden.shape == (rows, bundle.manifest.target.model.hidden)
-        target.prefix(ids[:4], 8, 0)  # What was handed out is a copy.
+        target.prefix(ids[:4], 8, 0)  # `hidden` must be a copy.
         other = head.signal(hidden, 6)
         assert own is not None
         np.testing.assert_array_equal(other.ids, own.ids)
@@ -162,31 +162,31 @@ def test_tree_rows_give_the_logits_of_their_paths_run_alone(draft: OnnxDraft) ->
         np.testing.assert_allclose(logits, np.stack([a[step] for a in alone]), **CLOSE)
 
 
-def test_a_forward_that_is_stopped_leaves_the_rows_before_it_as_they_were(draft: OnnxDraft) -> None:
+def test_a_stopped_forward_leaves_the_earlier_rows_unchanged(draft: OnnxDraft) -> None:
     ids = np.array(text(900, draft.vocabulary))
     places = np.arange(900)
     last = np.array([0])
     draft.forward(ids[:20], places[:20], 0, None, np.array([19]))
     wanted = draft.forward(ids[20:21], places[20:21], 20, None, last).copy()
     with ThreadPoolExecutor(1) as pool:
-        for _ in range(20):  # The first one shows that they last.
+        for _ in range(20):  # A run can be stopped only after a long one.
             long = pool.submit(draft.forward, ids[20:], places[20:], 20, None, np.array([879]))
             while not long.done():
                 draft.stop()
             if long.exception() is not None:
                 break
     assert isinstance(long.exception(), StoppedError)
-    draft.stop()  # Nothing is under way.
+    draft.stop()  # No effect: nothing is running.
     np.testing.assert_allclose(
         draft.forward(ids[20:21], places[20:21], 20, None, last), wanted, **CLOSE
     )
 
 
-def test_moved_rows_stand_where_the_path_needs_them(draft: OnnxDraft) -> None:
+def test_a_path_continues_after_its_rows_are_moved(draft: OnnxDraft) -> None:
     ids = text(14, draft.vocabulary)
     straight = draft.forward(np.array(ids), np.arange(14), 0, None, np.array([13])).copy()
     draft.forward(np.array(ids[:10]), np.arange(10), 0, None, np.array([9]))
-    # Two branches side by side: ours in slots 11 and 13, another in 10 and 12.
+    # Two interleaved branches: the path in slots 11 and 13, another branch in 10 and 12.
     mixed = np.array([7, ids[10], 8, ids[11]])
     hidden = np.zeros((4, 14), dtype=np.bool_)
     hidden[:, 10:] = [[0, 1, 1, 1], [1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 1, 0]]
@@ -209,10 +209,10 @@ def test_branches_may_use_slots_beyond_the_context(draft: OnnxDraft) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_at_fixed_shapes_it_drafts_exactly_the_same_tokens(
+def test_the_draft_at_fixed_shapes_gives_exactly_the_same_tokens(
     pair: Path, demo: mirror_edge.Model, prompts: list[str], temperature: float
 ) -> None:
-    """Along the target's own answers, eight outcomes a step, the true one among them."""
+    """On the target's own answers, with eight outcomes per step, the true one among them."""
     stored, drafted = bundles.read(pair), 0
     drafters = [ModelDrafter(graph(stored, on_the_cpu())) for graph in (FixedDraft, OnnxDraft)]
     sampling, draw = Sampling(temperature, seed=1), np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Finding devices, and what is said where there are none."""
+"""Finding devices, and the errors where there are none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mirror_edge.runtimes.onnx.providers import CPU, CUDA, OPENVINO, QNN, Provid
 
 
 def device(kind: str, name: str = CUDA.name, **metadata: str) -> Any:
-    """What ONNX Runtime says of a device."""
+    """A device as ONNX Runtime describes it."""
     hardware = SimpleNamespace(
         type=SimpleNamespace(name=kind.upper()),
         vendor="ACME",
@@ -31,7 +31,7 @@ def device(kind: str, name: str = CUDA.name, **metadata: str) -> Any:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The devices of a machine whose packages are all installed."""
+    """The devices of a machine on which all packages are installed; tests add to it."""
     there: list[Any] = []
     monkeypatch.setattr(ort, "get_ep_devices", lambda: there)
     monkeypatch.setattr(Provider, "_register", lambda _: None)
@@ -49,11 +49,11 @@ def test_several_devices_of_one_type_are_numbered(machine: list[Any]) -> None:
     assert [found.name for found in CUDA.found()] == ["cuda:0", "cuda:1"]
     assert CUDA.place(Device("cuda")).device is machine[0]
     assert CUDA.place(Device("cuda", unit="1")).device is machine[2]
-    with pytest.raises(DeviceError, match=r"device 'cuda:2': is not on .* cuda:0, cuda:1 is"):
+    with pytest.raises(DeviceError, match=r"'cuda:2': this machine has none; .* cuda:0, cuda:1\."):
         CUDA.place(Device("cuda", unit="2"))
 
 
-def test_devices_of_several_types_go_by_their_type_best_first(machine: list[Any]) -> None:
+def test_devices_of_several_types_are_named_by_type_best_first(machine: list[Any]) -> None:
     machine += [device(kind, OPENVINO.name) for kind in ("cpu", "gpu", "npu", "gpu")]
     names = ["openvino:npu", "openvino:gpu", "openvino:gpu1", "openvino:cpu"]
     assert [found.name for found in OPENVINO.found()] == names
@@ -62,7 +62,7 @@ def test_devices_of_several_types_go_by_their_type_best_first(machine: list[Any]
     assert OPENVINO.found()[0].roles == ("draft",)
 
 
-def test_an_emulated_device_says_so_and_comes_last(machine: list[Any]) -> None:
+def test_an_emulated_device_is_marked_and_listed_last(machine: list[Any]) -> None:
     machine += [device("cpu", QNN.name)]
     assert [(found.name, found.note[:8]) for found in QNN.found()] == [("qnn", "emulated")]
     machine += [device("npu", QNN.name)]
@@ -73,13 +73,13 @@ def test_an_emulated_device_says_so_and_comes_last(machine: list[Any]) -> None:
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_machine_without_such_a_device_is_told_what_it_lacks() -> None:
+def test_the_error_for_a_missing_device_names_what_it_needs() -> None:
     with pytest.raises(DeviceError, match=r"finds no device .* It needs an NVIDIA driver"):
         CUDA.place(Device("cuda"))
     assert not CUDA.found()[0].usable
 
 
-def test_a_missing_package_comes_with_the_line_that_installs_it() -> None:
+def test_the_error_for_a_missing_package_says_how_to_install_it() -> None:
     with pytest.raises(MissingExtraError, match="pip install onnxruntime-gpu"):
         mirror_edge.load(target_device="cuda")
     absent = Provider("odd", "OddProvider", "ort-odd", plugin="no_such_module", install="pip x")
@@ -88,7 +88,9 @@ def test_a_missing_package_comes_with_the_line_that_installs_it() -> None:
     assert [found.usable for found in absent.found()] == [False]
 
 
-def test_every_kind_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_is_listed_even_if_no_library_can_be_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("cannot open shared object file")
 
@@ -100,7 +102,7 @@ def test_every_kind_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assigned(**providers: list[str]) -> Any:
-    """A session whose nodes ONNX Runtime gave to these providers."""
+    """A session whose nodes ONNX Runtime has assigned to these providers."""
     parts = [
         SimpleNamespace(
             ep_name=name, get_nodes=lambda ops=ops: [SimpleNamespace(op_type=op) for op in ops]
@@ -110,11 +112,11 @@ def assigned(**providers: list[str]) -> Any:
     return SimpleNamespace(get_provider_graph_assignment_info=lambda: parts)
 
 
-def test_a_graph_that_is_wholly_on_its_provider_is_counted() -> None:
+def test_the_nodes_of_a_graph_wholly_on_its_provider_are_counted() -> None:
     assert nodes_on(assigned(Npu=["MatMul", "Add", "Add"]), "Npu", "draft.onnx") == 3
 
 
-def test_a_provider_that_took_only_a_part_is_refused_with_what_it_left() -> None:
+def test_a_provider_that_took_only_a_part_is_refused_naming_the_other_nodes() -> None:
     session = assigned(Npu=["MatMul", "Add"], Cpu=["TopK", "TopK", "Log"])
     with pytest.raises(DeviceError, match=r"draft.onnx: Npu would run 3 of 5 .*2 TopK, 1 Log"):
         nodes_on(session, "Npu", "draft.onnx")
@@ -136,6 +138,6 @@ def test_a_model_knows_where_its_graphs_run(demo: mirror_edge.Model, prompts: li
     assert isinstance(demo.placement["draft"], Counter)
 
 
-def test_a_draft_in_a_process_of_its_own_tells_where_it_runs() -> None:
+def test_a_draft_in_a_child_process_reports_its_placement() -> None:
     with mirror_edge.load(target_device="cpu", draft_device="cpu", draft_process=True) as model:
         assert set(model.placement["draft"]) == {CPU.name}
