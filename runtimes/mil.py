@@ -1,8 +1,8 @@
 """An evaluator of Core ML programs: runs a saved ``.mlpackage`` with numpy, on any system.
 
-It reads the package's specification and weight file, as Core ML does, and computes one function,
-states included. Operators compute in float32 and round to the type that their output is declared
-with. Slow and exact: to check what an export wrote, and to test all that drives it.
+It reads the package's specification and weight file, as Core ML does, and runs one function,
+including its states. Operators compute in float32 and round to the declared type of their output.
+It is slow; its purpose is to check what an export wrote and to test the code that runs it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["Evaluator"]
 
 _BLOB = struct.Struct("<IIQQ")
-"""How a tensor in the weight file begins: a mark, its type, its bytes, where they are."""
-_MARK = 0xDEADBEEF
-_KEPT_BYTES = 1 << 28
+"""A tensor's header in the weight file: magic number, type, size in bytes, offset."""
+_MAGIC = 0xDEADBEEF
+_CACHED_BYTES = 1 << 28
+"""Constants are cached if the weight file is smaller than this."""
 _TYPES: dict[str, type[np.generic]] = {
     "BOOL": np.bool_,
     "STRING": np.str_,
@@ -39,14 +40,14 @@ _TYPES: dict[str, type[np.generic]] = {
 
 
 class Evaluator:
-    """One function of a package, as a `Program`."""
+    """A `Program`: one function of a package."""
 
     def __init__(self, package: Path, function: str) -> None:
-        """Read `function`.
+        """Read `function` of `package`.
 
         Raises:
-            DeviceError: for a package without it, or one with an operator that is not known.
-            MissingExtraError: without coremltools, which knows the file format.
+            DeviceError: if the package lacks the function, or it has an unsupported operator.
+            MissingExtraError: if coremltools, which parses the file format, is not installed.
         """
         tools = coremltools()
         self._type_name = tools.proto.MIL_pb2.DataType.Name
@@ -75,27 +76,27 @@ class Evaluator:
         if weights.is_file():
             with weights.open("rb") as stream:
                 self._weights = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        # Many weights are unpacked anew at each run, or all of them would stand in memory.
-        self._keep = len(self._weights) < _KEPT_BYTES
+        # Large weights are unpacked on every run, so that they are never all in memory.
+        self._keep = len(self._weights) < _CACHED_BYTES
         self._kept: dict[str, Any] = {}
 
     def make_state(self) -> dict[str, Array]:
-        """Zeros for every state of the function."""
+        """Zeros for every state of the function, by name."""
         arrays = {entry.name: entry.type.stateType.arrayType for entry in self._description.state}
         return {name: np.zeros(tuple(array.shape), np.float32) for name, array in arrays.items()}
 
     def predict(
         self, inputs: Mapping[str, Array], state: dict[str, Array] | None = None
     ) -> dict[str, Array]:
-        """Run once; `state` is changed.
+        """Run once; `state` is updated in place.
 
         Raises:
-            DeviceError: for inputs that the function does not have, or of another shape.
+            DeviceError: if the inputs or their shapes do not fit, or `state` is missing.
         """
         self._check(inputs)
         values: dict[str, Any] = {name: _wide(array) for name, array in inputs.items()}
         states = {} if state is None else state
-        with np.errstate(all="ignore"):  # float16 overflows as it does on a device
+        with np.errstate(all="ignore"):  # float16 overflows as it does on a device.
             for operation in self._operations:
                 self._step(operation, values, states)
         outputs = {entry.name: entry.type.multiArrayType for entry in self._description.output}
@@ -106,7 +107,7 @@ class Evaluator:
         if operation.type == "read_state":
             name = operation.inputs["input"].arguments[0].name
             if name not in states:
-                raise DeviceError(f"{self._name}: has the state {name}, and none was given.")
+                raise DeviceError(f"{self._name}: needs the state {name}, but none was given.")
             values[operation.outputs[0].name] = states[name]
             return
         if operation.type == "write_state":
@@ -121,7 +122,7 @@ class Evaluator:
                 values[output.name] = np.asarray(result).astype(_TYPES[kind], copy=False)
             elif operation.type in _MOVES:
                 values[output.name] = result
-            else:  # kept in float32, like all float16 here
+            else:  # float16 values are held in float32 throughout.
                 values[output.name] = result.astype(np.float16).astype(np.float32)
 
     def _arguments(self, operation: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +152,7 @@ class Evaluator:
         return found
 
     def _value(self, value: Any) -> Any:
-        """A constant of the specification, or of the weight file."""
+        """A constant from the specification or the weight file."""
         kind = self._type_name(value.type.tensorType.dataType)
         shape = tuple(size.constant.size for size in value.type.tensorType.dimensions)
         if value.WhichOneof("value") == "immediateValue":
@@ -163,8 +164,8 @@ class Evaluator:
             found = _wide(np.array(listed, _TYPES[kind]).reshape(shape))
             return found if shape else found.item()
         at = value.blobFileValue.offset
-        mark, _, size, start = _BLOB.unpack_from(self._weights, at)
-        if mark != _MARK:
+        magic, _, size, start = _BLOB.unpack_from(self._weights, at)
+        if magic != _MAGIC:
             raise DeviceError(f"{self._name}: weight.bin has no tensor at {at}. Export again.")
         raw = np.frombuffer(self._weights, np.uint8, size, start)
         if kind in {"INT4", "UINT4"}:
@@ -176,12 +177,16 @@ class Evaluator:
     def _check(self, inputs: Mapping[str, Array]) -> None:
         wanted = {entry.name: entry.type.multiArrayType for entry in self._description.input}
         if wanted.keys() != inputs.keys():
-            raise DeviceError(f"{self._name}: wants {sorted(wanted)}, not {sorted(inputs)}.")
+            raise DeviceError(
+                f"{self._name}: the inputs must be {sorted(wanted)}, not {sorted(inputs)}."
+            )
         for name, array in inputs.items():
             several = [tuple(shape.shape) for shape in wanted[name].enumeratedShapes.shapes]
             shapes = several or [tuple(wanted[name].shape)]
             if array.shape not in shapes:
-                raise DeviceError(f"{self._name}: {name} is {array.shape}; it may be {shapes}.")
+                raise DeviceError(
+                    f"{self._name}: {name} has shape {array.shape}; it must be one of {shapes}."
+                )
 
 
 def _wide(array: Array) -> Array:
@@ -189,7 +194,7 @@ def _wide(array: Array) -> Array:
 
 
 def _slice(x: Array, begin: Array, end: Array, **more: Array) -> tuple[slice | int, ...]:
-    """The part of `x` that a slicing operator names; a mask means from or to the end."""
+    """The index of a slicing operator; a mask entry means from the start or to the end."""
 
     def masked(name: str, axis: int) -> bool:
         return name in more and bool(more[name][axis])
@@ -208,21 +213,21 @@ def _slice_update(x: Array, update: Array, **where: Any) -> Array:
     changed = x.copy()
     part = changed[_slice(x, **where)]
     if part.shape != update.shape:
-        raise DeviceError(f"slice_update: {update.shape} into a place of {part.shape}.")
+        raise DeviceError(f"slice_update: shape {update.shape} does not fit {part.shape}.")
     part[...] = update
     return changed
 
 
 def _conv(x: Array, weight: Array, bias: Array | None = None, **_: Any) -> Array:
     if weight.shape[2:] != (1, 1):
-        raise DeviceError(f"conv: the evaluator knows kernels of one, not {weight.shape[2:]}.")
+        raise DeviceError(f"conv: the evaluator supports 1x1 kernels, not {weight.shape[2:]}.")
     found: Array = np.einsum("oi,nihw->nohw", weight[:, :, 0, 0], x, optimize=True)
     return found if bias is None else found + bias[:, None, None]
 
 
 def _softmax(x: Array, axis: int = -1) -> Any:
-    grown = np.exp(x - x.max(axis=axis, keepdims=True))
-    return grown / grown.sum(axis=axis, keepdims=True)
+    powers = np.exp(x - x.max(axis=axis, keepdims=True))
+    return powers / powers.sum(axis=axis, keepdims=True)
 
 
 def _attention(query: Array, key: Array, value: Array, attn_mask: Array) -> Any:
@@ -244,7 +249,7 @@ def _spread(part: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _palette(indices: Array, lut: Array) -> Array:
-    """`lut` [groups of each axis…, entries, 1]."""
+    """Look up `indices` in `lut` [groups per axis…, entries, 1]."""
     sizes = indices.shape
     places = zip(np.ogrid[tuple(map(slice, sizes))], lut.shape, sizes, strict=False)
     groups = (place * count // size for place, count, size in places)
@@ -252,7 +257,7 @@ def _palette(indices: Array, lut: Array) -> Array:
     return found
 
 
-def _turned(x: Array, yes: bool) -> Array:
+def _transposed(x: Array, yes: bool) -> Array:
     return x.swapaxes(-1, -2) if yes else x
 
 
@@ -267,6 +272,7 @@ _MOVES: dict[str, Callable[..., Any]] = {
     "slice_update": _slice_update,
     "transpose": lambda x, perm: x.transpose(tuple(perm)),
 }
+"""Operators that compute no new values, so that there is nothing to round."""
 _OPERATORS: dict[str, Callable[..., Any]] = {
     **_MOVES,
     "abs": lambda x: np.abs(x),
@@ -281,7 +287,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "linear": lambda x, weight, bias=0: x @ weight.T + bias,
     "log": lambda x, epsilon: np.log(x + epsilon),
     "matmul": lambda x, y, transpose_x, transpose_y: (
-        _turned(x, transpose_x) @ _turned(y, transpose_y)
+        _transposed(x, transpose_x) @ _transposed(y, transpose_y)
     ),
     "mul": lambda x, y: x * y,
     "range_1d": lambda start, end, step: np.arange(start, end, step),

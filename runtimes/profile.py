@@ -1,7 +1,7 @@
-"""Device profiles: what the forwards of a pair cost on a machine, and where the figures are from.
+"""Device profiles: the times of a pair's forwards on a machine, and the sources of the figures.
 
-A profile is a TOML file; docs/simulator.md shows one. Times are milliseconds there and seconds
-here.
+A profile is a TOML file; docs/simulator.md shows one. Its times are in milliseconds; here they are
+in seconds.
 """
 
 from __future__ import annotations
@@ -29,66 +29,69 @@ __all__ = [
     "write",
 ]
 
-KINDS = ("measured", "published", "estimated", "fitted", "assumed")
+_KINDS = ("measured", "published", "estimated", "fitted", "assumed")
 
 
 @dataclass(frozen=True)
 class StatedText:
-    """How alike the models are, where no recorded text says it."""
+    """How often the models agree, used where there is no recording."""
 
     agreement: float
-    """How often the draft says the target's token."""
+    """How often the draft predicts the target's token."""
     coverage: tuple[float, ...]
-    """Ω_1, Ω_2, …: how often the target's token is among the exit head's best κ."""
+    """Ω_1, Ω_2, …: how often the target's token is among the exit head's best κ candidates."""
     streams: tuple[float, ...] = ()
-    """How often each of the draft's streams is right about what the draft itself will say."""
+    """How often each of the draft's streams predicts the draft's own later token."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where figures are from."""
+    """The source of some figures."""
 
     figures: tuple[str, ...]
+    """Field names, such as ``target.prefix``."""
     kind: str
-    """One of `KINDS`."""
+    """measured, published, estimated, fitted or assumed."""
     how: str
+    """How they were obtained, as a sentence."""
     url: str | None
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A machine and a pair of models on it. Times are seconds."""
+    """A machine and a pair of models on it. Times are in seconds."""
 
     name: str
     costs: Costs
-    """Of the draft by the rows of a forward; `beside` is a factor on both devices' times."""
+    """The draft's are by rows per forward; `beside` slows both devices while both run."""
     branch_rows: int
-    """Cache rows of the draft that a rollout may fill."""
+    """Rows of the draft's cache that a rollout may fill."""
     stream_share: float
-    """A stream row's time as a share of a whole row's: it runs through the top layers alone."""
+    """A stream row's time as a share of a main row's: it runs through the top layers only."""
     hand_over: float
-    """Between the lanes, one way."""
+    """Time to pass a call or a result from lane to lane."""
     host: float
-    """A step's time in no device."""
+    """A step's time outside all devices."""
     text: StatedText
     window: int
     candidates: int
     branches: int | None
+    """R; None: all."""
     sources: tuple[Source, ...]
 
 
 def shipped() -> dict[str, Path]:
-    """The profiles that come with the package, by name."""
+    """The paths of the profiles that come with the package, by name."""
     folder = Path(str(files("mirror_edge.runtimes"))) / "profiles"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def read(profile: str) -> Profile:
-    """A profile by the name of a shipped one, or by its path.
+    """The profile with this name, or in the file at this path.
 
     Raises:
         OptionError: if there is neither.
-        DataError: naming the file and the field that cannot be used.
+        DataError: if the file cannot be read or a field is invalid, naming both.
     """
     known = shipped()
     path = known.get(profile, Path(profile))
@@ -103,12 +106,12 @@ def read(profile: str) -> Profile:
     try:
         fields = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path}: is not TOML ({error}).") from error
+        raise DataError(f"{path}: is not valid TOML ({error}).") from error
     return _profile(Fields(str(path), "", fields))
 
 
 def roofline(floor: float, row: float) -> Curve:
-    """Reading the weights takes `floor`, each row's arithmetic `row`; the longer one counts."""
+    """The longer of `floor`, for reading the weights, and n times `row`, for the arithmetic."""
     if row == 0.0:
         return Curve((1,), (floor,))
     ridge = max(1, int(floor / row))
@@ -117,7 +120,7 @@ def roofline(floor: float, row: float) -> Curve:
 
 
 def write(profile: Profile, path: Path) -> None:
-    """Write a profile as a file that `read` reads."""
+    """Write a profile in the format that `read` accepts."""
     costs, text = profile.costs, profile.text
     lines = [
         f"name = {json.dumps(profile.name, ensure_ascii=False)}",
@@ -166,7 +169,7 @@ def _list(values: Sequence[float]) -> str:
 
 
 def coverage_law(best_of_eight: float) -> tuple[float, ...]:
-    """Ω_κ from Ω_8: misses become fewer with the square root of κ."""
+    """Ω_1 to Ω_64 from Ω_8: misses fall with the square root of κ."""
     return tuple(
         max(0.0, 1.0 - (1.0 - best_of_eight) * (8.0 / candidates) ** 0.5)
         for candidates in range(1, 65)
@@ -211,9 +214,11 @@ def _curve(table: Fields) -> Curve:
     else:
         rows, ms = table.wholes("rows"), table.numbers("ms")
         if len(rows) != len(ms):
-            raise table.error("ms", f"has {len(ms)} values and rows {len(rows)}; pair them up")
+            raise table.error(
+                "ms", f"has {len(ms)} values, but rows has {len(rows)}; give one per row"
+            )
         if any(a >= b for a, b in pairwise(rows)):
-            raise table.error("rows", "must grow from value to value")
+            raise table.error("rows", "must be increasing")
         curve = Curve(rows, tuple(value / 1e3 for value in ms))
     table.nothing_else()
     return curve
@@ -224,14 +229,14 @@ def _coverage(text: Fields) -> tuple[float, ...]:
     if isinstance(given, float):
         return coverage_law(given)
     if any(a > b for a, b in pairwise(given)):
-        raise text.error("coverage", "must not fall as κ grows")
+        raise text.error("coverage", "must not decrease as κ grows")
     return given
 
 
 def _source(table: Fields) -> Source:
     kind = table.text("kind")
-    if kind not in KINDS:
-        raise table.error("kind", f"is {kind!r}; it must be one of {', '.join(KINDS)}")
+    if kind not in _KINDS:
+        raise table.error("kind", f"is {kind!r}; it must be one of {', '.join(_KINDS)}")
     source = Source(
         figures=tuple(part.strip() for part in table.text("figures").split(",")),
         kind=kind,

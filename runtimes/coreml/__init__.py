@@ -1,1 +1,1 @@
-"""Core ML: programs on Apple's devices or in numpy, and the target and draft made of them."""
+"""Core ML: programs on Apple devices or in numpy, and the target and draft built on them."""

@@ -1,4 +1,4 @@
-"""KV caches of the layers of one package: kept by Core ML, or handed in and out."""
+"""The KV cache of one package's layers: a Core ML state, or explicit inputs and outputs."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ if TYPE_CHECKING:
 __all__ = ["Cache", "ExplicitCache", "StateCache", "open_cache"]
 
 Arrays = dict[str, "NDArray[Any]"]
+"""Outputs of a program, by name."""
 
 
 class Cache(Protocol):
-    """Keeps keys and values between the runs of programs that share them."""
+    """Holds keys and values between the runs of the programs that share them."""
 
     def run(
         self, program: Program, inputs: Mapping[str, NDArray[Any]], start: int, rows: int
     ) -> Arrays:
-        """Run once; of the fed rows the first `rows` are kept, at `start`…."""
+        """Run once, and keep the first `rows` fed rows at positions `start`…."""
         ...
 
 
 class StateCache:
-    """A state of the programs, which they write themselves."""
+    """A state, which the programs update themselves."""
 
     def __init__(self, program: Program) -> None:
-        """Zeros, of the shape that `program` wants."""
+        """Start with zeros, in the shapes that `program` declares."""
         self._state = program.make_state()
 
     def run(
@@ -42,15 +43,15 @@ class StateCache:
         start: int,  # noqa: ARG002
         rows: int,  # noqa: ARG002
     ) -> Arrays:
-        """See `Cache.run`; the rows behind them are written too, and never seen."""
+        """See `Cache.run`; the program also writes the padding, which no row ever sees."""
         return program.predict(inputs, self._state)
 
 
 class ExplicitCache:
-    """Buffers [layers, kv_heads, capacity, head_size] that go in; the new rows come out."""
+    """Buffers [layers, kv_heads, capacity, head_size] as inputs; the new rows are outputs."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        """Zeros."""
+        """Start with zeros."""
         self._past = {name: np.zeros(shape, dtype) for name in ("past_keys", "past_values")}
 
     def run(
@@ -64,14 +65,14 @@ class ExplicitCache:
         return outputs
 
     def move(self, slots: Sequence[int], start: int) -> None:
-        """Copy the rows in `slots` to `start`…."""
+        """Copy the rows in `slots` to slots `start`…."""
         index = np.asarray(slots)
         for past in self._past.values():
             past[:, :, start : start + len(index)] = past[:, :, index]
 
 
 def open_cache(program: Program, function: Function, dtype: str) -> Cache:
-    """The cache that a function was exported for."""
+    """The kind of cache that `function` was exported for."""
     if function.states:
         return StateCache(program)
     return ExplicitCache(function.shapes("past_keys")[0], dtype)

@@ -1,4 +1,4 @@
-"""The draft on Core ML: fixed shapes, and a cache that is handed in and out."""
+"""The draft on Core ML: fixed shapes, with the KV cache as explicit inputs and outputs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle
     from mirror_edge.trace import Trace
 
-_UNSEEN = -1e4
-"""Added to an attention score: never seen. In float16's range."""
+__all__ = ["CoreMLDraft"]
+
+_MASKED = -1e4
+"""Added to an attention score to make its weight zero; within the range of float16."""
 
 
 class CoreMLDraft:
-    """A `DraftGraph` over the packages of a bundle's draft, one for each chunk of its layers."""
+    """A `DraftGraph` over the packages of a bundle's draft, one per chunk of its layers."""
 
     def __init__(self, bundle: Bundle, unit: str, trace: Trace) -> None:
-        """Load the functions on `unit` and run each once."""
+        """Load the functions on `unit` and run each once.
+
+        Raises:
+            DeviceError: if Core ML refuses a function or fails to run it.
+        """
         spec = bundle.manifest.draft
         assert spec is not None
         model = spec.model
@@ -64,10 +70,10 @@ class CoreMLDraft:
         streamed: NDArray[np.int64] | None = None,
         ahead: int = 0,
     ) -> NDArray[np.float32]:
-        """See `DraftGraph.forward`. Rows that do not fit a program are fed by several runs."""
+        """See `DraftGraph.forward`. Rows that do not fit a program are fed in several runs."""
         leading = np.zeros(0, np.int64) if streamed is None else streamed
         width = self._widths["draft"]
-        # Stream k of a row is told from the row itself by k, counted in widths.
+        # The logits of stream k of a row come k widths after those of the row.
         rows = np.concatenate([wanted, np.repeat(leading, ahead)])
         numbers = np.zeros(len(rows), np.int64)
         numbers[len(wanted) :] = np.tile(np.arange(1, ahead + 1), len(leading))
@@ -75,16 +81,16 @@ class CoreMLDraft:
         at, first = 0, int(rows.min())
         while at < len(tokens):
             if first - at >= width:
-                # The long program has no head: it takes the rows before the first wanted one.
+                # The wide program has no head: it takes the rows before the first wanted one.
                 function, last = "draft_prefill", first
             else:
                 joined = ((leading >= at) & (leading < at + width)).any()
                 function, last = "draft_streams" if joined else "draft", len(tokens)
             part = slice(at, min(at + self._widths[function], last))
-            unseen = None
+            masked = None
             if hidden is not None:
-                unseen = hidden[part, : hidden.shape[1] - len(tokens) + part.stop]
-            logits = self._run(function, tokens[part], positions[part], start + at, unseen)
+                masked = hidden[part, : hidden.shape[1] - len(tokens) + part.stop]
+            logits = self._run(function, tokens[part], positions[part], start + at, masked)
             if logits is not None:
                 here = (rows >= at) & (rows < part.stop)
                 found[here] = logits.T[rows[here] - at + width * numbers[here]]
@@ -92,7 +98,7 @@ class CoreMLDraft:
         return found
 
     def stop(self) -> None:
-        """See `DraftGraph.stop`: Core ML cannot."""
+        """See `DraftGraph.stop`: it does nothing, because Core ML cannot stop a run."""
 
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""
@@ -111,9 +117,10 @@ class CoreMLDraft:
         start: int,
         hidden: NDArray[np.bool_] | None,
     ) -> NDArray[Any] | None:
-        """Up to a program's width of rows; logits [vocabulary, …], if it has the head.
+        """Feed at most the width of `function` in rows; return logits [vocabulary, columns].
 
-        Their columns are the program's rows, behind these all first streams, and so on.
+        The columns are the program's rows, then each row's first stream, then the second ones, and
+        so on. A function without a head returns None.
         """
         count, width = len(tokens), self._widths[function]
         inputs: dict[str, NDArray[Any]] = {
@@ -135,17 +142,17 @@ class CoreMLDraft:
     def _bias(
         self, rows: int, width: int, start: int, hidden: NDArray[np.bool_] | None
     ) -> NDArray[Any]:
-        """[1, 1, W, C + W]: the cached rows come first, then the fed ones in order.
+        """[1, 1, W, C + W]: the cached rows, then the fed rows in order.
 
-        A row of padding sees itself, so that its attention is defined; nobody sees it.
+        A padding row sees itself, so that its softmax is defined; no other row sees it.
         """
-        unseen = np.ones((width, self._capacity + width), np.bool_)
-        own = unseen[:, self._capacity :]
+        masked = np.ones((width, self._capacity + width), np.bool_)
+        own = masked[:, self._capacity :]
         own[:rows, :rows] = ~np.tri(rows, dtype=np.bool_)
-        unseen[:rows, :start] = False
-        if hidden is not None:  # of the last slots, the fed rows' own among them
+        masked[:rows, :start] = False
+        if hidden is not None:  # It covers the last slots, including those of the fed rows.
             cached = hidden.shape[1] - rows
-            unseen[:rows, start - cached : start] = hidden[:, :cached]
+            masked[:rows, start - cached : start] = hidden[:, :cached]
             own[:rows, :rows] |= hidden[:, cached:]
         np.fill_diagonal(own[rows:, rows:], False)
-        return np.multiply(unseen, self._dtype.type(_UNSEEN), dtype=self._dtype)[None, None]
+        return np.multiply(masked, self._dtype.type(_MASKED), dtype=self._dtype)[None, None]

@@ -1,4 +1,4 @@
-"""coremltools, imported when it is needed and without its remarks."""
+"""coremltools, imported on first use and without its warnings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["coremltools"]
 
 
 def coremltools() -> Any:
-    """The package.
+    """The imported package.
 
     Raises:
-        MissingExtraError: where it is not installed.
+        MissingExtraError: if it is not installed.
     """
-    # It logs what it cannot do away from macOS, and which torch it was not tested with.
+    # It warns about what is unavailable outside macOS and about untested versions of torch.
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():

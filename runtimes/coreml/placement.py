@@ -1,4 +1,4 @@
-"""Where Core ML means to run the operators of a package: macOS only, never run by us."""
+"""Where Core ML plans to run the operators of a package: macOS only, never run by us."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _DEVICES = {"CPU": "cpu", "GPU": "gpu", "NeuralEngine": "ane"}
 
 
 def placement(package: Path, unit: str) -> dict[str, dict[str, int]]:
-    """How many operators of each function of `package` go to which device, by an `MLComputePlan`.
+    """The number of operators per device for each function of `package`, by `MLComputePlan`.
 
     Raises:
-        DeviceError: away from macOS, or when Core ML has no plan.
+        DeviceError: outside macOS, or if Core ML has no plan.
+        MissingExtraError: if coremltools is not installed.
     """
     refuse_unit(unit)
     tools = coremltools()
@@ -38,7 +39,7 @@ def _counted(plan: Any, function: Any) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for operation in function.block.operations:
         usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
-        if usage is not None:  # a constant runs nowhere
+        if usage is not None:  # Constants run nowhere.
             name = type(usage.preferred_compute_device).__name__
             device = name.removeprefix("ML").removesuffix("ComputeDevice")
             counts[_DEVICES.get(device, device)] += 1

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["EVALUATOR", "UNITS", "Program", "Traced", "open_program", "refuse_unit"]
 
 UNITS = {"gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE", "cpu": "CPU_ONLY", "all": "ALL"}
-"""Compute units by the name of their device, as coremltools calls them."""
+"""coremltools' compute units by device name."""
 EVALUATOR = "evaluator"
-"""No device: numpy computes the programs, slowly, on any system."""
+"""Not a device: numpy runs the programs, slowly, on any system."""
 
 
 class Program(Protocol):
-    """A function that can be run; its state, if it has one, is the caller's to keep."""
+    """A function that can be run; the caller holds its state, if it has one."""
 
     def make_state(self) -> Any:
         """A state of zeros."""
@@ -34,15 +34,15 @@ class Program(Protocol):
     def predict(
         self, inputs: Mapping[str, NDArray[Any]], state: Any = None
     ) -> dict[str, NDArray[Any]]:
-        """Run once; `state` is changed."""
+        """Run once; `state` is updated in place."""
         ...
 
 
 def refuse_unit(unit: str) -> None:
-    """Raise where this system does not have the device ``coreml:unit``.
+    """Check that this system has the device ``coreml:unit``.
 
     Raises:
-        DeviceError: with what can be used instead.
+        DeviceError: if it does not, naming what can be used instead.
     """
     if unit == EVALUATOR:
         return
@@ -52,12 +52,17 @@ def refuse_unit(unit: str) -> None:
     if sys.platform != "darwin":
         raise DeviceError(
             f"device 'coreml:{unit}' needs macOS, and this is {platform.system()}; "
-            f"coreml:{EVALUATOR} computes the same programs with numpy, for tests."
+            f"coreml:{EVALUATOR} runs the same programs with numpy, for tests."
         )
 
 
 def open_program(package: Path, function: str, unit: str) -> Program:
-    """`function` of `package` on a compute unit; see `refuse_unit`."""
+    """`function` of `package` on `unit`, one of `UNITS` or `EVALUATOR`.
+
+    Raises:
+        DeviceError: if the function cannot be loaded there.
+        MissingExtraError: if coremltools is not installed.
+    """
     if unit == EVALUATOR:
         from mirror_edge.runtimes.mil import Evaluator
 
@@ -66,7 +71,7 @@ def open_program(package: Path, function: str, unit: str) -> Program:
 
 
 class _Native:
-    """A function on one of Apple's devices, through coremltools."""
+    """A function on an Apple device, through coremltools."""
 
     def __init__(self, package: Path, function: str, unit: str) -> None:
         tools = coremltools()
@@ -96,7 +101,7 @@ class Traced:
     """A program whose runs are recorded."""
 
     def __init__(self, program: Program, name: str, trace: Trace) -> None:
-        """Runs appear in `trace` under `name`."""
+        """Record the runs of `program` in `trace` under `name`."""
         self._program, self._name, self._trace = program, name, trace
 
     def make_state(self) -> Any:

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from mirror_edge.devices import Device
     from mirror_edge.trace import Trace
 
+__all__ = ["CoreMLRuntime"]
+
 
 class CoreMLRuntime:
-    """Opens packages on Apple's devices: the target on the GPU, the draft on the Neural Engine."""
+    """Opens packages on Apple devices: by default target on GPU, draft on Neural Engine."""
 
     formats = ("coreml",)
 
@@ -36,11 +38,11 @@ class CoreMLRuntime:
                 name,
                 package,
                 version(package),
-                of,
+                type,
                 formats=("coreml",),
                 usable=True,
             )
-            for unit, of in (("gpu", "gpu"), ("ane", "npu"), ("cpu", "cpu"))
+            for unit, type in (("gpu", "gpu"), ("ane", "npu"), ("cpu", "cpu"))
         ]
 
     def draft_process(self, device: Device) -> bool:
@@ -54,7 +56,7 @@ class CoreMLRuntime:
         threads: int,  # noqa: ARG002
         trace: Trace,
     ) -> CoreMLTarget:
-        """See `Runtime.open_target`; Core ML has threads of its own."""
+        """See `Runtime.open_target`; Core ML manages its own threads."""
         return CoreMLTarget(bundle, _unit(device, "gpu"), trace)
 
     def open_draft(
@@ -78,8 +80,8 @@ class CoreMLRuntime:
         return CoreMLExitHead(bundle, _unit(device, "ane"), trace, "draft exit")
 
 
-def _unit(device: Device, usual: str) -> str:
-    """The compute unit that `device` names, if this system has it."""
-    unit = device.unit or usual
+def _unit(device: Device, default: str) -> str:
+    """The compute unit that `device` names; see `refuse_unit`."""
+    unit = device.unit or default
     refuse_unit(unit)
     return unit

@@ -1,4 +1,4 @@
-"""The evaluator of Core ML programs, on small programs of our own."""
+"""The evaluator of Core ML programs, on small programs made here."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def tools() -> Any:
 
 
 def save(tools: Any, body: Any, path: Path, *shapes: tuple[int, ...]) -> Path:
-    """A package whose function `main` computes `body` of float32 inputs."""
+    """Save a package whose function `main` applies `body` to float32 inputs."""
     mb = tools.converters.mil.Builder
     program = mb.program(
         input_specs=[mb.TensorSpec(shape) for shape in shapes], opset_version=tools.target.iOS18
     )(body)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it leaves its temporary folders to the collector
+        warnings.simplefilter("ignore")  # About temporary folders left to the garbage collector.
         tools.convert(
             program,
             convert_to="mlprogram",
@@ -43,7 +43,7 @@ def save(tools: Any, body: Any, path: Path, *shapes: tuple[int, ...]) -> Path:
     return path
 
 
-def test_an_operator_that_is_not_known_is_named(tools: Any, tmp_path: Path) -> None:
+def test_an_unsupported_operator_is_named(tools: Any, tmp_path: Path) -> None:
     mb = tools.converters.mil.Builder
     package = save(tools, lambda x: mb.erf(x=x, name="it"), tmp_path / "a.mlpackage", (2, 3))
     with pytest.raises(DeviceError, match=rf"{package}: main: .* has no operator erf \(at it\)\."):
@@ -71,23 +71,23 @@ def test_weights_come_from_the_weight_file(package: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({}, r"wants \['x'\], not \[\]"),
-        ({"x": (1, 700), "z": (1,)}, r"wants \['x'\], not \['x', 'z'\]"),
-        ({"x": (2, 700)}, r"x is \(2, 700\); it may be \[\(1, 700\)\]"),
+        ({}, r"the inputs must be \['x'\], not \[\]"),
+        ({"x": (1, 700), "z": (1,)}, r"the inputs must be \['x'\], not \['x', 'z'\]"),
+        ({"x": (2, 700)}, r"x has shape \(2, 700\); it must be one of \[\(1, 700\)\]"),
     ],
 )
-def test_inputs_that_do_not_fit(package: Path, inputs: dict[str, Any], message: str) -> None:
+def test_invalid_inputs_are_refused(package: Path, inputs: dict[str, Any], message: str) -> None:
     arrays = {name: np.zeros(shape, np.float32) for name, shape in inputs.items()}
     with pytest.raises(DeviceError, match=rf"{package}: main: {message}"):
         Evaluator(package, "main").predict(arrays)
 
 
-def test_a_function_that_is_not_there(package: Path) -> None:
+def test_a_missing_function_is_refused(package: Path) -> None:
     with pytest.raises(DeviceError, match=rf"{package}: has no function 'prefix'"):
         Evaluator(package, "prefix")
 
 
-def test_a_weight_file_that_was_overwritten(package: Path, tmp_path: Path) -> None:
+def test_a_damaged_weight_file_is_refused(package: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(package, tmp_path / "copy.mlpackage"))
     file = copy / "Data/com.apple.CoreML/weights/weight.bin"
     file.write_bytes(bytes(file.stat().st_size))

@@ -1,4 +1,4 @@
-"""Device profiles: curves, what is refused, and the profiles that come with the package."""
+"""Device profiles: curves, errors, and the profiles that come with the package."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_profile_is_read_in_seconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "instead", "said"),
+    ("written", "instead", "message"),
     [
         ('name = "made up"', "", "name is missing"),
         ("hand_over_ms = 0.05", "hand_over_ms = -1", "hand_over_ms is -1; it must be 0 or more"),
@@ -62,39 +62,43 @@ def test_a_profile_is_read_in_seconds(tmp_path: Path) -> None:
         ("hand_over_ms", "hand_over_s = 1\nhand_over_ms", "hand_over_s is not a field"),
         ("floor_ms = 8.0, ", "", "target.prefix.rows is missing"),
         (", row_ms = 1.0", "", "target.prefix.row_ms is missing"),
-        ("[1, 4, 8]", "[1, 4, 4]", "target.suffix.rows must grow"),
-        ("[1, 4, 8]", "[1, 4]", "target.suffix.ms has 3 values and rows 2"),
+        ("[1, 4, 8]", "[1, 4, 4]", "target.suffix.rows must be increasing"),
+        ("[1, 4, 8]", "[1, 4]", "target.suffix.ms has 3 values, but rows has 2"),
         ("[1, 4, 8]", "[]", "target.suffix.rows must be a list of whole numbers"),
         ("[1, 4, 8]", "[1, 4.5, 8]", "target.suffix.rows must be a list of whole numbers"),
         ("[5, 5.5, 9]", '[5, "6", 9]', "target.suffix.ms must be a list of numbers"),
         ("[draft]", "[drafts]", "draft is missing"),
         ("forward = { rows", "forward = { row", "draft.forward.rows is missing"),
         ("agreement = 0.8", "agreement = 1.8", "text.agreement is 1.8; it must be from 0 to 1"),
-        ("coverage = 0.9", "coverage = [0.9, 0.8]", "text.coverage must not fall"),
+        ("coverage = 0.9", "coverage = [0.9, 0.8]", "text.coverage must not decrease"),
         ("window = 7", "window = 0", "settings.window is 0"),
-        ('"all"', '"some"', "settings.branches is 'some'; it must be a whole number from 1 up or"),
+        (
+            '"all"',
+            '"some"',
+            "settings.branches is 'some'; it must be a whole number, 1 or more, or",
+        ),
         ('kind = "estimated"', 'kind = "guess"', "sources[0].kind is 'guess'"),
         ('kind = "estimated"', 'kind = "published"', "sources[0].url is missing"),
         ("[[sources]]", "[sources]", "sources is {"),
-        ("[target]", "[target", "is not TOML"),
+        ("[target]", "[target", "is not valid TOML"),
     ],
 )
-def test_what_is_wrong_in_a_profile_is_named(
-    tmp_path: Path, written: str, instead: str, said: str
+def test_an_error_names_the_file_and_the_field(
+    tmp_path: Path, written: str, instead: str, message: str
 ) -> None:
     assert written in TEXT
     (path := tmp_path / "mine.toml").write_text(TEXT.replace(written, instead, 1))
     with pytest.raises(DataError) as refused:
         read(str(path))
-    assert f"{path}: {said}" in str(refused.value)
+    assert f"{path}: {message}" in str(refused.value)
 
 
-def test_a_profile_that_is_nowhere_is_refused_with_those_that_are_there() -> None:
+def test_an_unknown_profile_is_refused_with_a_list_of_the_known_ones() -> None:
     with pytest.raises(OptionError, match="macbook-pro-m4-pro"):
         read("my-machine")
 
 
-def test_a_folder_is_no_profile(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read(str(tmp_path))
 
@@ -114,11 +118,11 @@ FIGURES = {
 
 
 FREE = {"draft.branch_rows", "settings.window", "settings.candidates", "settings.branches"}
-"""Figures that are a choice and no claim, unless the profile says otherwise."""
+"""Figures that are settings, for which a source is optional."""
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_every_figure_of_a_shipped_profile_says_where_it_is_from(name: str) -> None:
+def test_every_figure_of_a_shipped_profile_has_a_source(name: str) -> None:
     profile = read(name)
     assert profile.name
     figures = {figure for source in profile.sources for figure in source.figures}
@@ -137,7 +141,7 @@ def test_the_roofline_is_the_longer_of_reading_the_weights_and_the_arithmetic(
 
 
 @given(st.floats(0.0, 1.0))
-def test_the_coverage_law_keeps_what_was_stated_and_never_falls(best_of_eight: float) -> None:
+def test_the_coverage_law_keeps_the_stated_value_and_never_falls(best_of_eight: float) -> None:
     law = coverage_law(best_of_eight)
     assert law[7] == pytest.approx(best_of_eight)
     assert list(law) == sorted(law)
@@ -145,7 +149,7 @@ def test_the_coverage_law_keeps_what_was_stated_and_never_falls(best_of_eight: f
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
+def test_a_written_profile_can_be_read(name: str, tmp_path: Path) -> None:
     profile = read(name)
     write(profile, tmp_path / "again.toml")
     again = read(str(tmp_path / "again.toml"))
