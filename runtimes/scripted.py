@@ -1,8 +1,8 @@
-"""Scripted devices: a toy language instead of weights, for tests and for planning.
+"""Scripted devices for tests: a toy language instead of weights.
 
 A `Language` maps the tokens so far to the next token's logits. The scripted target, exit head and
-draft each speak one; how alike these are is how often they agree. A device may take a stated time
-by really sleeping (on a thread lane) or on a virtual clock.
+draft each have one, and the more similar these are, the more often they agree. Calls can take a
+given time, by sleeping in real time (on a thread lane) or on a virtual clock.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ __all__ = [
 ]
 
 Language = Callable[[Sequence[int]], "NDArray[np.float32]"]
+"""From the tokens so far to logits [vocabulary]."""
 
 Seconds = float | Callable[[int], float]
-"""What a call takes, or what it takes for so many rows."""
+"""The time of a call, or a function from its number of rows to its time."""
 
 
 def random_language(seed: int, vocabulary: int, order: int = 2, sharpness: float = 2.0) -> Language:
-    """Logits that depend on the last `order` tokens and nothing else, the same at every call."""
+    """A language whose logits are a fixed random function of the last `order` tokens."""
     known: dict[tuple[int, ...], NDArray[np.float32]] = {}
 
     def logits(tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -52,7 +53,7 @@ def random_language(seed: int, vocabulary: int, order: int = 2, sharpness: float
 
 
 def blend(language: Language, other: Language, share: float) -> Language:
-    """A language that is `other` by `share` and `language` for the rest."""
+    """A language that mixes the logits of `language` and, with weight `share`, of `other`."""
 
     def logits(tokens: Sequence[int]) -> NDArray[np.float32]:
         mixed = (1.0 - share) * language(tokens) + share * other(tokens)
@@ -62,7 +63,7 @@ def blend(language: Language, other: Language, share: float) -> Language:
 
 
 class _Sleeper:
-    """Takes the stated seconds a call, and records them as the runs of a device."""
+    """Sleeps for the given seconds per call, and records each call as a run of a device."""
 
     def __init__(
         self, seconds: Mapping[str, Seconds], trace: Trace | None, virtual: VirtualClock | None
@@ -81,7 +82,7 @@ class _Sleeper:
 
 
 class ScriptedTarget:
-    """A `Target` that speaks `language`, with an exit head that speaks `exit_language`."""
+    """A `Target` that follows `language`, with an exit head that follows `exit_language`."""
 
     def __init__(
         self,
@@ -93,7 +94,10 @@ class ScriptedTarget:
         trace: Trace | None = None,
         virtual: VirtualClock | None = None,
     ) -> None:
-        """`seconds` says what `prefill`, `prefix`, `exit` and `suffix` take, on the clock given."""
+        """`seconds` maps `prefill`, `prefix`, `exit` and `suffix` to their times.
+
+        They pass on the clock `virtual`, or in real time without one.
+        """
         self.context, self.vocabulary = context, vocabulary
         self._language, self._exit_language = language, exit_language
         self._sleep = _Sleeper(seconds or {}, trace, virtual)
@@ -109,17 +113,17 @@ class ScriptedTarget:
     def prefix(
         self, window: Sequence[int], start: int, candidates: int, width: int = 0
     ) -> ExitSignal | None:
-        """See `Target.prefix`; a scripted row never depends on the `width`."""
+        """See `Target.prefix`; the `width` has no effect."""
         del width
         self._sleep("prefix", len(window))
         self._feed(window, start)
         if candidates == 0:
             return None
         self._sleep("exit", len(window))
-        return _named(self._exit_language, self.hidden(), candidates)
+        return _best(self._exit_language, self.hidden(), candidates)
 
     def hidden(self) -> NDArray[Any]:
-        """See `Target.hidden`: a row is all the tokens up to its own."""
+        """See `Target.hidden`: a row consists of all tokens up to its own."""
         rows = np.empty(len(self._rows), dtype=object)
         rows[:] = [self._fed[: end + 1] for end in self._rows]
         return rows
@@ -154,20 +158,20 @@ class ScriptedExitHead:
         trace: Trace | None = None,
         virtual: VirtualClock | None = None,
     ) -> None:
-        """One that speaks `language`; it takes `seconds`, on the clock given."""
+        """Follow `language`; a call takes `seconds` on the clock `virtual`, or in real time."""
         self._language = language
         self._sleep = _Sleeper({"draft exit": seconds}, trace, virtual)
 
     def signal(self, hidden: NDArray[Any], candidates: int) -> ExitSignal:
         """See `ExitHead.signal`."""
         self._sleep("draft exit", len(hidden))
-        return _named(self._language, hidden, candidates)
+        return _best(self._language, hidden, candidates)
 
     def close(self) -> None:
         """Nothing to release."""
 
 
-def _named(language: Language, rows: Iterable[Sequence[int]], candidates: int) -> ExitSignal:
+def _best(language: Language, rows: Iterable[Sequence[int]], candidates: int) -> ExitSignal:
     logits = np.stack([language(row) for row in rows])
     logits = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     ids = np.argsort(-logits, axis=-1, kind="stable")[:, :candidates]
@@ -175,9 +179,9 @@ def _named(language: Language, rows: Iterable[Sequence[int]], candidates: int) -
 
 
 class ScriptedDraft:
-    """A `DraftGraph` that speaks `language`: each row continues exactly what it is shown.
+    """A `DraftGraph` that follows `language`, given exactly the tokens that each row sees.
 
-    Stream k speaks the k-th of `streams`: the logits of the token k + 1 places ahead.
+    Stream k follows the k-th of `streams`: logits of the token k + 1 positions ahead.
     """
 
     def __init__(
@@ -193,15 +197,16 @@ class ScriptedDraft:
         named: int | None = None,
         main: int | None = None,
     ) -> None:
-        """A forward takes `seconds`, on the clock given; its logits are of `named` tokens.
+        """A forward takes `seconds` on the clock `virtual`, or in real time without one.
 
-        It keeps `main` rows of the text, by default all of the context.
+        Its logits are of the first `named` tokens; default: the vocabulary. The cache holds `main`
+        rows of the text; default: the context.
         """
         self.context, self.vocabulary, self.named = context, vocabulary, named or vocabulary
         self.main, self.streams = main or context, len(streams)
         self.slots = self.main + branch_rows
         self.forwards = 0
-        self._language, self._foresight = language, streams
+        self._language, self._stream_languages = language, streams
         self._sleep = _Sleeper({"draft": seconds}, trace, virtual)
         self._tokens = np.full(self.slots, -1, dtype=np.int64)
         self._positions = np.full(self.slots, -1, dtype=np.int64)
@@ -218,11 +223,12 @@ class ScriptedDraft:
     ) -> NDArray[np.float32]:
         """See `DraftGraph.forward`.
 
-        Behind the first few tokens some may be forgotten: the language hears -1 for them.
+        Tokens after the first few may have been dropped from the cache: the language is given -1
+        for them.
 
         Raises:
-            ValueError: if a row is shown anything else but one token for each position up to its
-                own, if the streams have no slots, or if a tree is the first thing it is fed.
+            ValueError: if a row sees anything but one token for each position up to its own, if the
+                rows and streams do not fit, or if a tree is fed into an empty cache.
         """
         end, of = start + len(tokens), () if streamed is None else streamed
         self._sleep("draft", len(tokens) + len(of) * ahead)
@@ -230,18 +236,18 @@ class ScriptedDraft:
         if end + len(of) * ahead > self.slots:
             raise ValueError(f"{end} rows and {len(of)} x {ahead} streams do not fit")
         if start == 0 and (hidden is not None or ahead):
-            raise ValueError("a tree needs a row before it")
+            raise ValueError("a tree or streams cannot be fed into an empty cache")
         self._tokens[start:end], self._positions[start:end] = tokens, positions
-        # What stood behind is overwritten, by streams if by nothing else.
+        # Later slots are invalid from here on, because streams may overwrite them.
         self._positions[end:] = -1
-        logits = [self._language(self._shown(row, start, hidden)) for row in wanted]
+        logits = [self._language(self._seen(row, start, hidden)) for row in wanted]
         for row in of:
-            shown = self._shown(row, start, hidden)
-            logits += [language(shown) for language in self._foresight[:ahead]]
+            seen = self._seen(row, start, hidden)
+            logits += [language(seen) for language in self._stream_languages[:ahead]]
         return np.stack(logits)
 
     def stop(self) -> None:
-        """See `DraftGraph.stop`: a scripted forward ends."""
+        """See `DraftGraph.stop`: it does nothing."""
 
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""
@@ -252,16 +258,16 @@ class ScriptedDraft:
     def close(self) -> None:
         """Nothing to release."""
 
-    def _shown(self, row: int, start: int, hidden: NDArray[np.bool_] | None) -> list[int]:
+    def _seen(self, row: int, start: int, hidden: NDArray[np.bool_] | None) -> list[int]:
         slots = np.arange(start + row + 1)
         if hidden is not None:
             first = start + len(hidden) - hidden.shape[1]
             seen = np.concatenate([np.ones(first, dtype=np.bool_), ~hidden[row]])
             slots = slots[seen[: start + row + 1]]
         places, tokens = self._positions[slots], self._tokens[slots].tolist()
-        gone = max(0, int(places[-1]) + 1 - len(places))
+        dropped = max(0, int(places[-1]) + 1 - len(places))
         expected = np.arange(len(places))
-        expected[FIRST:] += gone
+        expected[FIRST:] += dropped
         if places.tolist() != expected.tolist():
             raise ValueError(f"row {row} sees positions {places.tolist()}")
-        return [*tokens[:FIRST], *[-1] * gone, *tokens[FIRST:]]
+        return [*tokens[:FIRST], *[-1] * dropped, *tokens[FIRST:]]

@@ -1,6 +1,6 @@
-"""What simulated models say: how far draft and exit head agree with the target, and nothing else.
+"""The output of simulated models: only how often draft and exit head agree with the target.
 
-A script knows a text by its `state`, a number a row: what stands before the next token.
+A script represents the tokens before a position by a state, one uint64 number per row.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["RecordedScript", "Script", "StatedScript"]
 
 _WORDS = 512
-_NOWHERE = 1 << 30
+"""Vocabulary size."""
+_UNRANKED = 1 << 30
+"""The rank of a token that is not among the exit head's candidates."""
 _OFF = np.uint64(1 << 63)
+"""Set in the states of a `RecordedScript` that are off the recorded text."""
 
 
 class Script(Protocol):
@@ -28,34 +31,34 @@ class Script(Protocol):
     """The state before the first token."""
 
     def after(self, states: NDArray[np.uint64], tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """The states once these tokens follow, one each."""
+        """The states after each is followed by its token."""
         ...
 
     def target(self, states: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """What the target says next."""
+        """The target's next tokens."""
         ...
 
     def draft(self, states: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """What the draft says next."""
+        """The draft's next tokens."""
         ...
 
     def exit(
         self, states: NDArray[np.uint64], candidates: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The exit head's tokens and their log-probabilities, [n, candidates], best first."""
+        """The exit head's tokens and log-probabilities, each [n, candidates], best first."""
         ...
 
     def streams(self, states: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """What the draft's streams say, [n, s]: stream k its own token k + 1 places ahead."""
+        """The streams' tokens [n, s]: stream k predicts the draft's token k + 1 positions ahead."""
         ...
 
 
 class StatedScript:
-    """Models that agree as often as is stated, token by token and by chance alone.
+    """Models that agree with given probabilities, independently at every token.
 
-    Everything is a hash of seed and text, so that every mode and setting meets the same text.
-    The chances are independent: of each other and of the place. The exit head's confidence is
-    that of a rank, the same at every place, and it never names what the draft got wrong.
+    Everything is a hash of seed and text, so that every mode and setting produces the same text.
+    The probabilities are independent of each other and of the position. The exit head's confidence
+    depends only on the rank, and the draft's wrong tokens are never among its candidates.
     """
 
     vocabulary = _WORDS
@@ -67,9 +70,13 @@ class StatedScript:
         streams: Sequence[float] = (),
         seed: int = 0,
     ) -> None:
-        """`coverage` is Ω_1, Ω_2, …: how often the truth is among the exit head's first κ.
+        """Set the probabilities.
 
-        `streams` holds how often each stream is right about what the draft itself will say.
+        Args:
+            agreement: that the draft predicts the target's token.
+            coverage: Ω_1, Ω_2, …: that the target's token is among the exit head's best κ.
+            streams: that each stream predicts the draft's own later token.
+            seed: of the text.
         """
         self.start = seed
         self._agreement, self._right = agreement, streams
@@ -93,7 +100,7 @@ class StatedScript:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """See `Script.exit`."""
         ranks = np.searchsorted(self._coverage, _chance(states + _EXIT), side="right")
-        ranks[ranks == len(self._coverage)] = _NOWHERE
+        ranks[ranks == len(self._coverage)] = _UNRANKED
         return _candidates(_word(states), ranks, candidates, self._logprobs)
 
     def streams(self, states: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -102,10 +109,10 @@ class StatedScript:
 
 
 class RecordedScript:
-    """Models that agree where those of a recording did, in the places of the recorded text.
+    """Models that agree at the positions where those of a recording did.
 
-    Off the recorded text the draft is always right and the exit head never: nothing that is said
-    there is ever committed.
+    Off the recorded text, where no token is ever committed, the draft always predicts the target's
+    token and the exit head never does.
     """
 
     vocabulary = _WORDS
@@ -117,21 +124,21 @@ class RecordedScript:
         exit_ranks: Sequence[int | None],
         streams: Sequence[float] = (),
     ) -> None:
-        """For every place: whether the draft says the truth, and its rank at the exit head.
+        """Take, for every position, whether the draft predicts the token and the token's rank.
 
-        `streams` as in `StatedScript`.
+        The rank is None where the exit head lacks the token; `streams` is as in `StatedScript`.
         """
         self._right = streams
-        self._places = len(draft)
+        self._length = len(draft)
         self._wrong = ~np.array([*draft, True])
-        ranks = [_NOWHERE if rank is None else rank for rank in exit_ranks]
-        self._ranks = np.array([*ranks, _NOWHERE])
-        counts = np.bincount([rank for rank in ranks if rank != _NOWHERE], minlength=1)
+        ranks = [_UNRANKED if rank is None else rank for rank in exit_ranks]
+        self._ranks = np.array([*ranks, _UNRANKED])
+        counts = np.bincount([rank for rank in ranks if rank != _UNRANKED], minlength=1)
         self._logprobs = _logprobs(np.cumsum(counts) / max(1, len(ranks)))
 
     def after(self, states: NDArray[np.uint64], tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
         """See `Script.after`."""
-        on_text = (tokens == _word(states)) & (states < self._places)
+        on_text = (tokens == _word(states)) & (states < self._length)
         return np.where(on_text, states + np.uint64(1), _mix(states + _TARGET) | _OFF)
 
     def target(self, states: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -140,21 +147,21 @@ class RecordedScript:
 
     def draft(self, states: NDArray[np.uint64]) -> NDArray[np.int64]:
         """See `Script.draft`."""
-        return _guess(_word(states), self._wrong[self._place(states)])
+        return _guess(_word(states), self._wrong[self._position(states)])
 
     def exit(
         self, states: NDArray[np.uint64], candidates: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """See `Script.exit`."""
-        ranks = self._ranks[self._place(states)]
+        ranks = self._ranks[self._position(states)]
         return _candidates(_word(states), ranks, candidates, self._logprobs)
 
     def streams(self, states: NDArray[np.uint64]) -> NDArray[np.int64]:
         """See `Script.streams`."""
         return _ahead(self, states, self._right)
 
-    def _place(self, states: NDArray[np.uint64]) -> NDArray[np.int64]:
-        return np.minimum(states, np.uint64(self._places)).astype(np.int64)
+    def _position(self, states: NDArray[np.uint64]) -> NDArray[np.int64]:
+        return np.minimum(states, np.uint64(self._length)).astype(np.int64)
 
 
 _TARGET, _DRAFT, _EXIT, _STREAM = (
@@ -163,31 +170,31 @@ _TARGET, _DRAFT, _EXIT, _STREAM = (
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser."""
+    """The finalizer of splitmix64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def _word(states: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The target's token."""
+    """The target's tokens."""
     return (_mix(states + _TARGET) % np.uint64(_WORDS)).astype(np.int64)
 
 
 def _guess(words: NDArray[np.int64], wrong: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The draft's: a wrong one is never among the exit head's candidates."""
+    """The draft's tokens: `words`, or others where `wrong`, never among the candidates."""
     return (words + wrong * (_WORDS // 2)) % _WORDS
 
 
 def _ahead(script: Script, states: NDArray[np.uint64], right: Sequence[float]) -> NDArray[np.int64]:
-    """What streams say that are right so often."""
-    said = np.empty((len(states), len(right)), dtype=np.int64)
+    """The tokens of streams that predict the draft's with probabilities `right`."""
+    tokens = np.empty((len(states), len(right)), dtype=np.int64)
     reached = states
     for stream, share in enumerate(right):
         reached = script.after(reached, script.draft(reached))
         wrong = _chance(states + _STREAM * np.uint64(stream + 1)) >= share
-        said[:, stream] = _guess(script.draft(reached), wrong)
-    return said
+        tokens[:, stream] = _guess(script.draft(reached), wrong)
+    return tokens
 
 
 def _candidates(
@@ -196,7 +203,7 @@ def _candidates(
     candidates: int,
     logprobs: NDArray[np.float32],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The exit head's lists, with the target's word at its rank in each."""
+    """The exit head's candidates, with the target's token at its rank in each row."""
     place = np.arange(min(candidates, _WORDS // 2 - 1))
     distance = np.where(place == ranks[:, None], 0, place + 1)
     row = logprobs[np.minimum(place, len(logprobs) - 1)]
@@ -204,12 +211,12 @@ def _candidates(
 
 
 def _logprobs(coverage: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Of a rank; a later one is never likelier than an earlier one."""
+    """The log-probability of each rank; they never rise from rank to rank."""
     chances = np.minimum.accumulate(np.diff(coverage, prepend=0.0))
     found: NDArray[np.float32] = np.log(np.maximum(chances, 1e-9)).astype(np.float32)
     return found
 
 
 def _chance(x: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """[0, 1) from a number."""
+    """Uniform numbers in [0, 1), by hashing `x`."""
     return (_mix(x) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,5 +1,6 @@
-"""Simulated devices: the real step loops, lanes and drafter, on forwards that cost what a profile
-says and models that say what a script says.
+"""The simulator: the real step loops and drafter, with a profile's times and a script's tokens.
+
+Calls run on the lanes of a virtual clock.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ __all__ = ["Machine", "SimulatedDraft", "SimulatedExitHead", "SimulatedTarget", 
 
 
 _PARTS = 8
-"""Of a forward: after each one, it is looked who else runs."""
+"""A forward is split into this many parts; each checks whether the other device is running."""
 
 
 @dataclass
 class Machine:
-    """The clock, the record and the memory that both devices share."""
+    """What both devices share: profile, clock and trace."""
 
     profile: Profile
     clock: VirtualClock = field(default_factory=VirtualClock)
     trace: Trace = field(default_factory=Trace)
     running: int = 0
-    """Devices at work."""
+    """Number of devices running a forward."""
 
     def forward(self, lane: str, name: str, seconds: float) -> None:
-        """A forward that takes `seconds` by itself, and longer while the other device runs too."""
+        """Spend the time of a forward: `seconds`, and more while the other device runs too."""
         beside = self.profile.costs.beside
         parts = 1 if beside == 1.0 else _PARTS
         begin = self.clock()
@@ -60,14 +61,14 @@ class Machine:
 
 
 class _Device:
-    """The states of the rows that were fed."""
+    """Holds the script's state of every row fed, in place of a KV cache."""
 
     def __init__(self, machine: Machine, script: Script, slots: int) -> None:
         self._machine, self._script = machine, script
         self._states = np.zeros(slots, dtype=np.uint64)
 
     def _feed(self, tokens: NDArray[np.int64], start: int, parents: NDArray[np.int64]) -> None:
-        """Put rows into slots `start`…, each after the row in its parent's slot (-1: the first)."""
+        """Put rows into slots `start`…, each after the row in slot `parents[row]` (-1: none)."""
         slots = np.arange(start, start + len(tokens))
         ready = parents < start
         known = np.where(
@@ -83,10 +84,10 @@ class _Device:
 
 
 class SimulatedTarget(_Device):
-    """A `Target` that takes the profile's time and says what the script's target says."""
+    """A `Target` with the profile's times and the tokens of the script's target."""
 
     def __init__(self, machine: Machine, script: Script, context: int) -> None:
-        """A target of `machine` that speaks `script`."""
+        """A target on `machine` that follows `script`."""
         super().__init__(machine, script, context)
         self.context, self.vocabulary = context, script.vocabulary
         self._costs = machine.profile.costs
@@ -112,11 +113,11 @@ class SimulatedTarget(_Device):
         return ExitSignal(*self._script.exit(self._states[self._rows], candidates))
 
     def hidden(self) -> NDArray[np.uint64]:
-        """See `Target.hidden`: a state is all there is to a row."""
+        """See `Target.hidden`: a row is its state."""
         return self._states[self._rows].copy()
 
     def suffix(self) -> NDArray[np.float32]:
-        """See `Target.suffix`; the step's time in no device comes after it."""
+        """See `Target.suffix`; the host's time per step is spent after it."""
         self._machine.forward("target", "suffix", self._costs.suffix(self._width))
         self._machine.clock.sleep(self._machine.profile.host)
         return _certain(self._script.target(self._states[self._rows]), self.vocabulary)
@@ -128,10 +129,10 @@ class SimulatedTarget(_Device):
 
 
 class SimulatedExitHead:
-    """An `ExitHead` that takes the profile's time of the draft's device."""
+    """An `ExitHead` on the draft's device, with the profile's times."""
 
     def __init__(self, machine: Machine, script: Script, costs: Curve) -> None:
-        """Of the target that speaks `script`."""
+        """An exit head on `machine` that follows `script`; `costs` is by rows."""
         self._machine, self._script, self._costs = machine, script, costs
 
     def signal(self, hidden: NDArray[np.uint64], candidates: int) -> ExitSignal:
@@ -144,10 +145,10 @@ class SimulatedExitHead:
 
 
 class SimulatedDraft(_Device):
-    """A `DraftGraph` that takes the profile's time and says what the script's draft says."""
+    """A `DraftGraph` with the profile's times and the tokens of the script's draft."""
 
     def __init__(self, machine: Machine, script: Script, context: int, streams: int) -> None:
-        """A draft of `machine` that speaks `script`."""
+        """A draft on `machine` that follows `script`."""
         self.slots = context + machine.profile.branch_rows
         super().__init__(machine, script, self.slots)
         self.context = self.main = context
@@ -172,20 +173,20 @@ class SimulatedDraft(_Device):
         self._machine.forward("draft", "draft", profile.costs.draft(rows))
         parents = np.arange(start - 1, start + len(tokens) - 1)
         if hidden is not None:
-            # A row stands after the last row before it that it sees; those in front are all seen.
+            # A row follows the last earlier row that it sees; slots before `first` are all seen.
             first = start + len(tokens) - hidden.shape[1]
             seen = ~hidden & (np.arange(first, first + hidden.shape[1]) <= parents[:, None])
             last = hidden.shape[1] - 1 - seen[:, ::-1].argmax(axis=1)
             parents = first + np.where(seen.any(axis=1), last, -1)
         self._feed(tokens, start, parents)
-        said = self._script.draft(self._states[start + wanted])
+        drafted = self._script.draft(self._states[start + wanted])
         if streamed is not None and ahead:
             guesses = self._script.streams(self._states[start + streamed])[:, :ahead]
-            said = np.concatenate([said, guesses.ravel()])
-        return _certain(said, self.vocabulary)
+            drafted = np.concatenate([drafted, guesses.ravel()])
+        return _certain(drafted, self.vocabulary)
 
     def stop(self) -> None:
-        """See `DraftGraph.stop`: a simulated forward ends."""
+        """See `DraftGraph.stop`: it does nothing."""
 
     def move(self, slots: Sequence[int], start: int) -> None:
         """See `DraftGraph.move`."""
@@ -196,14 +197,14 @@ def _beginning(script: Script, length: int) -> list[int]:
     """The first tokens of the script's text."""
     tokens, states = [], np.array([script.start], dtype=np.uint64)
     for _ in range(length):
-        said = script.target(states)
-        states = script.after(states, said)
-        tokens.append(int(said[0]))
+        following = script.target(states)
+        states = script.after(states, following)
+        tokens.append(int(following[0]))
     return tokens
 
 
 def _certain(tokens: NDArray[np.int64], vocabulary: int) -> NDArray[np.float32]:
-    """Logits [n, vocabulary] of models without a doubt."""
+    """One-hot logits [n, vocabulary]."""
     logits = np.zeros((len(tokens), vocabulary), dtype=np.float32)
     logits[np.arange(len(tokens)), tokens] = 1.0
     return logits
@@ -220,17 +221,17 @@ def simulate(
     choices: Sequence[Strategy] = (),
     trace: Trace | None = None,
 ) -> Stats:
-    """What an answer of `new_tokens` would cost; a function of its arguments alone.
+    """Simulate an answer of `new_tokens` tokens; the result depends only on the arguments.
 
-    The prompt is the beginning of the script's text. The draft uses the first so many `streams`
-    of the script. With `choices` the controller of mode `auto` plans every step; it knows the
-    profile's costs, as if it had measured them.
+    The prompt is the first `prompt_tokens` of the script's text. The draft uses the first `streams`
+    streams of the script. With `choices`, the controller of mode `auto` plans every step, using the
+    profile's costs as if it had measured them.
     """
     machine, context = Machine(profile, trace=trace or Trace()), prompt_tokens + new_tokens
     drafter = None
     if strategy.mode != "ar" or choices:
         graph = SimulatedDraft(machine, script, context, streams)
-        # What a script's streams say second is never right, so siblings would only cost.
+        # A script's streams have no second choice, so siblings would only cost time.
         clock = machine.clock if choices else None
         drafter = ModelDrafter(graph, Guesses(graph.streams), clock)
     exits = profile.costs.exit_beside
@@ -256,5 +257,5 @@ def simulate(
     for _ in drive(decode(answer)):
         pass
     if answer.stats.draft_losses:
-        raise RuntimeError(f"the simulated draft broke: {answer.stats.draft_losses[0]}")
+        raise RuntimeError(f"the simulated draft failed: {answer.stats.draft_losses[0]}")
     return answer.stats

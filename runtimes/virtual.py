@@ -1,7 +1,7 @@
-"""Lanes on a virtual clock: the real scheduler with stated times, and no devices to wait for.
+"""Lanes on a virtual clock: calls overlap as on devices, but take only virtual time.
 
-Time passes only while somebody sleeps or waits for a result. Whoever is at work meanwhile takes
-turns, one at a time, the one whose moment comes first: a run is the same every time.
+Time passes only when a thread sleeps on the clock or waits for a result. One thread runs at a time,
+always the one whose event comes first, so a run is deterministic.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ T = TypeVar("T")
 
 
 class _Due(NamedTuple):
-    """Something to do at a moment to come."""
+    """An event: an action at a time on the clock."""
 
     moment: float
     order: int
     action: Callable[[], None]
     makes: Future[Any] | None
-    """The result that comes of it, if it takes time: it is work, and gets a thread of its own."""
+    """The future that the action completes, if it takes time and so needs its own thread."""
 
 
 class VirtualClock:
-    """A clock that starts at 0 and moves when somebody sleeps or waits.
+    """A clock that starts at 0 and advances when a thread sleeps or waits on it.
 
-    That is either a worker of this clock or the program outside, which lets the workers take
-    their turns while it sleeps or waits itself.
+    That thread is either a worker of this clock or the main program, outside the lanes. The workers
+    run while the main program sleeps or waits.
     """
 
     def __init__(self) -> None:
-        """At 0."""
+        """Start at 0."""
         self.now = 0.0
         self.worker: _Worker | None = None
-        """Who is at work; None for the program outside."""
+        """The worker that is running; None for the main program."""
         self._due: list[_Due] = []
         self._order = count()
         self._wanted: Callable[[float], bool] = lambda _: True
-        """Whether the program outside wants to go on before some moment."""
+        """Whether the main program must resume before a given time."""
 
     def __call__(self) -> float:
         """Seconds since the start."""
@@ -57,14 +57,15 @@ class VirtualClock:
     def at(
         self, moment: float, action: Callable[[], None], makes: Future[Any] | None = None
     ) -> None:
-        """Have something done at a moment to come, beside whoever is at work then.
+        """Schedule `action` for `moment`.
 
-        What takes time says which result it `makes`: whoever waits for that one does it in place.
+        An action that takes time names the future that it `makes`; it runs on a worker's thread, or
+        on the main program's if that is waiting for this future.
         """
         heappush(self._due, _Due(moment, next(self._order), action, makes))
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let this much time pass."""
         until, worker = self.now + seconds, self.worker
         if worker is None:
             self._wanted = lambda moment: moment > until
@@ -74,7 +75,7 @@ class VirtualClock:
         elif (self._due and self._due[0].moment <= until) or self._wanted(until):
             self.at(until, worker.resume)
             worker.pause()
-        else:  # It would be this worker's turn again.
+        else:  # No other event comes before the worker's next one.
             self.now = until
 
     def wait(self, future: Future[Any]) -> None:
@@ -86,7 +87,7 @@ class VirtualClock:
             return
         while not future.done():
             if not self._due:
-                raise RuntimeError("nobody on this clock is at work on what is waited for")
+                raise RuntimeError("deadlock: nothing on this clock will complete the future")
             self._wanted = lambda _: future.done()
             self._turn(future)
 
@@ -100,10 +101,10 @@ class VirtualClock:
 
 
 class _Worker:
-    """A thread that runs only between `resume` and its next `pause`, while the resumer waits."""
+    """A thread that runs only from `resume` to its next `pause`, while the caller waits."""
 
     idle: ClassVar[list[_Worker]] = []
-    """Threads without work: to begin one takes as long as a whole step."""
+    """Threads without work, reused because starting one takes as long as a step."""
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
@@ -111,12 +112,12 @@ class _Worker:
         self._turn, self._back = threading.Lock(), threading.Lock()
         self._turn.acquire()
         self._back.acquire()
-        # One that is never resumed must not keep the program from ending.
+        # A worker that is never resumed must not keep the process alive.
         threading.Thread(target=self._run, daemon=True).start()
 
     @classmethod
     def begin(cls, clock: VirtualClock, work: Callable[[], None]) -> None:
-        """Do `work` up to its first pause."""
+        """Run `work` on an idle or new thread, up to its first pause."""
         worker = cls.idle.pop() if cls.idle else cls()
         worker.clock, worker.work = clock, work
         worker.resume()
@@ -140,15 +141,15 @@ class _Worker:
 
 
 class VirtualFuture(Future[T]):
-    """Whoever asks for the result waits for it on the virtual clock."""
+    """A future whose result is waited for on the virtual clock."""
 
     def __init__(self, clock: VirtualClock) -> None:
-        """For a call that some lane of `clock` is to make."""
+        """A future for a call on a lane of `clock`."""
         super().__init__()
         self._clock = clock
 
     def result(self, timeout: float | None = None) -> Any:
-        """See `Future.result`; a time-out is none of the virtual clock."""
+        """See `Future.result`; `timeout`, which is in real time, is ignored."""
         del timeout
         if not self.done():
             self._clock.wait(self)
@@ -164,7 +165,7 @@ class _Call(NamedTuple):
 
 
 class VirtualLane:
-    """A lane whose calls take the time that they sleep on the clock."""
+    """A `Lane` whose calls take the time that they sleep on the clock."""
 
     def __init__(
         self,
@@ -176,9 +177,9 @@ class VirtualLane:
     ) -> None:
         """A lane of `clock`.
 
-        `cost` is asked for (call name, *arguments) and answers in seconds: what a call takes
-        before its own sleeps. `hand_over` is how long a call takes to arrive here, and its result
-        to be known to those who wait for it.
+        `cost(call name, *arguments)` returns the seconds that a call takes besides its own sleeps.
+        `hand_over` is the time in seconds for a call to reach the lane, and for its result to reach
+        the waiting thread.
         """
         self.name = name
         self._trace, self._clock, self._cost, self._hand_over = trace, clock, cost, hand_over

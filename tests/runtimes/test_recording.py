@@ -1,4 +1,4 @@
-"""Recordings: what is written is read, and a simulation meets the same places."""
+"""Recordings: reading, writing, and simulated models that agree at the same positions."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from mirror_edge.runtimes.recording import Recording
 RECORDING = Recording({"bundle": "made up"}, [True, True, False, True, False], [0, 3, None, 1, 2])
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_recording_can_be_read(tmp_path: Path) -> None:
     RECORDING.write(tmp_path / "answer.json")
     assert Recording.read(tmp_path / "answer.json") == RECORDING
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ("{", "is not JSON"),
-        ("[]", "is no recording"),
-        ('{"recording": 2}', "is no recording of version 1"),
+        ("{", "is not valid JSON"),
+        ("[]", "is not a recording"),
+        ('{"recording": 2}', "is not a recording of version 1"),
         ('{"recording": 1, "draft": [1, 0, 1]}', "draft must be a list of true and false"),
         ('{"recording": 1, "draft": [true], "exit": ["a"]}', "exit must be a list of ranks"),
-        ('{"recording": 1, "draft": [true], "exit": [0, 1]}', "draft has 1 places and exit 2"),
+        ('{"recording": 1, "draft": [true], "exit": [0, 1]}', "draft has 1 values and exit 2"),
     ],
 )
-def test_what_is_no_recording_is_refused(tmp_path: Path, content: str, said: str) -> None:
+def test_an_invalid_recording_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (path := tmp_path / "answer.json").write_text(content)
     with pytest.raises(DataError) as refused:
         Recording.read(path)
-    assert f"{path}: {said}" in str(refused.value)
+    assert f"{path}: {message}" in str(refused.value)
     with pytest.raises(DataError, match="cannot be read"):
         Recording.read(tmp_path / "nothing.json")
 
@@ -42,9 +42,9 @@ def test_what_is_no_recording_is_refused(tmp_path: Path, content: str, said: str
 def test_the_models_of_a_recording_agree_where_they_did() -> None:
     script = RECORDING.script()
     states = np.array([script.start], dtype=np.uint64)
-    for says_it, rank in zip(RECORDING.draft, RECORDING.exit, strict=True):
+    for predicted, rank in zip(RECORDING.draft, RECORDING.exit, strict=True):
         truth = script.target(states)
-        assert (script.draft(states) == truth).item() is says_it
+        assert (script.draft(states) == truth).item() is predicted
         ids, _ = script.exit(states, 8)
         assert len(set(ids[0].tolist())) == 8
         found = np.flatnonzero(ids[0] == truth)

@@ -1,4 +1,4 @@
-"""The simulator: exact times, stated chances, and nothing that depends on anything else."""
+"""The simulator: exact times, stated probabilities, and determinism."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(
     return simulate(profile, script, strategy, new_tokens=new_tokens)
 
 
-def test_the_target_alone_takes_prefix_suffix_and_host_a_token() -> None:
+def test_the_target_alone_takes_prefix_suffix_and_host_time_per_token() -> None:
     figures = run("ar").as_dict()
     assert figures["steps"] == 299
     assert 1.0 / figures["tokens_per_second"] == pytest.approx(0.0202)
@@ -63,7 +63,7 @@ def test_a_strict_window_costs_its_padded_width() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 5, 8, 11])
-def test_a_hit_is_flat_in_the_window_until_the_rollout_outgrows_the_suffix(window: int) -> None:
+def test_a_hit_takes_the_same_time_until_the_rollout_outlasts_the_suffix(window: int) -> None:
     flat = replace(PROFILE, costs=replace(COSTS, prefix=COSTS.suffix))
     steps = run(window=window, profile=flat).steps[:-3]
     hits = [(before, now) for before, now in pairwise(steps) if before.hit and now.hit]
@@ -76,7 +76,7 @@ def test_a_hit_is_flat_in_the_window_until_the_rollout_outgrows_the_suffix(windo
         assert step.waited == 0.0
 
 
-def test_an_exit_head_beside_the_suffix_costs_no_time_that_is_there_anyway() -> None:
+def test_an_exit_head_on_the_drafts_device_runs_during_the_suffix() -> None:
     beside = replace(PROFILE, costs=replace(COSTS, prefix=COSTS.suffix, exit_beside=COSTS.exit))
     plan = Strategy("mirror", 2, 4, None, 0, "draft")
     steps = simulate(beside, SCRIPT, plan, new_tokens=300).steps[:-3]
@@ -87,7 +87,7 @@ def test_an_exit_head_beside_the_suffix_costs_no_time_that_is_there_anyway() -> 
         assert step.seconds == pytest.approx(0.010 + 0.010 + 0.0002, abs=1e-12)
 
 
-def test_a_miss_costs_a_fresh_draft_after_the_forward_under_way() -> None:
+def test_a_miss_costs_a_fresh_draft_after_the_forward_in_progress() -> None:
     steps = run(window=7, script=StatedScript(0.8, (0.1, 0.2, 0.3, 0.4))).steps[:-4]
     misses = [(now, after) for now, after in pairwise(steps) if not now.hit]
     assert len(misses) > 10
@@ -102,28 +102,28 @@ def test_a_serial_step_takes_draft_plus_target() -> None:
         assert step.seconds == pytest.approx(target + 4 * 0.002 + 2 * 0.0005, abs=1e-12)
 
 
-def test_wider_forwards_of_the_draft_cost_what_the_profile_says() -> None:
+def test_wider_forwards_of_the_draft_take_the_profiles_times() -> None:
     steep = replace(PROFILE, costs=replace(COSTS, draft=Curve((1, 2), (0.002, 0.003))))
     narrow, wide = run(branches=1).steps[:-6], run(profile=steep).steps[:-6]
     assert narrow[5].rollout == pytest.approx(4 * 0.002)
-    # 4 candidates at 5 rows, a millisecond more for each row beyond the first; the first forward
-    # feeds the window's last token as well. Meanwhile the outcome is known: one branch goes on.
+    # 4 candidates at each of 5 rows, and a millisecond for each row beyond the first; the first
+    # forward also feeds the window's last token. Then the outcome is known: one branch continues.
     full = [now for before, now in pairwise(wide) if before.hit and now.hit and now.roots == 20]
     assert len(full) > 10
     for step in full:
         assert step.rollout == pytest.approx(0.022 + 3 * 0.002)
 
 
-def test_it_is_the_same_every_time_and_every_mode_meets_the_same_text() -> None:
+def test_runs_are_deterministic_and_every_mode_produces_the_same_text() -> None:
     assert run().steps == run().steps
     ends = {mode: run(mode).generated_tokens for mode in ("ar", "sd", "mirror")}
     assert set(ends.values()) == {300}
-    # Their last windows are shorter, for lack of room.
+    # The last windows are shorter, because the text ends.
     accepted = [[s.accepted for s in run(mode).steps][:60] for mode in ("sd", "mirror")]
     assert accepted[0] == accepted[1]
 
 
-def test_models_agree_as_often_as_is_stated() -> None:
+def test_models_agree_with_the_stated_probabilities() -> None:
     script = StatedScript(0.7, (0.4, 0.6, 0.65, 0.7, 0.8))
     states = np.full(20_000, script.start, dtype=np.uint64)
     states = script.after(states, np.arange(20_000))
@@ -136,7 +136,7 @@ def test_models_agree_as_often_as_is_stated() -> None:
     assert (np.diff(logprobs, axis=1) <= 0).all()
     found = [np.mean((ids[:, :k] == truth[:, None]).any(axis=1)) for k in (1, 2, 3, 4, 5, 9)]
     assert found == pytest.approx([0.4, 0.6, 0.65, 0.7, 0.8, 0.8], abs=0.015)
-    # Independent of each other, and what the draft got wrong is never a candidate.
+    # They are independent, and a wrong token of the draft is never a candidate.
     wrong = truth != draft
     assert np.mean((ids[wrong] == truth[wrong, None]).any(axis=1)) == pytest.approx(0.8, abs=0.02)
     assert not (ids[wrong] == draft[wrong, None]).any()
@@ -150,12 +150,12 @@ def test_acceptance_is_the_geometric_law_of_the_agreement(agreement: float) -> N
 
 
 @pytest.mark.parametrize(("candidates", "coverage"), [(1, 0.5), (2, 0.6), (4, 0.8)])
-def test_hits_are_the_coverage(candidates: int, coverage: float) -> None:
+def test_the_hit_rate_is_the_coverage(candidates: int, coverage: float) -> None:
     figures = run(candidates=candidates, new_tokens=2000).as_dict()
     assert figures["hit_rate"] == pytest.approx(coverage, abs=0.05)
 
 
-def test_lanes_never_do_two_things_at_once() -> None:
+def test_a_lane_never_runs_two_calls_at_once() -> None:
     trace = Trace()
     taken: list[tuple[list[object], list[object]]] = []
     take = trace.take

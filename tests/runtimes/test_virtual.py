@@ -1,4 +1,4 @@
-"""Lanes on a virtual clock: exact moments, one order, and waiting that costs no real time."""
+"""Lanes on a virtual clock: exact times, one order, and waiting that takes no real time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lanes(hand_over: float = 0.0) -> tuple[VirtualClock, Trace, VirtualLane, Vir
     )
 
 
-def test_two_lanes_work_at_the_same_time_and_each_does_one_call_after_the_other() -> None:
+def test_two_lanes_overlap_and_each_runs_one_call_at_a_time() -> None:
     clock, trace, a, b = lanes()
     first = a.start("one", clock.sleep, 3.0)
     second = a.start("two", clock.sleep, 1.0)
@@ -41,7 +41,7 @@ def test_two_lanes_work_at_the_same_time_and_each_does_one_call_after_the_other(
     ]
 
 
-def test_a_lane_that_waits_for_another_goes_on_when_that_one_is_done() -> None:
+def test_a_lane_that_waits_for_another_resumes_when_that_is_done() -> None:
     clock, _, a, b = lanes()
     moments = []
 
@@ -50,22 +50,22 @@ def test_a_lane_that_waits_for_another_goes_on_when_that_one_is_done() -> None:
         helper = b.start("help", lambda: (clock.sleep(5.0), "help")[1])
         clock.sleep(2.0)
         moments.append(clock())
-        said = helper.result()
+        result = helper.result()
         moments.append(clock())
-        return said
+        return result
 
     assert a.start("work", work).result() == "help"
     assert moments == [3.0, 6.0]
 
 
-def test_what_one_lane_says_at_a_moment_the_other_hears_at_its_next() -> None:
+def test_a_lane_sees_what_another_has_set_when_it_next_resumes() -> None:
     clock, _, a, b = lanes()
-    dropped, heard = Event(), []
+    dropped, seen = Event(), []
 
     def long() -> None:
         while not dropped.is_set():
             clock.sleep(2.0)
-        heard.append(clock())
+        seen.append(clock())
 
     def work() -> None:
         b.start("long", long)
@@ -74,11 +74,11 @@ def test_what_one_lane_says_at_a_moment_the_other_hears_at_its_next() -> None:
 
     a.start("work", work).result()
     clock.sleep(10.0)
-    assert heard == [6.0]
+    assert seen == [6.0]
     assert clock() == 15.0
 
 
-def test_a_hand_over_takes_its_time_there_and_back_and_blocks_no_lane() -> None:
+def test_a_hand_over_takes_time_in_both_directions_and_blocks_no_lane() -> None:
     clock, trace, _, b = lanes(hand_over=0.5)
     first, second = b.start("one", clock.sleep, 1.0), b.start("two", clock.sleep, 1.0)
     first.result()
@@ -88,7 +88,7 @@ def test_a_hand_over_takes_its_time_there_and_back_and_blocks_no_lane() -> None:
     assert [(span.start, span.end) for span in trace.calls] == [(0.5, 1.5), (1.5, 2.5)]
 
 
-def test_an_error_comes_to_whoever_waits() -> None:
+def test_an_error_is_raised_where_the_result_is_awaited() -> None:
     clock, trace, a, _ = lanes()
 
     def broken() -> None:
@@ -113,7 +113,7 @@ def test_a_call_that_has_not_begun_can_be_cancelled() -> None:
     assert clock() == 2.0
 
 
-def test_waiting_for_what_nobody_works_on_is_an_error_and_no_standstill() -> None:
+def test_a_deadlock_is_an_error() -> None:
     _, _, a, b = lanes()
 
     def first() -> None:
@@ -123,7 +123,7 @@ def test_waiting_for_what_nobody_works_on_is_an_error_and_no_standstill() -> Non
         mine.result()
 
     mine = a.start("first", first)
-    with pytest.raises(RuntimeError, match="nobody"):
+    with pytest.raises(RuntimeError, match="deadlock"):
         mine.result()
 
 
