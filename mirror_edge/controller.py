@@ -28,7 +28,7 @@ _TEACHERS: dict[Mode, tuple[Mode, ...]] = {
 """The modes to try from each mode, for what it cannot show itself: the target alone shows its own
 speed, a window the draft's acceptance rate, the mirror the hit rate of its roots."""
 _FAR = 1.5
-"""A mode predicted to be slower by this factor is not tried: the target alone, whose times are
+"""A mode predicted to be this many times slower is not tried: the target alone, whose times are
 known, or a draft that has just been reviewed."""
 _NEAR = 1.2
 """The same for a draft that has been used before, so that its times are known too."""
@@ -52,7 +52,7 @@ lanes."""
 
 @dataclass
 class _Turn:
-    """When a mode may be tried again, in tokens."""
+    """When a mode may be tried again: tokens between trials, and tokens until the next."""
 
     pause: int = _FIRST_PAUSE
     until: int = _FIRST_PAUSE

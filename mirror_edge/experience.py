@@ -29,8 +29,8 @@ LONGEST_MATCH = 4
 """Tokens of the longest match in prompt and answer that is looked for."""
 
 _UNRELIABLE: dict[Mode, int] = {"ar": 1, "sd": 3, "mirror": 3}
-"""Steps after a change of mode whose times are unreliable: a draft is still working on something
-dropped, or reading what it missed, and has left the CPU caches."""
+"""Steps after a change of mode whose times are unreliable: a draft may still be busy with something
+dropped or with what it missed, and is not in the CPU caches yet."""
 _RANKS = 64
 """Ranks of the outcome among the roots that are counted."""
 

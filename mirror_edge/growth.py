@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mirror_edge.sampling import Sampler
     from mirror_edge.trunk import Trunk
 
-__all__ = ["Growing", "Growth", "Guesses", "behind", "embedded", "known"]
+__all__ = ["Growing", "Growth", "Guesses", "embedded", "first_free", "known"]
 
 _JUST_FIRST: Sequence[int] = (0,)
 """The right rows of a branch without guesses."""
@@ -99,7 +99,7 @@ class Growth:
         self._graph, self._sampler, self._trunk = graph, sampler, trunk
         self._depth, self._ahead = depth, ahead
         self._first = first
-        self._slot = behind(trunk, branches)
+        self._slot = first_free(trunk, branches)
         self._known = known(graph, sampler)
         self.growing = [pair for pair in enumerate(branches) if len(pair[1].tokens) <= depth]
         """The unfinished ones, with their indices."""
@@ -125,7 +125,7 @@ class Growth:
         return bool(self.growing)
 
     def forward(self, missing: int = 0) -> None:
-        """Run one forward. The last `missing` rows of the trunk go along, with causal attention."""
+        """Run one forward. The last `missing` rows of the trunk are fed first, plainly causal."""
         start, slot, ahead = self._slot - missing, self._slot, self._worth_running()
         tokens, positions = list(self._trunk.rows[start:]), list(range(start, slot))
         owners: list[int] = []
@@ -264,7 +264,7 @@ def embedded(graph: DraftGraph, tokens: Sequence[int]) -> NDArray[np.int64]:
     return fed
 
 
-def behind(trunk: Trunk, branches: Sequence[Growing]) -> int:
+def first_free(trunk: Trunk, branches: Sequence[Growing]) -> int:
     """The first slot after all rows of trunk and branches."""
     return max([len(trunk), *(branch.slots[-1] + 1 for branch in branches if branch.slots)])
 

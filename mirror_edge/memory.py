@@ -108,7 +108,7 @@ def _refuse_context(context: int, full: int, format: str) -> None:
         raise OptionError(f"context is {context}; it must be from 2 to {full:,}, the model's own.")
     if format == "coreml" and context != full:
         raise OptionError(
-            f"context is {context}; caches of this Core ML bundle have a fixed {full:,} tokens. "
+            f"context is {context}; this Core ML bundle's caches have a fixed {full:,} tokens. "
             "Leave it out, or export with another --context."
         )
 

@@ -152,7 +152,7 @@ class Recovering(Drafter, Protocol):
 
 
 class DraftGraph(Protocol):
-    """One draft model on one device: a decoder with a free choice of what each row sees."""
+    """One draft model on one device: a decoder whose rows see what the caller lets them see."""
 
     context: int
     """Positions of a text that it supports."""
@@ -240,7 +240,7 @@ class Lane(Protocol):
     def later(
         self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> Callable[[], Future[T]]:
-        """Have a call made by the time its result is waited for; what is returned gives its future.
+        """Have a call made before its result is waited for; the returned function gives its future.
 
         Others may be started before it. A lane may run the call on the thread that asks for the
         future.

@@ -1,4 +1,4 @@
-"""What is asked of a model: checked as a whole, before any device is used."""
+"""A request to a model: checked as a whole, before any device is used."""
 
 from __future__ import annotations
 

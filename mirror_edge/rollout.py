@@ -16,7 +16,7 @@ import numpy as np
 
 from mirror_edge.chain import Chain
 from mirror_edge.foresight import Foresight
-from mirror_edge.growth import Growing, Growth, Guesses, behind, embedded, known
+from mirror_edge.growth import Growing, Growth, Guesses, embedded, first_free, known
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.lanes import Dropped
 from mirror_edge.protocols import StoppedError
@@ -118,9 +118,9 @@ class ModelDrafter:
         kept = roots[: max(0, graph.slots - len(trunk)) // depth] if depth > 0 else ()
         if not kept:
             return []
-        if graph.slots - behind(trunk, early) < depth * len(kept):
+        if graph.slots - first_free(trunk, early) < depth * len(kept):
             early = ()
-        room = graph.slots - behind(trunk, early)
+        room = graph.slots - first_free(trunk, early)
         branches = [_seed(root, base + root.row, early) for root in kept]
         most = _most(self._ways, context - furthest - depth, depth, room // len(kept))
         if most == 0 or self._clock is None:
@@ -240,7 +240,7 @@ class ModelDrafter:
         self._grown = self._early = ()
 
     def _forget(self, rows: int) -> bool:
-        """Drop so many of the oldest main rows that `rows` rows leave room for others.
+        """Drop the oldest of the trunk's `rows` main rows, to leave a quarter of their slots free.
 
         The first few stay, and so does the window. Return whether any were dropped.
         """

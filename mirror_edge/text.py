@@ -90,7 +90,7 @@ class Text:
             ) from None
         if len(text) < _LONG:
             return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
-        # Unlike `encode`, this lets other threads run meanwhile.
+        # Unlike `encode`, this lets other threads run.
         (encoded,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoded.ids)
 

@@ -67,7 +67,7 @@ def _refuse(name: str, count: int | None, device: Device) -> None:
 
 
 def _left(device: Device, other: Device | None) -> int:
-    """The cores left for `device`, which is confined to none, next to another model on `other`."""
+    """The cores left for `device`, which is confined to none, beside another model on `other`."""
     cores = len(usable_cores() - frozenset(other.cores if other else ()))
     apart = other is not None and other.kind != device.kind
     return max(1, cores - apart)

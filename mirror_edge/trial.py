@@ -10,8 +10,8 @@ from mirror_edge.stats import StepRecord
 __all__ = ["Trial"]
 
 _STEPS: dict[Mode, int] = {"ar": 5, "sd": 13, "mirror": 13}
-"""Most steps of a trial. The first show little: in `ar` the last draft is still running, and a
-draft has left the CPU caches."""
+"""Most steps of a trial. The first show little: in `ar` the last draft is still running, in the
+others the draft is not in the CPU caches yet."""
 _STAKE = 1.0
 """Tokens that a trial's windows may lose before it ends: a draft that is almost worth it gets
 longer."""
