@@ -74,7 +74,9 @@ class Profile:
     """A step's time outside all devices."""
     text: StatedText
     window: int
+    """γ."""
     candidates: int
+    """κ."""
     branches: int | None
     """R; None: all."""
     sources: tuple[Source, ...]
@@ -215,7 +217,7 @@ def _curve(table: Fields) -> Curve:
         rows, ms = table.wholes("rows"), table.numbers("ms")
         if len(rows) != len(ms):
             raise table.error(
-                "ms", f"has {len(ms)} values, but rows has {len(rows)}; give one per row"
+                "ms", f"has {len(ms)} values, but rows has {len(rows)}; give one per row count"
             )
         if any(a >= b for a, b in pairwise(rows)):
             raise table.error("rows", "must be increasing")

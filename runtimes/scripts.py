@@ -70,13 +70,13 @@ class StatedScript:
         streams: Sequence[float] = (),
         seed: int = 0,
     ) -> None:
-        """Set the probabilities.
+        """Set the probabilities and the seed.
 
         Args:
-            agreement: that the draft predicts the target's token.
-            coverage: Ω_1, Ω_2, …: that the target's token is among the exit head's best κ.
-            streams: that each stream predicts the draft's own later token.
-            seed: of the text.
+            agreement: how often the draft predicts the target's token.
+            coverage: Ω_1, Ω_2, …: how often the target's token is among the exit head's best κ.
+            streams: how often each stream predicts the draft's own later token.
+            seed: different seeds give different texts.
         """
         self.start = seed
         self._agreement, self._right = agreement, streams
