@@ -24,6 +24,7 @@ from mirror_edge.driving import Parts, waited
 from mirror_edge.hypotheses import Branch
 from mirror_edge.ngram import foretold
 from mirror_edge.policy import Mode
+from mirror_edge.sampling import FORESIGHT
 from mirror_edge.stats import DraftRecord, StepRecord
 from mirror_edge.verify import Verdict
 
@@ -34,8 +35,6 @@ _AHEAD = 2
 _STUDY = 0.01
 """Seconds between two evaluations of past steps, each with a new plan: several steps at once cost
 less, and the lanes' own Python stays in the processor's caches."""
-_FORESIGHT = 24
-"""How many positions ahead sampling noise is prepared: further than a window and its branches."""
 
 
 class Outcome(NamedTuple):
@@ -119,7 +118,7 @@ def decode(answer: Answer) -> Parts[Said]:
     stats.prefilled_tokens = len(answer.tokens) - kept
     known, answer.lookup = answer.lookup, None
     reading, place = lane.start("prefill", prefill, answer), len(answer.tokens)
-    answer.sampler.prepare(place, place + _FORESIGHT)
+    answer.sampler.prepare(place, place + FORESIGHT)
     if known is not None:
         known.learn(answer.tokens[:place])
     while (said := (yield from waited(reading))) is None:
@@ -140,7 +139,7 @@ def decode(answer: Answer) -> Parts[Said]:
             said, record, draft = taken
             stats.draft_losses, stats.draft_restarts, stats.draft_lapses = draft
             place = len(answer.tokens)
-            answer.sampler.prepare(place, place + _FORESIGHT)
+            answer.sampler.prepare(place, place + FORESIGHT)
             records.append(record)
             controller = answer.controller
             due = said.finish_reason is not None or on.clock() - studied >= _STUDY

@@ -16,9 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import mirror_edge
 from mirror_edge import bundle as bundles
+
+# How long an example takes says more about the machine's other work than about the code.
+settings.register_profile("steady", deadline=None)
+settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True, scope="session")
