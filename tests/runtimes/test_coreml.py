@@ -156,6 +156,7 @@ def test_the_exit_head_returns_candidates_best_first(
 ) -> None:
     ids = text(12)
     signals = []
+    demo._pair.decoder.cached.clear()  # Its cache holds these rows from here on.
     for one in (target, demo._pair.decoder.target):
         one.prefill(ids[:8], 0)
         signals.append(one.prefix(ids[8:], 8, 6))
