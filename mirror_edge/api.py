@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -66,7 +66,6 @@ def load(
             little memory.
         OptionError: for an option that cannot be honoured.
     """
-    read = open_bundle(bundles.demo() if bundle is None else Path(bundle), verify=verify)
     for name, device in (("target_device", target_device), ("draft_device", draft_device)):
         if not isinstance(device, str):
             raise OptionError(
@@ -74,6 +73,7 @@ def load(
             )
     if draft_process not in (None, True, False):
         raise OptionError(f"draft_process is {draft_process!r}; it must be True or False.")
+    read = open_bundle(bundles.demo() if bundle is None else Path(bundle), verify=verify)
     if read.manifest.draft is None:
         _refuse_for_draft(read.folder, draft_device, draft_threads, draft_process)
     say = on_progress or (lambda _: None)
@@ -176,14 +176,8 @@ class Model:
         def measured() -> Parts[Controller | None]:
             yield (yield from self._tuning.controller(drafter, self._pair.drafters[drafter]))
 
-        if not self._busy.acquire(blocking=False):
-            raise BusyError(
-                "this model is generating an answer; wait for it, or load the model again."
-            )
-        try:
+        with self._alone():
             (controller,) = drive(measured())
-        finally:
-            self._busy.release()
         return None if controller is None else controller.costs
 
     def tokenize(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
@@ -280,11 +274,7 @@ class Model:
 
     def _decoded(self, answer: Answer, drafter: str, stops: StopStrings) -> Parts[Chunk]:
         pair = self._pair
-        if not self._busy.acquire(blocking=False):
-            raise BusyError(
-                "this model is already generating an answer; wait for it, or load the model again."
-            )
-        try:
+        with self._alone():
             self._refuse_if_closed()  # It may have been, since the answer was asked for.
             plans = [plan for plan in (answer.plan, *answer.choices) if plan.mode == "mirror"]
             if any(plan.exit_head == "draft" for plan in plans):
@@ -294,5 +284,15 @@ class Model:
                     drafter, pair.drafters[drafter]
                 )
             yield from chunks(answer, self._text, stops)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Have the devices to oneself, or be refused."""
+        if not self._busy.acquire(blocking=False):
+            raise BusyError(
+                "this model is already generating an answer; wait for it, or load the model again."
+            )
+        try:
+            yield
         finally:
             self._busy.release()

@@ -193,10 +193,8 @@ def step(answer: Answer, asked: float) -> Step | None:
     (verdict, branch, rollout), proposed = outcome, len(answer.drafted)
     said = Said(answer.commit(verdict, branch), answer.finish_reason)
     answer.until = on.clock()
-    record = partial(
-        StepRecord.of,
-        on.trace.take(),
-        (began, answer.until),
+    decided = partial(
+        StepRecord,
         mode=answer.plan.mode,
         waited=answer.waited,
         proposed=proposed,
@@ -211,4 +209,5 @@ def step(answer: Answer, asked: float) -> Step | None:
         foretold=foretold(answer.match.tokens, said.tokens),
         reviewed=answer.draft.reviewed,
     )
+    record = partial(StepRecord.of, on.trace.take(), (began, answer.until), decided)
     return Step(said, record, answer.draft.record)

@@ -74,7 +74,7 @@ def clear() -> int:
     return size
 
 
-def entry(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
+def entry(kind: str, key: Key, make: Callable[[Path], object]) -> Path:
     """The folder of the entry for `key`; `make` fills it if it is missing, stale or damaged.
 
     Raises:
@@ -88,7 +88,7 @@ def entry(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
     return _made(place, key, make, replace=False)
 
 
-def content(kind: str, key: Key, make: Callable[[Path], None], read: Callable[[Path], T]) -> T:
+def content(kind: str, key: Key, make: Callable[[Path], object], read: Callable[[Path], T]) -> T:
     """What `read` returns for the entry for `key`; one that it cannot read is made again.
 
     Raises:
@@ -113,7 +113,7 @@ def find(kind: str, key: Key) -> Path | None:
     return None
 
 
-def renew(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
+def renew(kind: str, key: Key, make: Callable[[Path], object]) -> Path:
     """The folder of the entry for `key`, filled by `make` even if there was one.
 
     Raises:
@@ -122,7 +122,7 @@ def renew(kind: str, key: Key, make: Callable[[Path], None]) -> Path:
     return _made(_place(kind, key), key, make, replace=True)
 
 
-def _made(place: Path, key: Key, make: Callable[[Path], None], *, replace: bool) -> Path:
+def _made(place: Path, key: Key, make: Callable[[Path], object], *, replace: bool) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:

@@ -84,22 +84,24 @@ def fitted(bundle: Bundle, context: int | None, on_progress: Callable[[str], Non
     manifest, full = bundle.manifest, bundle.manifest.target.model.context
     if context is not None:
         _refuse_context(context, full, manifest.format)
-    plan, free = plan_memory(_cut(manifest, context or full)), available_memory()
-    if free is None or plan.total <= free:
-        return replace(bundle, manifest=_cut(manifest, context or full))
+    wanted = context or full
+    asked = _cut(bundle, wanted)
+    needed, free = plan_memory(asked.manifest).total, available_memory()
+    if free is None or needed <= free:
+        return asked
     room = _room(manifest, int(_OURS * free))
     if context is not None or room < min(_LEAST, full) or manifest.format == "coreml":
-        advice = f", give a --context of {room:,}" if 0 < room < (context or full) else ""
+        advice = f", give a --context of {room:,}" if 0 < room < wanted else ""
         raise DeviceError(
-            f"{bundle.folder}: needs about {plan.total / 1e9:.1f} GB of memory at a context of "
-            f"{context or full:,} tokens, and {free / 1e9:.1f} GB are available. "
+            f"{bundle.folder}: needs about {needed / 1e9:.1f} GB of memory at a context of "
+            f"{wanted:,} tokens, and {free / 1e9:.1f} GB are available. "
             f"Close other programs{advice}, or export at a lower precision."
         )
     on_progress(
         f"context: {room:,} of the model's {full:,} tokens, which is what memory has room for; "
         "--context sets another"
     )
-    return replace(bundle, manifest=_cut(manifest, room))
+    return _cut(bundle, room)
 
 
 def _refuse_context(context: int, full: int, format: str) -> None:
@@ -113,9 +115,10 @@ def _refuse_context(context: int, full: int, format: str) -> None:
         )
 
 
-def _cut(manifest: Manifest, context: int) -> Manifest:
-    target = manifest.target
-    return replace(manifest, target=replace(target, model=replace(target.model, context=context)))
+def _cut(bundle: Bundle, context: int) -> Bundle:
+    target = bundle.manifest.target
+    cut = replace(target, model=replace(target.model, context=context))
+    return replace(bundle, manifest=replace(bundle.manifest, target=cut))
 
 
 def _room(manifest: Manifest, memory: int) -> int:

@@ -5,33 +5,15 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mirror_edge.policy import DrafterName, Mode
 from mirror_edge.trace import Span, covered, overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Decided", "DraftRecord", "Stats", "StepRecord"]
-
-
-class Decided(TypedDict):
-    """The fields of a `StepRecord` that the step itself decided."""
-
-    mode: Mode
-    waited: float
-    proposed: int
-    accepted: int
-    committed: int
-    depth: int
-    roots: int
-    rank: int | None
-    hit: bool | None
-    drafter: NotRequired[DrafterName]
-    match: NotRequired[int]
-    foretold: NotRequired[tuple[int, int]]
-    reviewed: NotRequired[Sequence[bool] | None]
+__all__ = ["DraftRecord", "Stats", "StepRecord"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +91,12 @@ class StepRecord:
         cls,
         spans: tuple[Sequence[Span], Sequence[Span]],
         window: tuple[float, float],
-        **decided: Unpack[Decided],
+        decided: Callable[..., StepRecord],
     ) -> StepRecord:
         """Sort the (calls, runs) that ended during the step by what they were.
 
         `window` is when the step began and ended; what a run did before it belongs to the previous
-        step.
+        step. `decided` is this class with the fields that the step decided, without the times.
         """
         (calls, runs), (began, ended) = spans, window
         named: dict[str, list[Span]] = {}
@@ -122,8 +104,7 @@ class StepRecord:
             named.setdefault(run.name, []).append(run)
         busy = {name: covered(some) for name, some in named.items()}
         rollout = [call for call in calls if call.name == "rollout"]
-        return cls(
-            **decided,
+        return decided(
             began=began,
             seconds=ended - began,
             prefix=busy.get("prefix", 0.0),

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["open_bundle"]
 
-_SEEN = "seen.txt"
-
 
 def open_bundle(folder: Path, *, verify: bool = True) -> Bundle:
     """Read a bundle; with `verify`, check that its files have the hashes of its manifest.
@@ -30,12 +28,8 @@ def open_bundle(folder: Path, *, verify: bool = True) -> Bundle:
     if not verify:
         return found
 
-    def check(place: Path) -> None:
-        bundles.read(folder)
-        (place / _SEEN).write_text(f"{folder.resolve()}\n", encoding="utf-8")
-
     try:
-        kept.entry("verified", {"files": _state(found)}, check)
+        kept.entry("verified", {"files": _state(found)}, lambda _: bundles.read(folder))
     except OSError:  # Nothing can be kept.
         bundles.read(folder)
     return found

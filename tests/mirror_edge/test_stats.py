@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -66,9 +67,8 @@ def step(
     roots: int = 6,
     hit: bool | None = True,
 ) -> StepRecord:
-    return StepRecord.of(
-        (calls, runs),
-        window,
+    decided = partial(
+        StepRecord,
         mode="mirror",
         waited=0.0,
         depth=4,
@@ -79,6 +79,7 @@ def step(
         roots=roots,
         hit=hit,
     )
+    return StepRecord.of((calls, runs), window, decided)
 
 
 CALLS = [
