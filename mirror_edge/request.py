@@ -64,8 +64,9 @@ def answer_to(tokens: list[int], text: Text, pair: Pair, options: AnswerOptions)
             f"the prompt contains token {highest}, {text.decode([highest])!r}, but the model's "
             f"vocabulary has {target.vocabulary:,} tokens; remove it."
         )
-    auto = asked.mode == "auto"
-    among = choices(asked, can_draft=can_draft, apart=apart, exit_heads=pair.exit_heads)
+    auto, among = asked.mode == "auto", list[Strategy]()
+    if auto:
+        among = choices(asked, can_draft=can_draft, apart=apart, exit_heads=pair.exit_heads)
     return Answer(
         on=pair.decoder,
         tokens=tokens,
@@ -74,7 +75,7 @@ def answer_to(tokens: list[int], text: Text, pair: Pair, options: AnswerOptions)
         drafter=drafter if strategy.mode != "ar" else None,
         eos=text.eos,
         limit=_limit(len(tokens), target.context, strategy, options.get("max_new_tokens")),
-        choices=among if auto else (),
+        choices=among,
         lookup=Lookup(LONGEST_MATCH) if auto and asked.drafter is None else None,
     )
 
