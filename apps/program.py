@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,12 +19,8 @@ if TYPE_CHECKING:
 
 _OF_FILES = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 """Failures that are not the program's: of a path that was given, or of the disk."""
-_PARAMETER = re.compile(
-    "^(mode|window|candidates|branches|drafter|exit_head|head_start|strict|temperature|top_k|top_p"
-    "|min_p|repetition_penalty|seed|max_new_tokens|stop|target_threads|draft_threads|draft_process"
-    "|context)(?=[ :])"
-)
-"""Of the library, by the names that its messages begin with."""
+_ALONE = {"mode", "max_new_tokens", "stop"}
+"""Parameters whose options are in none of the groups that commands share."""
 
 
 def run(program: Callable[[], object]) -> None:
@@ -65,7 +61,12 @@ def run(program: Callable[[], object]) -> None:
 
 def as_option(message: str) -> str:
     """A message of the library about a parameter, about the option that it came from."""
-    return _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", message)
+    from mirror_edge.apps.options import DeviceOptions, SamplingOptions, SpeculationOptions
+
+    groups = (DeviceOptions, SamplingOptions, SpeculationOptions)
+    options = {option.name for group in groups for option in fields(group)} | _ALONE
+    name = message.split(" ", 1)[0].removesuffix(":")
+    return f"--{name.replace('_', '-')}{message[len(name) :]}" if name in options else message
 
 
 def _open_closed_streams() -> None:
