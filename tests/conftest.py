@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +83,18 @@ def quick_conversions() -> Iterator[None]:
         patch.setattr(Program, "validate", lambda *_, **__: None)
         yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def coreml(
+    tmp_path_factory: pytest.TempPathFactory,
+    quick_conversions: None,  # noqa: ARG001
+) -> Path:
+    """The demo pair as Core ML packages in fp32, exported from its ONNX bundle."""
+    from mirror_edge.export import export
+
+    folder = tmp_path_factory.mktemp("coreml") / "demo"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Warnings of third-party code.
+        export(bundles.demo(), bundles.demo(), folder, precision="fp32", format="coreml")
+    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import pytest
@@ -16,21 +15,6 @@ from mirror_edge.runtimes.coreml import placement
 
 pytest.importorskip("torch")
 pytest.importorskip("coremltools")
-
-
-@pytest.fixture(scope="module")
-def coreml(
-    tmp_path_factory: pytest.TempPathFactory,
-    quick_conversions: None,  # noqa: ARG001
-) -> Path:
-    """The demo pair as Core ML packages, fp32, from its ONNX bundle."""
-    from mirror_edge.export import export
-
-    folder = tmp_path_factory.mktemp("coreml") / "demo"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other people's code
-        export(bundles.demo(), bundles.demo(), folder, precision="fp32", format="coreml")
-    return folder
 
 
 @pytest.fixture

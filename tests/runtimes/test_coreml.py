@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -28,21 +27,6 @@ pytest.importorskip("coremltools")
 LENGTH = 32
 PROMPTS = Path(__file__).parents[1] / "prompts.txt"
 EVALUATED = {"target_device": "coreml:evaluator", "draft_device": "coreml:evaluator"}
-
-
-@pytest.fixture(scope="module")
-def coreml(
-    tmp_path_factory: pytest.TempPathFactory,
-    quick_conversions: None,  # noqa: ARG001
-) -> Path:
-    """The demo pair as Core ML packages in fp32, exported from its ONNX bundle."""
-    from mirror_edge.export import export
-
-    folder = tmp_path_factory.mktemp("coreml") / "demo"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Warnings of third-party code.
-        export(bundles.demo(), bundles.demo(), folder, precision="fp32", format="coreml")
-    return folder
 
 
 @pytest.fixture(scope="module")
