@@ -21,6 +21,7 @@ from mirror_edge.export.attention import (
     steady_context,
 )
 from mirror_edge.export.builder import build
+from mirror_edge.export.embedding import read_in_place, round_embedding
 from mirror_edge.export.facts import model_spec, probe_layers
 from mirror_edge.export.source import OnProgress, Source, read_json
 from mirror_edge.export.tokenizer import sample_ids
@@ -34,6 +35,7 @@ __all__ = ["FullGraph", "against_checkpoint", "disk_needed", "full_graph", "load
 
 _SAMPLE_TOKENS, _LONGEST_WINDOW = 48, 1000
 """Tokens of the text that is checked, and the widest sliding window that it is made to exceed."""
+_QUANTISED = {"int4", "int8"}
 _BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.0, "fp32": 4.0}
 """Bytes of a parameter, including scales and unquantised tensors."""
 
@@ -76,6 +78,9 @@ def full_graph(
     settle(model, source)
     steady = keep_short_tables(model) or steady_context(source)
     weights.gather(model, graph.parent, folder / "weights.bin", move=source.graph is None)
+    if source.graph is None and precision in _QUANTISED:
+        round_embedding(model, folder / "weights.bin")
+    read_in_place(model)
     spec = model_spec(source, model, read_json(built / "genai_config.json"))
     shutil.rmtree(built, ignore_errors=True)
     onnx.save(model, folder / "full.onnx")
@@ -170,7 +175,11 @@ def disk_needed(source: Source, precision: Precision) -> int:
     parameters = stored / source.weight_bytes
     if precision == "fp32":
         return int(parameters * _BYTES[precision])
-    embedding = 4 * config.get("vocab_size", 0) * config.get("hidden_size", 0)
     layers = max(config.get("num_hidden_layers", 1), 1)
     probe = 4 * parameters * probe_layers(config.get("layer_types") or [], layers) / layers
-    return int(parameters * _BYTES[precision] + 2 * embedding + probe)
+    if precision == "fp16":
+        return int(parameters * _BYTES[precision] + probe)
+    embedding = config.get("vocab_size", 0) * config.get("hidden_size", 0)
+    whole = parameters * _BYTES[precision]
+    built, left = whole + 4 * embedding, whole + 1.125 * embedding
+    return int(left + max(built, probe))
