@@ -161,6 +161,16 @@ class Stats:
     placed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """How many nodes of each graph run on which provider."""
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The speed after the first token; None if there was only one."""
+        return _ratio(self.generated_tokens - 1, self.decode_seconds)
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Tokens that a step of the target gave; None before the first step."""
+        return _ratio(sum(step.committed for step in self.steps), len(self.steps))
+
     def as_dict(self) -> dict[str, Any]:
         """The figures as plain JSON values; ratios without a denominator are None."""
         steps = self.steps
@@ -169,7 +179,6 @@ class Stats:
         accepted = sum(s.accepted for s in drafted)
         prepared = [s for s in steps if s.hit is not None]
         hits = sum(1 for s in prepared if s.hit)
-        after_first = self.generated_tokens - 1
         return {
             "prompt_tokens": self.prompt_tokens,
             "prefilled_tokens": self.prefilled_tokens,
@@ -177,7 +186,7 @@ class Stats:
             "steps": len(steps),
             "steps_by_mode": dict(Counter(s.mode for s in steps)),
             "looked_up_steps": sum(s.drafter == "ngram" for s in steps),
-            "tokens_per_step": _ratio(sum(s.committed for s in steps), len(steps)),
+            "tokens_per_step": self.tokens_per_step,
             "draft_tokens_proposed": proposed,
             "draft_tokens_accepted": accepted,
             "acceptance_rate": _ratio(accepted, proposed),
@@ -188,7 +197,7 @@ class Stats:
             "roots_per_step": _ratio(sum(s.roots for s in prepared), len(prepared)),
             "overlap_ratio": _ratio(sum(s.hidden for s in steps), sum(s.rollout for s in steps)),
             "time_to_first_token_s": self.time_to_first_token,
-            "tokens_per_second": _ratio(after_first, self.decode_seconds),
+            "tokens_per_second": self.tokens_per_second,
             "median_step_ms": {
                 name: _median_ms([getattr(s, name) for s in steps]) for name in ("seconds", "host")
             }
