@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from mirror_edge.costs import Costs
 from mirror_edge.experience import Experience
 from mirror_edge.law import StepLaw
+from mirror_edge.look_up import LookUp
 from mirror_edge.policy import Mode, Strategy
 from mirror_edge.stats import StepRecord
 from mirror_edge.trial import Trial
@@ -37,10 +38,6 @@ _WORTH = 0.97
 predictions is often too good to be true."""
 _STAY = 0.99
 """The same for a draft in use, which a dozen unlucky windows should not end."""
-_SURE = 0.95
-"""Share of the plan's time per token below which a window is looked up."""
-_EVERY = 4
-"""Plans between two updates of the windows to look up."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 48, 384
 """Tokens between two trials, at first and at most, if the trials cost nothing."""
 _LONGEST_WAIT = 1024
@@ -74,15 +71,9 @@ class Controller:
     _held: int = 0
     """How often it may still be kept."""
     _among: Sequence[Strategy] = ()
-    """The plans last chosen from: those of the `_law`, and looked-up ones with `_windows`."""
+    """The plans last chosen from: those of the `_law`, and what to `_look_up` beside them."""
     _law: StepLaw | None = None
-    _windows: Sequence[int] = ()
-    _look_up: tuple[int, ...] = ()
-    """See `Strategy.look_up`."""
-    _given: tuple[tuple[Strategy, tuple[int, ...]], Strategy] | None = None
-    """A plan with the windows to look up, and the two combined."""
-    _planned: int = 0
-    """Plans made from these so far."""
+    _look_up: LookUp | None = None
     _copying: bool = False
     """Whether the last window was looked up: a trial would cost more than it is charged for."""
     _trial: Trial | None = None
@@ -92,30 +83,22 @@ class Controller:
 
     def plan(self, among: Sequence[Strategy]) -> Strategy:
         """The plan for the next step."""
-        law = self._law
-        if law is None or (among is not self._among and among != self._among):
-            law = self._law = self._begin(among)
+        law, look_up = self._law, self._look_up
+        if law is None or look_up is None or (among is not self._among and among != self._among):
+            law, look_up = self._begin(among)
         self._among = among
         chosen = self._plan(law)
         self.probing = chosen is not self._chosen
-        if not self._windows or self.probing:
-            return chosen
-        if self._planned % _EVERY == 0:
-            self._look_up = self._looked_up(self._windows)
-        self._planned += 1
-        if self._given is None or (chosen, self._look_up) != self._given[0]:
-            self._given = (chosen, self._look_up), replace(chosen, look_up=self._look_up)
-        return self._given[1]
+        return chosen if self.probing else look_up.beside(chosen, self._pace, self.experience)
 
-    def _begin(self, among: Sequence[Strategy]) -> StepLaw:
+    def _begin(self, among: Sequence[Strategy]) -> tuple[StepLaw, LookUp]:
         """Choose from `among` from now on."""
-        self._planned = 0
-        self._windows = [plan.window for plan in among if plan.drafter == "ngram"]
         drafted = [plan for plan in among if plan.drafter == "model"]
         if self._chosen not in drafted:
             self._chosen = None
         self._trial = None
-        return StepLaw(self.costs, drafted)
+        self._law, self._look_up = StepLaw(self.costs, drafted), LookUp(self.costs, among)
+        return self._law, self._look_up
 
     def _plan(self, law: StepLaw) -> Strategy:
         before, trial = self._chosen, self._trial
@@ -185,20 +168,6 @@ class Controller:
 
     def _turn(self, mode: Mode) -> _Turn:
         return self._turns["ar" if mode == "ar" else "mirror"]
-
-    def _looked_up(self, windows: Sequence[int]) -> tuple[int, ...]:
-        """By length of a match: the window to look up, if that beats the plan; otherwise 0."""
-        costs, known = self.costs, self.experience
-        target, host = known.pace.factor("ar"), known.pace.now.value * known.host["ar"].value
-        steps = [target * (costs.prefix(n + 1) + costs.suffix(n + 1)) + host for n in windows]
-        found = []
-        for right in known.look_up:
-            p = right.mean
-            tokens = [sum(p**j for j in range(n + 1)) for n in windows]
-            paces = [step / count for step, count in zip(steps, tokens, strict=True)]
-            pace, window = min(zip(paces, windows, strict=True))
-            found.append(window if pace < _SURE * self._pace else 0)
-        return tuple(found)
 
     def learn(self, step: StepRecord) -> None:
         """Learn from a step."""
