@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_command"]
 
-_Precision = Literal["int4", "int8", "fp16", "fp32"]
+_Precision = Literal["int4", "int4-mixed", "int8", "fp16", "fp32"]
 
 
 def export_command(
@@ -50,10 +50,14 @@ def export_command(
     ] = None,
     precision: Annotated[
         _Precision | None,
-        typer.Option(help="Weight precision (default: int4; fixed for ONNX folders)."),
+        typer.Option(
+            help="Weight precision (default: int4; fixed for ONNX folders). int4-mixed is int4 "
+            "with the LM head and other sensitive matrices in int8, which is closer to the model."
+        ),
     ] = None,
     draft_precision: Annotated[
-        _Precision | None, typer.Option(help="The draft's weight precision (default: the same).")
+        _Precision | None,
+        typer.Option(help="The draft's weight precision (default: the same; int4 for int4-mixed)."),
     ] = None,
     format: Annotated[
         Literal["onnx", "coreml"],

@@ -54,7 +54,8 @@ def export(
     format that is not quantised, or an ONNX bundle, whose target or draft is converted.
 
     `exit_layer` is half of the target's layers by default. `precision` is int4 for checkpoints by
-    default, and that of the files for ONNX folders; `draft_precision` is the same by default.
+    default, and that of the files for ONNX folders; ``int4-mixed`` keeps the matrices that matter
+    most in int8. `draft_precision` is the same by default, or int4 for ``int4-mixed``.
     `exit_tokens` are the ids that the exit head can name (by default all of a small vocabulary, the
     most common ones of a large one); `correction` is its trained low-rank step.
 

@@ -36,9 +36,9 @@ __all__ = [
 ]
 
 # Quantised kernels round differently at different widths.
-_CUT = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.15, "int4": 0.15}
+_CUT = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.15, "int4-mixed": 0.15, "int4": 0.15}
 # Unrelated logits deviate by 1.41. Rounding is not an error of the export, so it is allowed.
-_SOURCE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5, "int4": 1.2}
+_SOURCE = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5, "int4-mixed": 1.2, "int4": 1.2}
 SHORTEST = 16
 """Fewest tokens of a text to check on."""
 TREE_NODES = 6

@@ -83,7 +83,8 @@ def probe_layers(kinds: Sequence[object], layers: int) -> int:
 def graph_precision(model: ModelProto) -> Precision:
     """The precision of a graph's weights."""
     bits = {attribute(n, "bits") for n in model.graph.node if n.op_type == "MatMulNBits"}
-    # Mixed graphs keep a few sensitive matrices in 8 bits: the majority counts.
+    if bits >= {4, 8}:
+        return "int4-mixed"
     for width, name in _BITS.items():
         if width in bits:
             return name

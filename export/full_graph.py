@@ -35,8 +35,8 @@ __all__ = ["FullGraph", "against_checkpoint", "disk_needed", "full_graph", "load
 
 _SAMPLE_TOKENS, _LONGEST_WINDOW = 48, 1000
 """Tokens of the text that is checked, and the widest sliding window that it is made to exceed."""
-_QUANTISED = {"int4", "int8"}
-_BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.0, "fp32": 4.0}
+_QUANTISED = {"int4", "int4-mixed", "int8"}
+_BYTES = {"int4": 0.7, "int4-mixed": 0.9, "int8": 1.2, "fp16": 2.0, "fp32": 4.0}
 """Bytes of a parameter, including scales and unquantised tensors."""
 
 

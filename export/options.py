@@ -63,8 +63,9 @@ class ExportOptions:
 
     @property
     def guide_precision(self) -> Precision:
-        """The same for the draft's weights."""
-        return self.draft_precision or self.target_precision
+        """The same for the draft's weights, all in int4 where the target's are int4-mixed."""
+        same = "int4" if self.target_precision == "int4-mixed" else self.target_precision
+        return self.draft_precision or same
 
     @property
     def fitted_rank(self) -> int:
@@ -86,6 +87,12 @@ class ExportOptions:
             raise OptionError(
                 f"--draft-vocabulary {self.draft_vocabulary}: is for --format onnx. Omit it."
             )
+        for option, given in (
+            ("--precision", self.precision),
+            ("--draft-precision", self.draft_precision),
+        ):
+            if given == "int4-mixed":
+                raise OptionError(f"{option} {given}: is for --format onnx. Give int4 or int8.")
 
     def _refuse_coreml_only(self) -> None:
         if self.draft_for == "coreml":

@@ -30,7 +30,8 @@ __all__ = [
 
 SCHEMA = 1
 
-Precision = Literal["int4", "int8", "fp16", "fp32"]
+Precision = Literal["int4", "int4-mixed", "int8", "fp16", "fp32"]
+"""Of a model's weights; `int4-mixed` has some of them in int8."""
 Format = Literal["onnx", "coreml"]
 """ONNX files, or the programs of Core ML packages."""
 CacheStyle = Literal["in_place", "concat", "state", "explicit"]

@@ -18,8 +18,12 @@ from mirror_edge.export.options import ExportOptions
     ("given", "message"),
     [
         ({"format": "tflite"}, "--format tflite: must be one of onnx, coreml"),
-        ({"precision": "int2"}, "--precision int2: must be one of int4, int8, fp16, fp32"),
+        ({"precision": "int2"}, "--precision int2: must be one of int4, int4-mixed, int8"),
         ({"draft_precision": "int2"}, "--draft-precision int2: must be one of int4"),
+        (
+            {"format": "coreml", "precision": "int4-mixed"},
+            "--precision int4-mixed: is for --format onnx. Give int4 or int8",
+        ),
         ({"draft_for": "abacus"}, "--draft-for abacus: must be one of qnn, openvino"),
         ({"draft_for": "coreml"}, r"--draft-for coreml: .* Give --format coreml instead"),
         ({"draft_vocabulary": 0}, "--draft-vocabulary 0: must be 1 or more"),

@@ -30,6 +30,19 @@ def test_quantised_and_half_precision_graphs_pass_their_check(
     assert made.deviations["target, cut"] < 0.05
 
 
+def test_int4_mixed_is_closer_to_the_model_and_has_a_draft_in_int4(
+    target: Path, draft: Path, tmp_path: Path
+) -> None:
+    off = {}
+    for precision in ("int4", "int4-mixed"):
+        made = export(target, draft, tmp_path / precision, precision=precision)
+        off[precision] = made.deviations[f"the full graph of the target in {precision}"]
+        assert made.manifest.target.model.precision == precision
+        assert made.manifest.draft is not None
+        assert made.manifest.draft.model.precision == "int4"
+    assert off["int4-mixed"] < 0.9 * off["int4"]
+
+
 def test_half_precision_knows_families_with_norms_of_queries_and_keys(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 PROMPTS = ("the quick brown fox", "the old oak", "a wolf sleeps", "dog", "under the lazy grey")
 
 
-@pytest.mark.parametrize("precision", ["int4", "int8"])
+@pytest.mark.parametrize("precision", ["int4", "int4-mixed", "int8"])
 def test_strict_answers_are_equal_in_every_mode(
     precision: Precision, target: Path, tmp_path: Path
 ) -> None:
