@@ -41,20 +41,25 @@ def exact_int4(bundle: Bundle) -> Bundle:
 
 @pytest.fixture(
     scope="module",
-    params=[("Llama", "fp32"), ("Llama", "int4"), ("Gemma3Text", "fp32")],
-    ids="-".join,
+    params=[
+        ("Llama", "fp32", True),
+        ("Llama", "int4", True),
+        ("Llama", "int4-mixed", False),
+        ("Gemma3Text", "fp32", True),
+    ],
+    ids=lambda param: "-".join(map(str, param)),
 )
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from mirror_edge.export import export
 
     precision: Precision
-    architecture, precision = request.param
+    architecture, precision, tied = request.param
     folder = tmp_path_factory.mktemp(precision)
     windows = {"sliding_window": 64, "head_dim": 16, "query_pre_attn_scalar": 16}
     windows |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Warnings of third-party code.
-        longer = {"max_position_embeddings": 2 * CONTEXT, "tie_word_embeddings": True}
+        longer = {"max_position_embeddings": 2 * CONTEXT, "tie_word_embeddings": tied}
         more = windows if architecture == "Gemma3Text" else {}
         checkpoint = save_checkpoint(folder / "model", architecture, longer | more)
         made = export(checkpoint, None, folder / "bundle", precision=precision)
