@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -18,9 +18,6 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from mirror_edge.export import weights
 from mirror_edge.export.exit_head import head_of
 from mirror_edge.export.graph import attribute
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["BLOCK", "MIDDLE", "read_in_place", "round_embedding"]
 
@@ -57,8 +54,7 @@ def round_embedding(model: ModelProto, file: Path) -> None:
     table = stored.get(lookup.input[0])
     if table is None or table.data_type not in {TensorProto.FLOAT, TensorProto.FLOAT16}:
         return
-    exact = weights.load(table, file.parent)
-    rows = _head_rows(model, stored, exact, file.parent) or _rounded(table.name, exact, file)
+    rows = _head_rows(model, stored, table, file.parent) or _rounded(table, file)
     node = helper.make_node(
         _LOOKUP,
         [rows.data.name, lookup.input[1], rows.scales.name],
@@ -109,9 +105,9 @@ def _reader(model: ModelProto, operator: str) -> NodeProto | None:
 
 
 def _head_rows(
-    model: ModelProto, stored: Mapping[str, TensorProto], exact: NDArray[Any], folder: Path
+    model: ModelProto, stored: Mapping[str, TensorProto], table: TensorProto, folder: Path
 ) -> _Rounded | None:
-    """The LM head's weight, if that is `exact` in few bits around half their range."""
+    """The LM head's weight, if that is `table` in few bits around half their range."""
     head = head_of(model)
     if head.op_type != "MatMulNBits" or any(head.input[3:]):
         return None
@@ -119,17 +115,18 @@ def _head_rows(
     bits, block = (attribute(head, name) for name in ("bits", "block_size"))
     assert isinstance(bits, int)
     assert isinstance(block, int)
-    if weight.dims[0] != len(exact) or exact.shape[1] % block:
+    size, width = table.dims
+    if weight.dims[0] != size or width % block:
         return None
     whole = weights.load(weight, folder)[:_SAMPLE]
     if bits == 4:
         whole = np.stack([whole & 15, whole >> 4], axis=-1)
     count = len(whole)
-    steps = weights.load(scales, folder).reshape(len(exact), -1)[:count, :, None]
+    steps = weights.load(scales, folder).reshape(size, -1)[:count, :, None]
     read = (whole.reshape(count, -1, block).astype(np.float32) - 2 ** (bits - 1)) * steps
-    apart = np.abs(read - exact[:count].reshape(read.shape))
+    apart = np.abs(read - weights.load(table, folder)[:count].reshape(read.shape))
     same = (apart <= 1.01 * np.abs(steps)).all()  # The largest entry may be clipped by a step.
-    return _Rounded(_as_rows(weight), _as_rows(scales, len(exact)), bits, block) if same else None
+    return _Rounded(_as_rows(weight), _as_rows(scales, size), bits, block) if same else None
 
 
 def _as_rows(tensor: TensorProto, count: int = 0) -> TensorProto:
@@ -143,14 +140,15 @@ def _as_rows(tensor: TensorProto, count: int = 0) -> TensorProto:
     return rows
 
 
-def _rounded(name: str, table: NDArray[Any], file: Path) -> _Rounded:
+def _rounded(table: TensorProto, file: Path) -> _Rounded:
     """`table` [V, H] in 8 bits, appended to `file`; its scales have its own type."""
-    rows, width = table.shape
+    exact, name = weights.load(table, file.parent), table.name
+    rows, width = exact.shape
     blocks = -(-width // BLOCK)
     whole = np.empty((rows, width), np.uint8)
-    scales = np.empty((rows, blocks), table.dtype)
+    scales = np.empty((rows, blocks), exact.dtype)
     for start in range(0, rows, _ROWS):
-        part = np.asarray(table[start : start + _ROWS])
+        part = np.asarray(exact[start : start + _ROWS])
         padded = np.pad(part, ((0, 0), (0, blocks * BLOCK - width)))
         padded = padded.reshape(len(part), blocks, BLOCK)
         scale = np.abs(padded).max(2) / _MOST

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny import Checkpoint
 
 from mirror_edge import bundle
 from mirror_edge.errors import ExportError, OptionError
@@ -89,6 +92,55 @@ def test_ctrl_c_leaves_nothing_behind(target: Path, draft: Path, tmp_path: Path)
     child.send_signal(signal.SIGINT)
     assert child.wait(60) != 0
     assert list(tmp_path.iterdir()) == []
+
+
+def held(*paths: Path) -> set[str]:
+    """The files under `paths` that this process has open or mapped, all of which Windows locks."""
+    files = {
+        line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()
+    }
+    for opened in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            files.add(str(opened.readlink()))
+    return {file for file in files if any(Path(file).is_relative_to(path) for path in paths)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"precision": "int4"},
+        {"precision": "int4-mixed", "draft_vocabulary": 64},
+        {"precision": "fp32", "draft_for": "qnn"},
+        {"precision": "int8", "format": "coreml"},
+    ],
+    ids=str,
+)
+def test_nothing_is_renamed_while_it_is_open_as_windows_demands(
+    asked: dict[str, Any],
+    checkpoint: Checkpoint,
+    draft: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[str, set[str]]] = []
+
+    def watched(name: str) -> Callable[[Path, Path], Path]:
+        move = getattr(Path, name)
+
+        def moved(old: Path, new: Path) -> Path:
+            seen.append((f"{old} to {new}", held(old, new)))
+            found: Path = move(old, new)
+            return found
+
+        return moved
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, watched(name))
+    target = checkpoint("Llama", tie_word_embeddings=False)
+    export(target, draft, tmp_path / "bundle", **asked)
+    assert seen
+    assert [(move, files) for move, files in seen if files] == []
 
 
 def test_too_little_space_is_refused_before_starting(
