@@ -48,11 +48,11 @@ def build(
     extra = ["hf_token=false", "fuse_qk_norm_gqa=false"]
     pictures = "text_config" in source.config  # for which the option below is not the decoder's
     extra += [f"num_hidden_layers={layers}"] if layers and not pictures else []
-    if precision.startswith("int"):
-        extra.append("shared_embeddings=false")  # See embedding.py.
     if precision == "int4-mixed":
         # The LM head; of the layers, those that llama.cpp's mixtures also keep in more bits.
         extra.append("matmul_mixed_precision=last_matmul:int8,mixed_layers:int8")
+        # An embedding that shares a head in 8 bits would be built with a wrong name.
+        extra.append("shared_embeddings=false")
     count = layers or source.text_config.get("num_hidden_layers") or 1
     cache = folder / "cache"
     # Not None: some of the builder's models look the name up.
