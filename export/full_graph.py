@@ -177,9 +177,10 @@ def disk_needed(source: Source, precision: Precision) -> int:
         return int(parameters * _BYTES[precision])
     layers = max(config.get("num_hidden_layers", 1), 1)
     probe = 4 * parameters * probe_layers(config.get("layer_types") or [], layers) / layers
-    if precision == "fp16":
-        return int(parameters * _BYTES[precision] + probe)
-    embedding = config.get("vocab_size", 0) * config.get("hidden_size", 0)
     whole = parameters * _BYTES[precision]
-    built, left = whole + 4 * embedding, whole + 1.125 * embedding
+    embedding = config.get("vocab_size", 0) * config.get("hidden_size", 0)
+    if precision not in _QUANTISED:
+        return int(whole + 8 * embedding + probe)
+    # The file has the embedding in both forms when it is copied without the first.
+    left, built = whole + 1.125 * embedding, whole + 5.125 * embedding
     return int(left + max(built, probe))

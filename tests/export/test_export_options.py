@@ -18,7 +18,10 @@ from mirror_edge.export.options import ExportOptions
     ("given", "message"),
     [
         ({"format": "tflite"}, "--format tflite: must be one of onnx, coreml"),
-        ({"precision": "int2"}, "--precision int2: must be one of int4, int4-mixed, int8"),
+        (
+            {"precision": "int2"},
+            "--precision int2: must be one of int4, int4-mixed, int8, fp16, fp32",
+        ),
         ({"draft_precision": "int2"}, "--draft-precision int2: must be one of int4"),
         (
             {"format": "coreml", "precision": "int4-mixed"},
