@@ -31,29 +31,21 @@ def coverage_command(
     from rich.console import Console
 
     from mirror_edge import bundle as bundles
-    from mirror_edge.apps.plain_pair import plain_device
+    from mirror_edge.apps.plain_pair import opened_target
     from mirror_edge.apps.progress import stages
-    from mirror_edge.devices import Device, runtime_for, usable_cores
     from mirror_edge.export import sample
     from mirror_edge.export.coverage import coverage, entries, rows_of
     from mirror_edge.text import Text
-    from mirror_edge.trace import Trace
 
     drawn = sample.draw(files)
     read = bundles.read(bundles.demo() if bundle is None else bundle)
-    spec, device = read.manifest.target, Device.parse(plain_device(read.manifest.format))
+    spec = read.manifest.target
     sampled = sample.texts_of(drawn, Text.of(read), spec.model.context, rows)
     texts = [text for document in sampled for text in document]
-    threads = len(usable_cores())
-    runtime = runtime_for(device, read.manifest.format)
-    target = runtime.open_target(read, device, threads, Trace())
-    try:
-        with stages() as show:
-            found = coverage(
-                rows_of(target, spec.exit_layer, texts, lambda at: show("Measuring coverage", at))
-            )
-    finally:
-        target.close()
+    with opened_target(read) as target, stages() as show:
+        found = coverage(
+            rows_of(target, spec.exit_layer, texts, lambda at: show("Measuring coverage", at))
+        )
     content = {
         "bundle": read.manifest.name,
         "rows": sum(map(len, texts)),

@@ -8,8 +8,9 @@ distribution from the reference's, and how often both have the same most likely 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -29,6 +30,7 @@ __all__ = ["Divergence", "compared", "divergence", "logits"]
 
 _ROWS = 64
 """Rows compared at once, in float64."""
+_TOKENIZER = "tokenizer.json"
 
 
 class Divergence(NamedTuple):
@@ -51,11 +53,11 @@ def divergence(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Print how far the targets of bundles are from a reference's, on a text."""
-    import numpy as np
     from rich.console import Console
     from rich.table import Table
 
     from mirror_edge import bundle as stored
+    from mirror_edge.apps.plain_pair import opened_target
     from mirror_edge.apps.progress import stages
     from mirror_edge.export import sample
     from mirror_edge.text import Text
@@ -68,16 +70,13 @@ def divergence(
     sampled = sample.texts_of(drawn, Text.of(first), context, rows)
     texts = [text for document in sampled for text in document if len(text) > 1]
     lines = []
-    for each in read:
-        found = []
-        with stages() as show, _opened(first) as reference, _opened(each) as target:
-            for done, text in enumerate(texts, 1):
-                found.append(compared(logits(reference, text), logits(target, text), text))
-                show(each.folder.name, done / len(texts))
-        weights = [len(text) - 1 for text in texts]
-        mean = Divergence(*np.average(found, axis=0, weights=weights).tolist())
-        size = sum(path.stat().st_size for path in (each.folder / "target").iterdir())
-        lines.append((str(each.folder), each.manifest.target.model.precision, size, mean))
+    with opened_target(first) as reference, stages() as show:
+        for each in read:
+            with nullcontext(reference) if each is first else opened_target(each) as target:
+                mean = _mean(reference, target, texts, partial(show, each.folder.name))
+            files = each.manifest.files.items()
+            size = sum(file.bytes for name, file in files if name.startswith("target/"))
+            lines.append((str(each.folder), each.manifest.target.model.precision, size, mean))
     if as_json:
         told = [
             {"bundle": folder, "precision": precision, "bytes": size} | mean._asdict()
@@ -90,6 +89,25 @@ def divergence(
         figures = (f"{size / 1e6:.1f}", f"{mean.loss:.4f}", f"{mean.kl:.4f}", f"{mean.same:.3f}")
         table.add_row(folder, precision, *figures)
     Console().print(table)
+
+
+def _mean(
+    reference: Target,
+    target: Target,
+    texts: Sequence[NDArray[np.int64]],
+    on_share: Callable[[float], None],
+) -> Divergence:
+    """The means over all rows of `texts`."""
+    import numpy as np
+
+    found = []
+    for done, text in enumerate(texts, 1):
+        exact = logits(reference, text)
+        rounded = exact if target is reference else logits(target, text)
+        found.append(compared(exact, rounded, text))
+        on_share(done / len(texts))
+    weights = [len(text) - 1 for text in texts]
+    return Divergence(*np.average(found, axis=0, weights=weights).tolist())
 
 
 def logits(target: Target, text: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -123,24 +141,8 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return rows
 
 
-@contextmanager
-def _opened(bundle: Bundle) -> Iterator[Target]:
-    from mirror_edge.apps.plain_pair import plain_device
-    from mirror_edge.devices import Device, runtime_for, usable_cores
-    from mirror_edge.trace import Trace
-
-    kind = bundle.manifest.format
-    device = Device.parse(plain_device(kind))
-    target = runtime_for(device, kind).open_target(bundle, device, len(usable_cores()), Trace())
-    try:
-        yield target
-    finally:
-        target.close()
-
-
 def _refuse_other_tokens(first: Bundle, other: Bundle) -> None:
-    files = [bundle.folder / "tokenizer.json" for bundle in (first, other)]
-    if files[0].read_bytes() != files[1].read_bytes():
+    if first.manifest.files[_TOKENIZER] != other.manifest.files[_TOKENIZER]:
         raise OptionError(
             f"{other.folder}: its tokenizer is not that of {first.folder}. "
             "Compare bundles of one model."

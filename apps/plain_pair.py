@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from mirror_edge.bundle import Bundle, Format
     from mirror_edge.costs import Costs
     from mirror_edge.policy import Strategy
-    from mirror_edge.protocols import DraftGraph
+    from mirror_edge.protocols import DraftGraph, Target
     from mirror_edge.rollout import ModelDrafter
     from mirror_edge.stats import Stats
 
-__all__ = ["Measured", "PlainPair", "opened", "plain_device"]
+__all__ = ["Measured", "PlainPair", "opened", "opened_target", "plain_device"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,25 @@ def plain_device(format: Format) -> str:
     """
     here = {"onnx": "cpu", "coreml": "coreml" if sys.platform == "darwin" else "coreml:evaluator"}
     return here[format]
+
+
+@contextmanager
+def opened_target(read: Bundle) -> Iterator[Target]:
+    """Open the target alone, on the plain device and all usable cores.
+
+    Raises:
+        DeviceError: if the device cannot run it.
+    """
+    from mirror_edge.devices import Device, runtime_for, usable_cores
+    from mirror_edge.trace import Trace
+
+    format = read.manifest.format
+    device, threads = Device.parse(plain_device(format)), len(usable_cores())
+    target = runtime_for(device, format).open_target(read, device, threads, Trace())
+    try:
+        yield target
+    finally:
+        target.close()
 
 
 @contextmanager

@@ -1,16 +1,13 @@
 """The embedding of a quantised model, of which each token reads one row.
 
 Left in float32 it is often larger than all other weights in 4 bits. Where it is the LM head's
-matrix too, it reads the head's rows; otherwise it is rounded to 8 bits, which changes the logits
-less than anything else that is rounded.
+matrix too, it reads the head's rows; otherwise it is rounded to 8 bits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -32,17 +29,8 @@ _SAMPLE = 64
 _LOOKUP = "GatherBlockQuantized"
 
 
-class _Rounded(NamedTuple):
-    """A matrix [V, H] in few bits, with a scale [V, ⌈H/block⌉] per block, around half its range."""
-
-    data: TensorProto
-    scales: TensorProto
-    bits: int
-    block: int
-
-
 def round_embedding(model: ModelProto, file: Path) -> None:
-    """Give `model`, whose weights are in `file`, an embedding in few bits, in place.
+    """Give `model`, whose weights are in `file`, an embedding in 8 bits, in place.
 
     An embedding that other nodes read too, such as an LM head in float32, stays.
     """
@@ -50,25 +38,23 @@ def round_embedding(model: ModelProto, file: Path) -> None:
     lookup = _reader(model, "Gather")
     if lookup is None or sum(lookup.input[0] in node.input for node in graph.node) > 1:
         return
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    table = stored.get(lookup.input[0])
+    table = _stored(model, lookup.input[0])
     if table is None or table.data_type not in {TensorProto.FLOAT, TensorProto.FLOAT16}:
         return
-    rows = _head_rows(model, stored, table, file.parent) or _rounded(table, file)
+    data, scales = _head_rows(model, table, file.parent) or _rounded(model, table, file)
     node = helper.make_node(
         _LOOKUP,
-        [rows.data.name, lookup.input[1], rows.scales.name],
+        [data, lookup.input[1], scales],
         lookup.output,
         lookup.name,
         domain="com.microsoft",
-        bits=rows.bits,
-        block_size=rows.block,
+        bits=8,
+        block_size=BLOCK,
         gather_axis=0,
         quantize_axis=1,
     )
     lookup.CopyFrom(node)
     graph.initializer.remove(table)
-    graph.initializer.extend([rows.data, rows.scales])
     weights.compact(model, file)
 
 
@@ -83,12 +69,10 @@ def read_in_place(model: ModelProto) -> None:
     shaping = lookup and made.get(lookup.input[0])
     if not lookup or not shaping or shaping.op_type != "Reshape":
         return
-    weight = next((t for t in graph.initializer if t.name == shaping.input[0]), None)
+    weight = _stored(model, shaping.input[0])
     if weight is None or weight.data_location != TensorProto.EXTERNAL:
         return
-    rows = _as_rows(weight)
-    graph.initializer.append(rows)
-    lookup.input[0] = rows.name
+    lookup.input[0] = _rows_of(model, weight)
     graph.node.remove(shaping)
 
 
@@ -104,44 +88,39 @@ def _reader(model: ModelProto, operator: str) -> NodeProto | None:
     )
 
 
-def _head_rows(
-    model: ModelProto, stored: Mapping[str, TensorProto], table: TensorProto, folder: Path
-) -> _Rounded | None:
-    """The LM head's weight, if that is `table` in few bits around half their range."""
+def _stored(model: ModelProto, name: str) -> TensorProto | None:
+    return next((tensor for tensor in model.graph.initializer if tensor.name == name), None)
+
+
+def _head_rows(model: ModelProto, table: TensorProto, folder: Path) -> tuple[str, str] | None:
+    """The LM head's rows and their scales, if it is `table` in 8 bits."""
     head = head_of(model)
-    if head.op_type != "MatMulNBits" or any(head.input[3:]):
+    if attribute(head, "bits") != 8 or any(head.input[3:]):
         return None
-    weight, scales = (stored[name] for name in head.input[1:3])
-    bits, block = (attribute(head, name) for name in ("bits", "block_size"))
-    assert isinstance(bits, int)
-    assert isinstance(block, int)
+    weight, scales = (_stored(model, name) for name in head.input[1:3])
     size, width = table.dims
-    if weight.dims[0] != size or width % block:
+    if weight is None or scales is None or list(weight.dims) != [size, width // BLOCK, BLOCK]:
         return None
-    whole = weights.load(weight, folder)[:_SAMPLE]
-    if bits == 4:
-        whole = np.stack([whole & 15, whole >> 4], axis=-1)
-    count = len(whole)
-    steps = weights.load(scales, folder).reshape(size, -1)[:count, :, None]
-    read = (whole.reshape(count, -1, block).astype(np.float32) - 2 ** (bits - 1)) * steps
-    apart = np.abs(read - weights.load(table, folder)[:count].reshape(read.shape))
-    same = (apart <= 1.01 * np.abs(steps)).all()  # The largest entry may be clipped by a step.
-    return _Rounded(_as_rows(weight), _as_rows(scales, size), bits, block) if same else None
+    whole = weights.load(weight, folder)[:_SAMPLE].astype(np.float32) - MIDDLE
+    steps = weights.load(scales, folder).reshape(size, -1, 1)[:_SAMPLE]
+    exact = weights.load(table, folder)[:_SAMPLE].reshape(whole.shape)
+    # The largest entry may be clipped by a step.
+    same = (np.abs(whole * steps - exact) <= 1.01 * np.abs(steps)).all()
+    return (_rows_of(model, weight), scales.name) if same else None
 
 
-def _as_rows(tensor: TensorProto, count: int = 0) -> TensorProto:
-    """The same values in the same place, as `count` rows (0: as many as it has)."""
-    rows = TensorProto()
-    rows.CopyFrom(tensor)
-    rows.name = f"{tensor.name}/rows"
-    count = count or tensor.dims[0]
+def _rows_of(model: ModelProto, weight: TensorProto) -> str:
+    """The name under which `model` has the same values in the same place, a row per token."""
+    rows = model.graph.initializer.add()
+    rows.CopyFrom(weight)
+    rows.name = name = f"{weight.name}/rows"
     del rows.dims[:]
-    rows.dims.extend([count, math.prod(tensor.dims) // count])
-    return rows
+    rows.dims.extend([weight.dims[0], math.prod(weight.dims[1:])])
+    return name
 
 
-def _rounded(table: TensorProto, file: Path) -> _Rounded:
-    """`table` [V, H] in 8 bits, appended to `file`; its scales have its own type."""
+def _rounded(model: ModelProto, table: TensorProto, file: Path) -> tuple[str, str]:
+    """The names of `table` [V, H] in 8 bits and of its scales, which are in its own type."""
     exact, name = weights.load(table, file.parent), table.name
     rows, width = exact.shape
     blocks = -(-width // BLOCK)
@@ -155,5 +134,6 @@ def _rounded(table: TensorProto, file: Path) -> _Rounded:
         steps = np.rint(padded / np.where(scale > 0, scale, 1)[..., None]) + MIDDLE
         whole[start : start + _ROWS] = steps.reshape(len(part), -1)[:, :width]
         scales[start : start + _ROWS] = scale
-    data = weights.store(f"{name}_Q8", whole, file)
-    return _Rounded(data, weights.store(f"{name}_scales", scales, file), 8, BLOCK)
+    made = weights.store(f"{name}_Q8", whole, file), weights.store(f"{name}_scales", scales, file)
+    model.graph.initializer.extend(made)
+    return f"{name}_Q8", f"{name}_scales"

@@ -59,6 +59,18 @@ def demo_copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundles.demo(), tmp_path / "bundle"))
 
 
+@pytest.fixture
+def changed_target(demo_copy: Path) -> Path:
+    """The demo pair with every seventh weight of its target a fifth larger."""
+    file = demo_copy / "target" / "weights.bin"
+    weights = np.fromfile(file, np.float32)
+    weights[::7] *= 1.2
+    weights.tofile(file)
+    spec = bundles.read(demo_copy, verify=False).manifest
+    bundles.write_manifest(demo_copy, "other", spec.target, spec.draft)
+    return demo_copy
+
+
 @pytest.fixture(scope="session")
 def with_random_draft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mirror_edge.Model]:
     """The demo target beside a draft whose weights are shuffled: fluent nonsense."""
