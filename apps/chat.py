@@ -41,13 +41,14 @@ def chat_command(
     sampling: ChatSampling,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.")] = 512,
     stop: options.Stop = None,
+    form: options.GrammarOptions,
     speculation: options.SpeculationOptions,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
     template: options.Template = None,
     devices: options.DeviceOptions,
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer; /quit or Ctrl-D exits."""
-    how, plan = sampling.checked(), speculation.checked(mode)
+    how, plan, grammar = sampling.checked(), speculation.checked(mode), form.checked()
     variables = options.template_variables(template)
     with suppress(ImportError):  # With it `input` edits lines and recalls earlier ones.
         import readline  # noqa: F401
@@ -58,6 +59,7 @@ def chat_command(
             "sampling": how,
             "speculation": plan,
             "stop": stop or (),
+            "grammar": grammar,
             "template": variables,
         }
         chat = Chat(model, system, answering)

@@ -53,6 +53,7 @@ def generate_command(
     sampling: options.SamplingOptions,
     max_new_tokens: MaxNewTokens = 256,
     stop: options.Stop = None,
+    form: options.GrammarOptions,
     speculation: options.SpeculationOptions,
     raw: Raw = False,
     system: System = None,
@@ -64,7 +65,7 @@ def generate_command(
 ) -> None:
     """Answer one prompt."""
     asked = question(words, raw=raw, system=system, template=template)
-    how, plan = sampling.checked(), speculation.checked(mode)
+    how, plan, grammar = sampling.checked(), speculation.checked(mode), form.checked()
     with devices.load(asked.bundle) as model:
         result = model.generate(
             asked.prompt,
@@ -72,6 +73,7 @@ def generate_command(
             sampling=how,
             speculation=plan,
             stop=stop or (),
+            grammar=grammar,
             template=asked.variables,
             on_chunk=None if as_json else _show,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from mirror_edge import Model, Sampling
+    from mirror_edge import Grammar, Model, Sampling
     from mirror_edge.policy import Speculation
 
 Bundle = Annotated[Path | None, typer.Argument(help="Bundle folder (default: the demo pair).")]
@@ -37,6 +37,16 @@ Template = Annotated[
 ]
 Stop = Annotated[
     list[str] | None, typer.Option(help="End the answer before this text; repeatable.")
+]
+JsonSchema = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|SCHEMA", help="Answer in JSON that fits this JSON schema ({} for any JSON)."
+    ),
+]
+GrammarFile = Annotated[
+    Path | None,
+    typer.Option("--grammar", help="Answer in this form: a file in llama.cpp's GBNF, or in Lark."),
 ]
 Window = Annotated[int | None, typer.Option(help="γ: draft tokens per step (auto chooses).")]
 Candidates = Annotated[
@@ -152,6 +162,40 @@ class SamplingOptions:
         from mirror_edge import Sampling
 
         return Sampling(**vars(self))
+
+
+@dataclass(frozen=True)
+class GrammarOptions:
+    """What form the answer must have."""
+
+    json_schema: JsonSchema = None
+    grammar: GrammarFile = None
+
+    def checked(self) -> Grammar | None:
+        """As the library takes it.
+
+        Raises:
+            OptionError: for both options at once, or a file that cannot be read.
+        """
+        from mirror_edge import Grammar
+        from mirror_edge.errors import OptionError
+
+        if self.json_schema is not None and self.grammar is not None:
+            raise OptionError("--json-schema and --grammar exclude each other; give one of them.")
+        if self.json_schema is not None:
+            given = self.json_schema
+            inline = given.lstrip().startswith("{")
+            return Grammar.json(given if inline else _read(Path(given), "--json-schema"))
+        return None if self.grammar is None else Grammar.gbnf(_read(self.grammar, "--grammar"))
+
+
+def _read(path: Path, option: str) -> str:
+    from mirror_edge.errors import OptionError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{option} {path}: cannot be read ({error}).") from None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from mirror_edge.api import Model, load
+    from mirror_edge.grammar import Grammar
     from mirror_edge.policy import Speculation
     from mirror_edge.result import AnswerOptions, Chunk, Result
     from mirror_edge.sampling import Sampling
@@ -46,6 +47,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "ExportError",
+    "Grammar",
     "Message",
     "MirrorEdgeError",
     "MissingExtraError",
@@ -61,6 +63,7 @@ __all__ = [
 _LAZY = {
     "AnswerOptions": "result",
     "Chunk": "result",
+    "Grammar": "grammar",
     "Message": "text",
     "Model": "api",
     "Result": "result",

@@ -14,7 +14,7 @@ from typing import Literal
 
 from mirror_edge.drafting import Drafting, Rollout
 from mirror_edge.head_start import HeadStart
-from mirror_edge.hypotheses import Branch, ExitSignal, Root, choose_roots
+from mirror_edge.hypotheses import Branch, ExitSignal, Root, choose_roots, possible
 from mirror_edge.lanes import Dropped
 from mirror_edge.ngram import Lookup, Match
 from mirror_edge.policy import Strategy
@@ -250,11 +250,15 @@ class Answer:
         told, self.untold = self.untold, []
         drafted, position, agreement = self.drafted, len(self.tokens), self.agreement
         self.depth, ahead = depth, self.ahead.made()
+        constraint, before = sampler.constraint, list(self.tokens) if sampler.constraint else ()
 
         def call() -> list[Branch]:
             ahead()  # Where it failed, so does this.
+            signal = foreseen()
+            if constraint is not None:
+                signal = possible(signal, before, drafted, constraint)
             ranking[:] = choose_roots(
-                foreseen(), drafted, position, plan.candidates, agreement, sampler
+                signal, drafted, position, plan.candidates, agreement, sampler
             )
             return drafter.rollout(told, drafted, ranking[: plan.branches], depth, sampler, dropped)
 

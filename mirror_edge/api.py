@@ -195,6 +195,7 @@ class Model:
 
         Raises:
             ContextError: for a prompt that is empty or longer than the context.
+            MissingExtraError: for a grammar, without llguidance.
             OptionError: for options that cannot be honoured.
             TemplateError: for messages that the chat template refuses.
             BusyError: while another answer is under way.

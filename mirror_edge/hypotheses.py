@@ -16,9 +16,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mirror_edge.grammar import Constraint
     from mirror_edge.sampling import Sampler
 
-__all__ = ["Branch", "ExitSignal", "HypothesisTree", "Root", "choose_roots"]
+__all__ = ["Branch", "ExitSignal", "HypothesisTree", "Root", "choose_roots", "possible"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,21 @@ class HypothesisTree:
     def lookup(self, accepted: int, correction: int) -> Branch | None:
         """The branch prepared for this outcome, if any."""
         return self._branches.get(Root(accepted, correction))
+
+
+def possible(
+    signal: ExitSignal, committed: Sequence[int], drafted: Sequence[int], constraint: Constraint
+) -> ExitSignal:
+    """`signal`, with candidates that the constraint forbids at a probability of 0.
+
+    The rows follow `committed` and the window's `drafted`. Rows with no other candidate stay.
+    """
+    logprobs = signal.logprobs.copy()
+    for j, ids in enumerate(signal.ids):
+        allowed = constraint.allowed([*committed, *drafted[:j]])
+        if allowed is not None and allowed[ids].any():
+            logprobs[j, ~allowed[ids]] = -np.inf
+    return ExitSignal(signal.ids, logprobs)
 
 
 def choose_roots(
@@ -106,7 +122,7 @@ def choose_roots(
             share *= (1.0 - accepted) / max(1.0 - seen, _TINY)
             reach *= accepted
             found = [(v, p) for v, p in found if v != drafted[j]]
-        ranked += [(share * p, Root(j, v)) for v, p in found[:candidates]]
+        ranked += [(share * p, Root(j, v)) for v, p in found[:candidates] if p > 0.0]
     ranked.sort(key=lambda root: -root[0])
     return [root for _, root in ranked]
 

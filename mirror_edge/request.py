@@ -8,6 +8,7 @@ from typing import Any
 from mirror_edge.answer import Answer
 from mirror_edge.errors import ContextError, OptionError
 from mirror_edge.experience import LONGEST_MATCH
+from mirror_edge.grammar import Grammar
 from mirror_edge.ngram import Lookup
 from mirror_edge.pair import Pair
 from mirror_edge.policy import Speculation, Strategy, choices, resolve
@@ -49,9 +50,14 @@ def answer_to(tokens: list[int], text: Text, pair: Pair, options: AnswerOptions)
 
     Raises:
         ContextError: for a prompt that is empty, too long or has tokens outside the vocabulary.
+        MissingExtraError: for a grammar, without llguidance.
         OptionError: for invalid options.
     """
-    for name, kind in (("sampling", Sampling), ("speculation", Speculation)):
+    for name, kind in (
+        ("sampling", Sampling),
+        ("speculation", Speculation),
+        ("grammar", Grammar),
+    ):
         if not isinstance(value := options.get(name), kind | None):
             raise OptionError(f"{name} is {value!r}; it must be a {kind.__name__}.")
     asked = options.get("speculation") or Speculation()
@@ -67,11 +73,14 @@ def answer_to(tokens: list[int], text: Text, pair: Pair, options: AnswerOptions)
     auto, among = asked.mode == "auto", list[Strategy]()
     if auto:
         among = choices(asked, can_draft=can_draft, apart=apart, exit_heads=pair.exit_heads)
+    grammar, constraint = options.get("grammar"), None
+    if grammar is not None:
+        constraint = text.constrain(grammar, target.vocabulary, len(tokens))
     return Answer(
         on=pair.decoder,
         tokens=tokens,
         plan=strategy,
-        sampler=Sampler(options.get("sampling") or Sampling(), target.vocabulary),
+        sampler=Sampler(options.get("sampling") or Sampling(), target.vocabulary, constraint),
         drafter=drafter if strategy.mode != "ar" else None,
         eos=text.eos,
         limit=_limit(len(tokens), target.context, strategy, options.get("max_new_tokens")),

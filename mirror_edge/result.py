@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from mirror_edge.answer import Answer
 from mirror_edge.decode import decode
 from mirror_edge.driving import Parts
+from mirror_edge.grammar import Grammar
 from mirror_edge.policy import Speculation
 from mirror_edge.sampling import Sampling
 from mirror_edge.stats import Stats
@@ -33,6 +34,8 @@ class AnswerOptions(TypedDict, total=False):
     """The answer ends before the first of these strings."""
     template: Mapping[str, Any]
     """Variables for the chat template."""
+    grammar: Grammar | None
+    """The form of the answer; None leaves it free."""
 
 
 @dataclass(frozen=True)

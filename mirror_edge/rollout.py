@@ -20,7 +20,7 @@ from mirror_edge.growth import Growing, Growth, Guesses, embedded, first_free, k
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.lanes import Dropped
 from mirror_edge.protocols import StoppedError
-from mirror_edge.trunk import FIRST, Trunk
+from mirror_edge.trunk import FIRST, Trunk, common
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -224,13 +224,13 @@ class ModelDrafter:
     def _settle(self, rows: Sequence[int]) -> None:
         """Make the main rows the longest beginning of `rows` that the cache can provide."""
         sure = self._sure
-        shared = sure + _common(self._rows[sure:], rows[sure:])
+        shared = sure + common(self._rows[sure:], rows[sure:])
         best: Growing | None = None
         length = shared
         for grown in self._grown:
             if grown.after <= shared:
                 fed = grown.tokens[: len(grown.slots)]
-                reach = grown.after + _common(fed, rows[grown.after :])
+                reach = grown.after + common(fed, rows[grown.after :])
                 if reach > length:
                     best, length = grown, reach
         if best is not None:
@@ -326,11 +326,3 @@ def _seed(root: Root, after: int, early: Iterable[Growing]) -> Growing:
         if grown.after == after and grown.tokens[0] == root.token:
             return Growing(root, after, grown.tokens, grown.slots)
     return Growing(root, after, [root.token])
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the common beginning of two sequences."""
-    shortest = min(len(a), len(b))
-    if list(a[:shortest]) == list(b[:shortest]):
-        return shortest
-    return next(i for i in range(shortest) if a[i] != b[i])

@@ -22,6 +22,8 @@ from mirror_edge.values import require_number, require_whole
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mirror_edge.grammar import Constraint
+
 __all__ = ["FORESIGHT", "LEAST_TEMPERATURE", "Sampler", "Sampling", "gumbel"]
 
 LEAST_TEMPERATURE = 0.001
@@ -120,9 +122,12 @@ class Sampler:
     Noise is computed for several positions at once, which takes hardly longer than for one.
     """
 
-    def __init__(self, sampling: Sampling, vocabulary: int) -> None:
-        """A sampler for logits at most `vocabulary` wide."""
+    def __init__(
+        self, sampling: Sampling, vocabulary: int, constraint: Constraint | None = None
+    ) -> None:
+        """A sampler for logits at most `vocabulary` wide; only allowed tokens are chosen."""
         self.sampling = sampling
+        self.constraint = constraint
         self._ids = np.arange(vocabulary, dtype=np.uint32)
         # Both lanes' threads use this cache. It does not hold the sampler, so it is freed with it.
         self._noise = lru_cache(maxsize=16)(partial(_noise_of, int(sampling.seed), self._ids))
@@ -140,7 +145,7 @@ class Sampler:
     @property
     def needs_history(self) -> bool:
         """Whether `choose` needs the tokens before each row."""
-        return self.sampling.repetition_penalty != 1.0
+        return self.sampling.repetition_penalty != 1.0 or self.constraint is not None
 
     def noise(self, position: int) -> NDArray[np.float32]:
         """G(seed, position, v) for the whole vocabulary."""
@@ -162,9 +167,9 @@ class Sampler:
         """The token of every row.
 
         `logits` is [n, V'] with V' at most the vocabulary, `positions` the absolute position of
-        each chosen token, `histories` the tokens before it (only for a repetition penalty).
+        each chosen token, `histories` the tokens before it, if they are needed.
         """
-        logits = self._penalised(logits, histories)
+        logits = self._weighed(logits, histories)
         if self.sampling.temperature == 0.0:
             return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
         # Row by row, so that a row's intermediate results stay in a CPU cache.
@@ -182,7 +187,7 @@ class Sampler:
 
         Arguments as for `choose`. `top_p` is ignored: it would rarely change a guess.
         """
-        logits = self._penalised(logits, histories)
+        logits = self._weighed(logits, histories)
         if self.sampling.temperature == 0.0:
             contests = list(logits)
         else:
@@ -191,16 +196,24 @@ class Sampler:
             ]
         return np.array([_first(contest, count) for contest in contests], dtype=np.int64)
 
-    def _penalised(
+    def _weighed(
         self, logits: NDArray[np.float32], histories: Sequence[Sequence[int]] | None
     ) -> NDArray[np.float32]:
-        """`logits` with the repetition penalty, if there is one."""
+        """`logits` after penalty and constraint, which depend on the tokens before."""
         if not self.needs_history:
             return logits
         if histories is None:
-            raise ValueError("a repetition penalty needs the histories")
+            raise ValueError("a penalty or a constraint needs the histories")
         rows = zip(logits, histories, strict=True)
-        return np.stack([_weakened(row, history, self.sampling) for row, history in rows])
+        return np.stack([self._admitted(_weakened(row, h, self.sampling), h) for row, h in rows])
+
+    def _admitted(self, row: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
+        """`row` with what the constraint forbids at minus infinity."""
+        allowed = None if self.constraint is None else self.constraint.allowed(history)
+        # A draft whose head names no allowed token may guess any.
+        if allowed is None or not (allowed := allowed[: len(row)]).any():
+            return row
+        return np.where(allowed, row, np.float32(-np.inf))
 
     def _contest(
         self, row: NDArray[np.float32], position: int
@@ -246,6 +259,8 @@ def _weakened(
     row: NDArray[np.float32], history: Sequence[int], sampling: Sampling
 ) -> NDArray[np.float32]:
     """`row` with the history's tokens penalised: positive logits divided, negative multiplied."""
+    if sampling.repetition_penalty == 1.0:
+        return row
     seen = np.unique(np.asarray(history, dtype=np.int64))
     seen = seen[seen < len(row)]
     row, penalty = row.copy(), np.float32(sampling.repetition_penalty)

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from mirror_edge.bundle import Bundle
 from mirror_edge.detokenize import TextStream, opener
 from mirror_edge.errors import BundleError, OptionError
+from mirror_edge.grammar import Constrain, constrainer
 from mirror_edge.template import MORE_TEMPLATES, ChatTemplate, Message, template_file
 
 __all__ = ["Message", "Text"]
@@ -42,6 +43,8 @@ class Text:
     """The tokens that end an answer; empty for a model that names none."""
     stream: Callable[[], TextStream]
     """Opens the incremental detokeniser of one answer."""
+    constrain: Constrain
+    """Binds a grammar to these tokens."""
 
     @classmethod
     def of(cls, bundle: Bundle) -> Text:
@@ -73,7 +76,7 @@ class Text:
         eos = _end_of_sequence(generation) if generation in files else frozenset()
         if not eos and "eos_token" in tokens:
             eos = frozenset({_id_of(tokenizer, tokens["eos_token"], config_path)})
-        return cls(tokenizer, template, eos, opener(tokenizer))
+        return cls(tokenizer, template, eos, opener(tokenizer), constrainer(tokenizer, eos))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text, by default with those the model expects around a raw prompt.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["FIRST", "Trunk"]
+__all__ = ["FIRST", "Trunk", "common"]
 
 FIRST = 4
 """Tokens at the start that are never forgotten: attention relies on them."""
@@ -33,3 +33,11 @@ class Trunk:
     def before(self, row: int) -> list[int]:
         """All tokens before row `row`, which comes after the first few; forgotten ones included."""
         return self.tokens[: row + self.gone]
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """The length of the common beginning of two sequences."""
+    shortest = min(len(a), len(b))
+    if list(a[:shortest]) == list(b[:shortest]):
+        return shortest
+    return next(i for i in range(shortest) if a[i] != b[i])

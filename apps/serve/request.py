@@ -10,6 +10,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from mirror_edge.errors import OptionError
+from mirror_edge.grammar import Grammar
 from mirror_edge.policy import Speculation
 from mirror_edge.sampling import LEAST_TEMPERATURE, Sampling
 
@@ -48,7 +49,6 @@ _ONLY: Mapping[str, Sequence[object]] = {
     "n": (1,),
     "parallel_tool_calls": (False, True),
     "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -128,6 +128,8 @@ def read(endpoint: Endpoint, body: bytes, defaults: Defaults) -> Asked:
     }
     if endpoint == "chat":
         options["template"] = template
+    if (grammar := _grammar(fields)) is not None:
+        options["grammar"] = grammar
     with_usage = _with_usage(fields, stream)
     if fields:
         raise OptionError(
@@ -202,6 +204,22 @@ def _stops(fields: dict[str, Any]) -> list[str]:
     if not all(isinstance(one, str) for one in stops):
         raise OptionError(f"stop is {_shown(stop)}; it must be a string or a list of strings.")
     return list(stops)
+
+
+def _grammar(fields: dict[str, Any]) -> Grammar | None:
+    """The form that `response_format` asks for."""
+    asked = _typed(fields, "response_format", dict, "an object")
+    match asked:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return Grammar.json()
+        case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
+            return Grammar.json(schema)
+    raise OptionError(
+        f"response_format is {_shown(asked)}; its type must be text, json_object, or json_schema "
+        "with a schema under json_schema.schema."
+    )
 
 
 def _with_usage(fields: dict[str, Any], stream: bool) -> bool:

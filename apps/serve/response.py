@@ -12,6 +12,7 @@ from mirror_edge.errors import (
     BusyError,
     ClosedError,
     ContextError,
+    MissingExtraError,
     OptionError,
     TemplateError,
 )
@@ -42,7 +43,7 @@ def event(content: dict[str, Any]) -> str:
 
 def status(error: Exception) -> int:
     """The HTTP status for an error: the request's fault, or the server's."""
-    if isinstance(error, (ContextError, OptionError, TemplateError)):
+    if isinstance(error, (ContextError, MissingExtraError, OptionError, TemplateError)):
         return 400
     return 503 if isinstance(error, (BusyError, ClosedError)) else 500
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -210,11 +211,27 @@ def test_a_damaged_bundle_is_refused(
         (["hello", "--system", "Be kind."], "only user and assistant turns"),
         (["hello", "--template", "thinking"], "--template is 'thinking'"),
         (["hello", "--raw", "--template", "a=1"], "--template needs the chat template"),
+        (["hello", "--json-schema", "{"], "the JSON schema is not JSON"),
+        (["hello", "--json-schema", '{"type": "frob"}'], "the JSON schema is invalid"),
+        (["hello", "--json-schema", "card.json"], "--json-schema card.json: cannot be read"),
+        (["hello", "--grammar", "card.gbnf"], "--grammar card.gbnf: cannot be read"),
+        (["hello", "--grammar", "a", "--json-schema", "{}"], "exclude each other"),
         (["hello", "--nonsense"], "No such option"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(words: list[str], said: str) -> None:
     assert_refused(run("generate", *words), said)
+
+
+def test_an_answer_has_the_form_that_was_asked_for(tmp_path: Path) -> None:
+    rules, schema = tmp_path / "rules.gbnf", tmp_path / "schema.json"
+    rules.write_text('root ::= "fox" | "hen"', encoding="utf-8")
+    schema.write_text('{"enum": ["fox", "hen"]}', encoding="utf-8")
+    assert run("generate", "Fox?", "--grammar", str(rules)).stdout.strip() in {"fox", "hen"}
+    for form in (str(schema), schema.read_text()):
+        assert run("generate", "Fox?", "--json-schema", form).stdout.strip() in {'"fox"', '"hen"'}
+    chat = run("chat", "--grammar", str(rules), stdin="Fox?\nHen?\n")
+    assert re.fullmatch(r"(\W*(fox|hen)\W*){2}", chat.stdout)
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], said: str) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import openai
+import pydantic
 import pytest
 
 import mirror_edge
@@ -162,6 +163,25 @@ def test_content_in_parts_and_settings_that_change_nothing_are_understood(
     assert other.choices[0].message.content == plain.choices[0].message.content
 
 
+class Card(pydantic.BaseModel):
+    title: Annotated[str, pydantic.Field(max_length=20)]
+    animal: Literal["fox", "hen"]
+
+
+def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI, model: str) -> None:
+    asked: Any = {"model": model, "messages": STORY, "max_tokens": 160, "temperature": 0}
+    parsed = client.chat.completions.parse(**asked, response_format=Card)
+    assert parsed.choices[0].message.parsed is not None
+    assert parsed.choices[0].message.parsed.animal in {"fox", "hen"}
+    whole = client.chat.completions.create(**asked, response_format={"type": "json_object"})
+    assert (whole.choices[0].message.content or "").startswith("{")
+    form = {"type": "json_schema", "json_schema": {"name": "card", "schema": {"const": "fox"}}}
+    text = client.completions.create(
+        model=model, prompt="Once", max_tokens=160, extra_body={"response_format": form}
+    )
+    assert text.choices[0].text == '"fox"'
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "said"),
     [
@@ -202,6 +222,27 @@ def test_content_in_parts_and_settings_that_change_nothing_are_understood(
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             400,
             "a part that is not text",
+        ),
+        ("completions", {"prompt": "a", "response_format": "json"}, 400, "must be an object"),
+        ("completions", {"prompt": "a", "response_format": {}}, 400, "its type must be text"),
+        ("completions", {"prompt": "a", "response_format": {"type": "xml"}}, 400, "type must be"),
+        (
+            "completions",
+            {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": 1}}},
+            400,
+            "with a schema under json_schema.schema",
+        ),
+        (
+            "completions",
+            {
+                "prompt": "a",
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"type": "frob"}},
+                },
+            },
+            400,
+            "the JSON schema is invalid",
         ),
         ("embeddings", {}, 404, "Not Found"),
     ],

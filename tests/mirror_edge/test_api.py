@@ -321,8 +321,8 @@ def test_a_model_that_is_dropped_unclosed_leaves_no_threads() -> None:
 def test_answers_leave_no_noise_behind(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Sampler]] = []
 
-    def sampler(sampling: Sampling, vocabulary: int) -> Sampler:
-        one = Sampler(sampling, vocabulary)
+    def sampler(*of: Any) -> Sampler:
+        one = Sampler(*of)
         made.append(weakref.ref(one))
         return one
 
