@@ -30,6 +30,12 @@ MinP = Annotated[
 RepetitionPenalty = Annotated[
     float, typer.Option(help="Above 1, tokens already used become less likely.")
 ]
+PresencePenalty = Annotated[
+    float, typer.Option(help="Taken off the logit of every token that the answer already has.")
+]
+FrequencyPenalty = Annotated[
+    float, typer.Option(help="The same, as many times as the answer has the token.")
+]
 Seed = Annotated[int, typer.Option(help="One seed, one text, in every mode.")]
 Template = Annotated[
     list[str] | None,
@@ -151,6 +157,8 @@ class SamplingOptions:
     top_p: TopP = 1.0
     min_p: MinP = 0.0
     repetition_penalty: RepetitionPenalty = 1.0
+    presence_penalty: PresencePenalty = 0.0
+    frequency_penalty: FrequencyPenalty = 0.0
     seed: Seed = 0
 
     def checked(self) -> Sampling:

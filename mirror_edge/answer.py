@@ -250,13 +250,13 @@ class Answer:
         told, self.untold = self.untold, []
         drafted, position, agreement = self.drafted, len(self.tokens), self.agreement
         self.depth, ahead = depth, self.ahead.made()
-        constraint, before = sampler.constraint, list(self.tokens) if sampler.constraint else ()
+        before = None if sampler.constraint is None else list(self.tokens)
 
         def call() -> list[Branch]:
             ahead()  # Where it failed, so does this.
             signal = foreseen()
-            if constraint is not None:
-                signal = possible(signal, before, drafted, constraint)
+            if before is not None:
+                signal = possible(signal, before, drafted, sampler)
             ranking[:] = choose_roots(
                 signal, drafted, position, plan.candidates, agreement, sampler
             )

@@ -79,8 +79,9 @@ def serve(wire: Wire, drafter: Drafter, trace: Trace) -> None:
                 drafter.prefill(message.ints)
             else:
                 asked = Asked.of(message)
-                if (asked.sampling, asked.vocabulary) != (sampler.sampling, sampler.vocabulary):
-                    sampler = Sampler(asked.sampling, asked.vocabulary)
+                own = asked.sampling, asked.vocabulary, asked.start
+                if own != (sampler.sampling, sampler.vocabulary, sampler.start):
+                    sampler = Sampler(*own)
                 if message.kind is Kind.REVIEW:
                     place = len(asked.committed)
                     found = drafter.review(asked.committed, asked.depth, sampler)

@@ -75,28 +75,26 @@ class Grammar:
 class Constraint:
     """A grammar in one answer: which tokens may come next."""
 
-    def __init__(self, matcher: LLMatcher, start: int) -> None:
-        """`matcher` follows the answer, which begins at token `start`."""
-        self._begun, self._start = matcher, start
+    def __init__(self, matcher: LLMatcher) -> None:
+        """`matcher` follows the answer from its first token."""
+        self._begun = matcher
         # Both lanes' threads ask, about texts of their own.
         self._own = threading.local()
 
-    def allowed(self, history: Sequence[int]) -> NDArray[np.bool_] | None:
-        """The tokens that may follow `history`, prompt and all, as a mask [vocabulary or more].
+    def allowed(self, answer: Sequence[int]) -> NDArray[np.bool_] | None:
+        """The tokens that may follow `answer` so far, as a mask [vocabulary or more].
 
-        None where all may: within the prompt, and after a guess that broke the grammar already.
+        None where all may, since a guess broke the grammar already.
 
         Raises:
             OptionError: for a grammar that has become too complex to be followed.
         """
-        if len(history) < self._start:
-            return None
         try:
             matcher, known = self._own.matcher, self._own.known
         except AttributeError:
             matcher, known = self._begun.deep_copy(), []
             self._own.matcher = matcher
-        answer = list(history[self._start :])
+        answer = list(answer)
         shared = common(known, answer)
         if shared < len(known):
             matcher.rollback(len(known) - shared)
@@ -110,8 +108,8 @@ class Constraint:
         return np.unpackbits(bits, bitorder="little").view(np.bool_)
 
 
-Constrain = Callable[[Grammar, int, int], Constraint]
-"""Makes the constraint of an answer: of its grammar, the vocabulary, and the prompt's length."""
+Constrain = Callable[[Grammar, int], Constraint]
+"""Makes the constraint of an answer, of its grammar and the size of the vocabulary."""
 
 
 def constrainer(tokenizer: Tokenizer, eos: Collection[int]) -> Constrain:
@@ -123,7 +121,7 @@ def constrainer(tokenizer: Tokenizer, eos: Collection[int]) -> Constrain:
 
         return LLTokenizer(tokenizer.to_str(), n_vocab=vocabulary, eos_token=sorted(eos))
 
-    def constrain(grammar: Grammar, vocabulary: int, start: int) -> Constraint:
+    def constrain(grammar: Grammar, vocabulary: int) -> Constraint:
         if not eos:
             raise OptionError("the model has no token that ends an answer; omit the grammar.")
         try:
@@ -140,7 +138,7 @@ def constrainer(tokenizer: Tokenizer, eos: Collection[int]) -> Constrain:
         wrong, messages = LLMatcher.validate_grammar_with_warnings(rules, spelling)
         if wrong:
             raise OptionError(f"the {called} is invalid: {messages[0].strip()}")
-        return Constraint(LLMatcher(spelling, rules), start)
+        return Constraint(LLMatcher(spelling, rules))
 
     return constrain
 

@@ -16,7 +16,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mirror_edge.grammar import Constraint
     from mirror_edge.sampling import Sampler
 
 __all__ = ["Branch", "ExitSignal", "HypothesisTree", "Root", "choose_roots", "possible"]
@@ -62,15 +61,15 @@ class HypothesisTree:
 
 
 def possible(
-    signal: ExitSignal, committed: Sequence[int], drafted: Sequence[int], constraint: Constraint
+    signal: ExitSignal, committed: Sequence[int], drafted: Sequence[int], sampler: Sampler
 ) -> ExitSignal:
-    """`signal`, with candidates that the constraint forbids at a probability of 0.
+    """`signal`, with candidates that the sampler's constraint forbids at a probability of 0.
 
     The rows follow `committed` and the window's `drafted`. Rows with no other candidate stay.
     """
     logprobs = signal.logprobs.copy()
     for j, ids in enumerate(signal.ids):
-        allowed = constraint.allowed([*committed, *drafted[:j]])
+        allowed = sampler.allowed([*committed, *drafted[:j]])
         if allowed is not None and allowed[ids].any():
             logprobs[j, ~allowed[ids]] = -np.inf
     return ExitSignal(signal.ids, logprobs)

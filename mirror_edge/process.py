@@ -96,7 +96,8 @@ class ProcessDrafter:
         child = self._child
         if child is None:
             raise DraftLostError(self._why)
-        asked = Asked(tokens, (), (), latest, sampler.sampling, sampler.vocabulary)
+        own = sampler.sampling, sampler.vocabulary, sampler.start
+        asked = Asked(tokens, (), (), latest, *own)
         deadline = self._deadline(child, len(tokens))
         message = asked.message(next(self._calls), deadline, Kind.REVIEW)
         reply = self._ask(child, message, len(tokens))
@@ -123,7 +124,8 @@ class ProcessDrafter:
         if child is None or child is not self._told:
             raise DraftLostError(self._why)
         rows = len(committed) + len(drafted) + depth * len(roots)
-        asked = Asked(committed, drafted, roots, depth, sampler.sampling, sampler.vocabulary)
+        own = sampler.sampling, sampler.vocabulary, sampler.start
+        asked = Asked(committed, drafted, roots, depth, *own)
         message = asked.message(next(self._calls), self._deadline(child, rows))
         reply = self._ask(child, message, rows, dropped)
         branches = self._understood(child, asked.answered, reply)

@@ -73,14 +73,13 @@ def answer_to(tokens: list[int], text: Text, pair: Pair, options: AnswerOptions)
     auto, among = asked.mode == "auto", list[Strategy]()
     if auto:
         among = choices(asked, can_draft=can_draft, apart=apart, exit_heads=pair.exit_heads)
-    grammar, constraint = options.get("grammar"), None
-    if grammar is not None:
-        constraint = text.constrain(grammar, target.vocabulary, len(tokens))
+    sampling, grammar = options.get("sampling") or Sampling(), options.get("grammar")
+    constraint = None if grammar is None else text.constrain(grammar, target.vocabulary)
     return Answer(
         on=pair.decoder,
         tokens=tokens,
         plan=strategy,
-        sampler=Sampler(options.get("sampling") or Sampling(), target.vocabulary, constraint),
+        sampler=Sampler(sampling, target.vocabulary, len(tokens), constraint),
         drafter=drafter if strategy.mode != "ar" else None,
         eos=text.eos,
         limit=_limit(len(tokens), target.context, strategy, options.get("max_new_tokens")),

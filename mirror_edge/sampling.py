@@ -28,8 +28,9 @@ __all__ = ["FORESIGHT", "LEAST_TEMPERATURE", "Sampler", "Sampling", "gumbel"]
 
 LEAST_TEMPERATURE = 0.001
 """The lowest temperature above 0, which is greedy."""
-_HOTTEST, _LEAST_PENALTY, _MOST_PENALTY = 1e6, 0.001, 1000.0
+_HOTTEST, _LEAST_PENALTY, _MOST_PENALTY, _MOST_TAKEN = 1e6, 0.001, 1000.0, 100
 """Limits that keep float32 logits finite."""
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 FORESIGHT = 24
 """How many positions ahead to prepare noise: further than a window and its branches."""
 
@@ -38,8 +39,8 @@ FORESIGHT = 24
 class Sampling:
     """How the next token is chosen from the target's logits.
 
-    Applied in this order: repetition penalty, temperature, top-k, top-p, min-p. Temperature 0 is
-    greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off.
+    Applied in this order: penalties, temperature, top-k, top-p, min-p. Temperature 0 is greedy;
+    `top_k` 0, `top_p` 1, `min_p` 0, a `repetition_penalty` of 1 and other penalties of 0 are off.
     """
 
     temperature: float = 0.0
@@ -47,6 +48,11 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    """What prompt and answer have already becomes less likely, if it is above 1."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token that the answer has already."""
+    frequency_penalty: float = 0.0
+    """The same, as many times as the answer has the token."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,7 +63,7 @@ class Sampling:
         """
         for name in ("top_k", "seed"):
             require_whole(name, getattr(self, name))
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        for name in ("temperature", "top_p", "min_p", *_PENALTIES):
             require_number(name, getattr(self, name))
         for name, ok, allowed in (
             (
@@ -72,6 +78,10 @@ class Sampling:
                 "repetition_penalty",
                 _LEAST_PENALTY <= self.repetition_penalty <= _MOST_PENALTY,
                 f"{_LEAST_PENALTY} to {_MOST_PENALTY:.0f}",
+            ),
+            *(
+                (name, abs(getattr(self, name)) <= _MOST_TAKEN, f"{-_MOST_TAKEN} to {_MOST_TAKEN}")
+                for name in ("presence_penalty", "frequency_penalty")
             ),
         ):
             if not ok:
@@ -123,11 +133,23 @@ class Sampler:
     """
 
     def __init__(
-        self, sampling: Sampling, vocabulary: int, constraint: Constraint | None = None
+        self,
+        sampling: Sampling,
+        vocabulary: int,
+        start: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
-        """A sampler for logits at most `vocabulary` wide; only allowed tokens are chosen."""
-        self.sampling = sampling
+        """A sampler for logits at most `vocabulary` wide, in an answer that begins at `start`.
+
+        With a `constraint` only tokens that it allows are chosen.
+        """
+        self.sampling, self.start = sampling, start
         self.constraint = constraint
+        self._penalises = (
+            sampling.repetition_penalty,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+        ) != (1.0, 0.0, 0.0)
         self._ids = np.arange(vocabulary, dtype=np.uint32)
         # Both lanes' threads use this cache. It does not hold the sampler, so it is freed with it.
         self._noise = lru_cache(maxsize=16)(partial(_noise_of, int(sampling.seed), self._ids))
@@ -145,7 +167,7 @@ class Sampler:
     @property
     def needs_history(self) -> bool:
         """Whether `choose` needs the tokens before each row."""
-        return self.sampling.repetition_penalty != 1.0 or self.constraint is not None
+        return self._penalises or self.constraint is not None
 
     def noise(self, position: int) -> NDArray[np.float32]:
         """G(seed, position, v) for the whole vocabulary."""
@@ -205,15 +227,36 @@ class Sampler:
         if histories is None:
             raise ValueError("a penalty or a constraint needs the histories")
         rows = zip(logits, histories, strict=True)
-        return np.stack([self._admitted(_weakened(row, h, self.sampling), h) for row, h in rows])
+        return np.stack([self._admitted(self._penalised(row, past), past) for row, past in rows])
 
-    def _admitted(self, row: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
+    def _penalised(self, row: NDArray[np.float32], past: Sequence[int]) -> NDArray[np.float32]:
+        """`row` with the tokens of the `past` penalised.
+
+        By repetition, positive logits are divided and negative ones multiplied.
+        """
+        if not self._penalises:
+            return row
+        asked, row = self.sampling, row.copy()
+        seen, _ = _counted(past, len(row))
+        by = np.float32(asked.repetition_penalty)
+        row[seen] = np.where(row[seen] > 0, row[seen] / by, row[seen] * by)
+        said, counts = _counted(past[self.start :], len(row))
+        row[said] -= (asked.presence_penalty + asked.frequency_penalty * counts).astype(np.float32)
+        return row
+
+    def _admitted(self, row: NDArray[np.float32], past: Sequence[int]) -> NDArray[np.float32]:
         """`row` with what the constraint forbids at minus infinity."""
-        allowed = None if self.constraint is None else self.constraint.allowed(history)
+        allowed = self.allowed(past)
         # A draft whose head names no allowed token may guess any.
         if allowed is None or not (allowed := allowed[: len(row)]).any():
             return row
         return np.where(allowed, row, np.float32(-np.inf))
+
+    def allowed(self, past: Sequence[int]) -> NDArray[np.bool_] | None:
+        """The tokens that may follow the `past`, as a mask; None where all may."""
+        if self.constraint is None or len(past) < self.start:
+            return None
+        return self.constraint.allowed(past[self.start :])
 
     def _contest(
         self, row: NDArray[np.float32], position: int
@@ -255,17 +298,10 @@ def _noise_of(seed: int, ids: NDArray[np.uint32], block: int) -> NDArray[np.floa
     return np.concatenate([gumbel(seed, [position], ids) for position in positions])
 
 
-def _weakened(
-    row: NDArray[np.float32], history: Sequence[int], sampling: Sampling
-) -> NDArray[np.float32]:
-    """`row` with the history's tokens penalised: positive logits divided, negative multiplied."""
-    if sampling.repetition_penalty == 1.0:
-        return row
-    seen = np.unique(np.asarray(history, dtype=np.int64))
-    seen = seen[seen < len(row)]
-    row, penalty = row.copy(), np.float32(sampling.repetition_penalty)
-    row[seen] = np.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
-    return row
+def _counted(tokens: Sequence[int], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The different ones among `tokens` below `width`, and how often each is there."""
+    found, counts = np.unique(np.asarray(tokens, dtype=np.int64), return_counts=True)
+    return found[found < width], counts[found < width]
 
 
 def _first(contest: NDArray[np.float32], count: int) -> NDArray[np.int64]:

@@ -84,6 +84,8 @@ class Asked(NamedTuple):
     depth: int
     sampling: Sampling
     vocabulary: int
+    start: int = 0
+    """Where the answer begins."""
 
     def message(self, call: int, seconds: float, kind: Kind = Kind.ROLLOUT) -> Message:
         """The request as a message; the call may take `seconds`."""
@@ -91,27 +93,30 @@ class Asked(NamedTuple):
         # The noise depends only on the seed's low 64 bits.
         seed = (int(s.seed) + (1 << 63)) % (1 << 64) - (1 << 63)
         top_k = min(s.top_k, self.vocabulary)
-        ints = [self.depth, self.vocabulary, top_k, seed, len(self.committed), len(self.drafted)]
+        ints = [self.depth, self.vocabulary, self.start, top_k, seed]
+        ints += [len(self.committed), len(self.drafted)]
         ints += self.committed
         ints += self.drafted
         for root in self.roots:
             ints += root
-        floats = (seconds, s.temperature, s.top_p, s.min_p, s.repetition_penalty)
+        penalties = s.repetition_penalty, s.presence_penalty, s.frequency_penalty
+        floats = (seconds, s.temperature, s.top_p, s.min_p, *penalties)
         return Message(kind, call, ints, floats)
 
     @classmethod
     def of(cls, message: Message) -> Asked:
         """The request in a message."""
-        depth, vocabulary, top_k, seed, committed, drafted, *rest = message.ints
-        _, temperature, top_p, min_p, repetition_penalty = message.floats
+        depth, vocabulary, start, top_k, seed, committed, drafted, *rest = message.ints
+        _, temperature, top_p, min_p, repetition, presence, frequency = message.floats
         told, roots = committed + drafted, rest[committed + drafted :]
         return cls(
             rest[:committed],
             rest[committed:told],
             list(map(Root, roots[::2], roots[1::2])),
             depth,
-            Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed),
+            Sampling(temperature, top_k, top_p, min_p, repetition, presence, frequency, seed),
             vocabulary,
+            start,
         )
 
     def answered(self, message: Message) -> list[Branch]:

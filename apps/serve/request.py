@@ -29,6 +29,8 @@ _SAMPLING: Mapping[str, type | tuple[type, ...]] = {
     "top_p": (int, float),
     "min_p": (int, float),
     "repetition_penalty": (int, float),
+    "presence_penalty": (int, float),
+    "frequency_penalty": (int, float),
     "seed": int,
 }
 _LABELS = frozenset(
@@ -40,7 +42,6 @@ _LIKELIEST = 1e-6
 _ONLY: Mapping[str, Sequence[object]] = {
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
@@ -48,7 +49,6 @@ _ONLY: Mapping[str, Sequence[object]] = {
     "modalities": (["text"],),
     "n": (1,),
     "parallel_tool_calls": (False, True),
-    "presence_penalty": (0,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),

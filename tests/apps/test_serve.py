@@ -168,6 +168,18 @@ class Card(pydantic.BaseModel):
     animal: Literal["fox", "hen"]
 
 
+def test_penalties_are_those_of_the_library(
+    client: openai.OpenAI, model: str, demo: mirror_edge.Model
+) -> None:
+    asked: Any = {"presence_penalty": 0.5, "frequency_penalty": 1.5}
+    answer = client.chat.completions.create(
+        model=model, messages=STORY, max_tokens=60, temperature=0, **asked
+    )
+    known = demo.generate(STORY, max_new_tokens=60, sampling=Sampling(**asked))
+    assert answer.choices[0].message.content == known.text
+    assert known.text != demo.generate(STORY, max_new_tokens=60).text
+
+
 def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI, model: str) -> None:
     asked: Any = {"model": model, "messages": STORY, "max_tokens": 160, "temperature": 0}
     parsed = client.chat.completions.parse(**asked, response_format=Card)

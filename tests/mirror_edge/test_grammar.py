@@ -156,18 +156,17 @@ def histories(text: Text) -> st.SearchStrategy[list[list[int]]]:
 @given(st.data())
 def test_what_is_allowed_depends_on_the_text_alone(text: Text, data: st.DataObject) -> None:
     """Whatever was asked before, and whichever of it was no continuation."""
-    prompt = [5, 6, 7]
-    shared = text.constrain(WORDS, 4096, len(prompt))
+    shared = text.constrain(WORDS, 4096)
     for history in data.draw(histories(text)):
-        found = shared.allowed([*prompt, *history])
-        fresh = text.constrain(WORDS, 4096, len(prompt)).allowed([*prompt, *history])
+        found = shared.allowed(history)
+        fresh = text.constrain(WORDS, 4096).allowed(history)
         assert (found is None) == (fresh is None)
         if found is not None and fresh is not None:
             assert (found == fresh).all()
 
 
 def test_the_allowed_tokens_are_those_that_continue_the_text(text: Text) -> None:
-    constraint = text.constrain(Grammar.regex("fox|foxes|fjord"), 4096, 0)
+    constraint = text.constrain(Grammar.regex("fox|foxes|fjord"), 4096)
     allowed = constraint.allowed(text.encode("fo", add_special_tokens=False))
     assert allowed is not None
     found = {text.decode([token]) for token in np.flatnonzero(allowed)}
@@ -175,7 +174,7 @@ def test_the_allowed_tokens_are_those_that_continue_the_text(text: Text) -> None
 
 
 def test_an_answer_may_end_only_where_its_form_is_complete(text: Text) -> None:
-    constraint = text.constrain(Grammar.regex("abc"), 4096, 0)
+    constraint = text.constrain(Grammar.regex("abc"), 4096)
     ends = sorted(text.eos)
     for said, complete in (("ab", False), ("abc", True)):
         allowed = constraint.allowed(text.encode(said, add_special_tokens=False))
@@ -185,10 +184,10 @@ def test_an_answer_may_end_only_where_its_form_is_complete(text: Text) -> None:
 
 
 def test_the_prompt_is_free_and_so_is_what_follows_a_broken_guess(text: Text) -> None:
-    constraint = text.constrain(WORDS, 4096, 3)
-    assert constraint.allowed([1, 2]) is None
-    assert constraint.allowed([1, 2, 3]) is not None
-    assert constraint.allowed([1, 2, 3, *text.encode("x", add_special_tokens=False)]) is None
+    sampler = Sampler(Sampling(), 4096, 3, text.constrain(WORDS, 4096))
+    assert sampler.allowed([1, 2]) is None
+    assert sampler.allowed([1, 2, 3]) is not None
+    assert sampler.allowed([1, 2, 3, *text.encode("x", add_special_tokens=False)]) is None
 
 
 class Only(Constraint):
@@ -197,7 +196,7 @@ class Only(Constraint):
     def __init__(self, tokens: list[int]) -> None:
         self._tokens = tokens
 
-    def allowed(self, history: object) -> Any:  # noqa: ARG002
+    def allowed(self, answer: object) -> Any:  # noqa: ARG002
         mask = np.zeros(64, dtype=np.bool_)
         mask[self._tokens] = True
         return mask
@@ -213,7 +212,7 @@ def test_a_constraint_leaves_the_contest_of_the_allowed_tokens_as_it_is(
 ) -> None:
     sampling, among = Sampling(temperature, seed=3), sorted(tokens)
     logits = np.array([row], dtype=np.float32)
-    chosen = Sampler(sampling, 40, Only(among)).choose(logits, [7], [[]])
+    chosen = Sampler(sampling, 40, 0, Only(among)).choose(logits, [7], [[]])
     contest = logits[0]
     if temperature:
         contest = contest / np.float32(temperature) + Sampler(sampling, 40).noise(7)
@@ -221,10 +220,10 @@ def test_a_constraint_leaves_the_contest_of_the_allowed_tokens_as_it_is(
 
 
 def test_a_draft_that_knows_no_allowed_token_guesses_freely() -> None:
-    sampler = Sampler(Sampling(), 64, Only([50]))
+    sampler = Sampler(Sampling(), 64, 0, Only([50]))
     logits = np.arange(8, dtype=np.float32)[None]
     assert sampler.choose(logits, [0], [[]]) == [7]
-    assert Sampler(Sampling(0.7, top_p=0.5), 64, Only([50])).choose(logits, [0], [[]]) < 8
+    assert Sampler(Sampling(0.7, top_p=0.5), 64, 0, Only([50])).choose(logits, [0], [[]]) < 8
 
 
 def test_forbidden_candidates_are_no_outcomes() -> None:
@@ -232,7 +231,7 @@ def test_forbidden_candidates_are_no_outcomes() -> None:
         np.array([[1, 2, 3], [4, 5, 6]]),
         np.log(np.array([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1]], dtype=np.float32)),
     )
-    left = possible(signal, [9], [1], Only([2, 3]))
+    left = possible(signal, [9], [1], Sampler(Sampling(), 64, 0, Only([2, 3])))
     roots = choose_roots(left, [1], 1, 3, 0.5, Sampler(Sampling(), 64))
     assert {root for root in roots if root.row == 0} == {Root(0, 2), Root(0, 3)}
     assert {root.token for root in roots if root.row == 1} == {4, 5, 6}  # None of them is allowed.
@@ -265,7 +264,7 @@ def test_what_a_grammar_needs_is_named(
     demo: Model, text: Text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(OptionError, match="no token that ends an answer"):
-        constrainer(text.tokenizer, frozenset())(WORDS, 4096, 0)
+        constrainer(text.tokenizer, frozenset())(WORDS, 4096)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(MissingExtraError, match=r"mirror-edge\[grammar\]"):
         demo.generate(STORY, grammar=WORDS)

@@ -69,7 +69,9 @@ def test_every_mode_gives_the_tokens_of_the_target_alone(
 
 
 def test_filters_and_penalties_leave_one_text_too(demo: Model, prompts: list[str]) -> None:
-    sampling = Sampling(0.9, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.1, seed=4)
+    sampling = Sampling(
+        0.9, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.1, frequency_penalty=0.3, seed=4
+    )
     for prompt in prompts[:6]:
         texts = {
             demo.generate(

@@ -117,7 +117,9 @@ def alone(model: Model, sampling: Sampling, tokens: int = 200) -> tuple[int, ...
 def test_one_seed_one_text_with_the_draft_in_a_process(
     model: Model, demo: Model, mode: str, seed: int
 ) -> None:
-    sampling = Sampling(0.8, top_k=40, top_p=0.95, repetition_penalty=1.1, seed=seed - 1)
+    sampling = Sampling(
+        0.8, top_k=40, top_p=0.95, repetition_penalty=1.1, presence_penalty=0.2, seed=seed - 1
+    )
     speculation = Speculation(mode=mode)  # type: ignore[arg-type]
     there, here = (
         m.generate(STORY, max_new_tokens=64, sampling=sampling, speculation=speculation)

@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,6 +119,23 @@ def test_the_choice_has_the_softmax_distribution() -> None:
     assert np.sum((counts - expected) ** 2 / expected) < 13.28  # chi-square, 4 df, 1 %
 
 
+START = 3
+"""Where the answer begins in a history."""
+
+
+def penalised(
+    logits: NDArray[Any], history: list[int], sampling: Sampling, kind: type = np.float32
+) -> NDArray[Any]:
+    """Logits after the penalties, token by token, as Hugging Face and OpenAI describe them."""
+    row, repeated = logits.astype(kind), kind(sampling.repetition_penalty)
+    for token in range(len(row)):
+        if token in history:
+            row[token] = row[token] * repeated if row[token] < 0 else row[token] / repeated
+        if count := history[START:].count(token):
+            row[token] -= kind(sampling.presence_penalty + sampling.frequency_penalty * count)
+    return row
+
+
 def reference_kept(
     logits: NDArray[np.float32], history: list[int], sampling: Sampling
 ) -> NDArray[np.bool_]:
@@ -125,12 +143,7 @@ def reference_kept(
 
     Discards the example where rounding could decide.
     """
-    row = logits.astype(np.float64)
-    for token in set(history):
-        if token < len(row):
-            penalty = sampling.repetition_penalty
-            row[token] = row[token] * penalty if row[token] < 0 else row[token] / penalty
-    row /= sampling.temperature
+    row = penalised(logits, history, sampling, np.float64) / sampling.temperature
     if 0 < sampling.top_k < len(row):
         row[row < np.sort(row)[-sampling.top_k]] = -np.inf
     share = np.exp(row - row.max())
@@ -151,6 +164,8 @@ SAMPLINGS = st.builds(
     top_p=st.sampled_from([1e-300, 0.05, 0.3, 0.5, 0.8, 0.9, 0.99, 1.0]),
     min_p=st.sampled_from([0.0, 1e-300, 0.01, 0.1, 0.3, 0.9]),
     repetition_penalty=st.sampled_from([0.8, 1.0, 1.3, 2.0]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.5, -1.0]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 0.7, -0.25]),
     seed=st.integers(0, 1000),
 )
 HISTORIES = st.lists(st.integers(0, 30), max_size=8)
@@ -172,13 +187,8 @@ def test_the_choice_is_the_best_of_the_kept_tokens(
     logits: NDArray[np.float32], history: list[int], sampling: Sampling, position: int
 ) -> None:
     kept = reference_kept(logits, history, sampling)
-    sampler = Sampler(sampling, len(logits) + 8)
-    processed = logits.copy()
-    for token in set(history):
-        if token < len(logits):
-            penalty = np.float32(sampling.repetition_penalty)
-            divided = processed[token] > 0
-            processed[token] = processed[token] / penalty if divided else processed[token] * penalty
+    sampler = Sampler(sampling, len(logits) + 8, START)
+    processed = penalised(logits, history, sampling)
     contest = processed / np.float32(sampling.temperature) + sampler.noise(position)[: len(logits)]
     contest[~kept] = -np.inf
     chosen = sampler.choose(logits[None], [position], [history])
@@ -200,7 +210,9 @@ def test_rows_are_chosen_independently(
 @given(
     st.integers(0, 10_000),
     st.lists(st.integers(0, 23), min_size=1, max_size=8),
-    SAMPLINGS.filter(lambda s: s.top_p > 1e-6),
+    SAMPLINGS.filter(lambda s: s.top_p > 1e-6).map(
+        lambda s: replace(s, presence_penalty=0.0, frequency_penalty=0.0)
+    ),
 )
 @settings(max_examples=100, deadline=None)
 def test_the_kept_tokens_are_those_of_transformers(
@@ -248,17 +260,12 @@ def test_the_likeliest_token_survives_the_smallest_top_p() -> None:
 
 @given(LOGITS, HISTORIES, SAMPLINGS)
 @settings(max_examples=50, deadline=None)
-def test_greedy_is_the_likeliest_token_after_the_penalty(
+def test_greedy_is_the_likeliest_token_after_the_penalties(
     logits: NDArray[np.float32], history: list[int], sampling: Sampling
 ) -> None:
-    penalty = sampling.repetition_penalty
-    row = [
-        (v / np.float32(penalty) if v > 0 else v * np.float32(penalty)) if i in history else v
-        for i, v in enumerate(logits)
-    ]
-    greedy = Sampling(0.0, sampling.top_k, sampling.top_p, sampling.min_p, penalty, sampling.seed)
-    chosen = Sampler(greedy, len(logits)).choose(logits[None], [7], [history])
-    assert chosen.tolist() == [int(np.argmax(row))]
+    greedy = Sampler(replace(sampling, temperature=0.0), len(logits), START)
+    chosen = greedy.choose(logits[None], [7], [history])
+    assert chosen.tolist() == [int(penalised(logits, history, sampling).argmax())]
 
 
 def test_the_repetition_penalty_asks_for_the_histories() -> None:
@@ -298,6 +305,8 @@ def test_candidates_compete_as_they_would_among_all_tokens(
         *(("top_p", v) for v in (0.0, -0.5, 1.01, math.nan)),
         *(("min_p", v) for v in (-0.1, 1.0, math.nan)),
         *(("repetition_penalty", v) for v in (0.0, -1.0, 10**400, math.inf, math.nan)),
+        *(("presence_penalty", v) for v in (-101.0, math.inf, math.nan)),
+        *(("frequency_penalty", v) for v in (100.1, "some")),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any) -> None:

@@ -137,8 +137,8 @@ def test_a_reason_crosses_as_it_was_said() -> None:
 def test_a_rollout_is_asked_for_as_it_was_meant(
     committed: list[int], drafted: list[int], roots: list[Root], depth: int, seed: int, top_k: int
 ) -> None:
-    sampling = Sampling(0.7, top_k, 0.9, 0.05, 1.2, seed)
-    asked = Asked(committed, drafted, roots, depth, sampling, VOCABULARY)
+    sampling = Sampling(0.7, top_k, 0.9, 0.05, 1.2, 0.4, -0.3, seed)
+    asked = Asked(committed, drafted, roots, depth, sampling, VOCABULARY, 5)
     message = asked.message(4, 2.5)
     arrived = Asked.of(message)
     assert (message.call, message.floats[0]) == (4, 2.5)
