@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from mirror_edge.errors import DeviceError
+
 if TYPE_CHECKING:
     from mirror_edge.bundle import ModelSpec
     from mirror_edge.runtimes.onnx.memory import Memory
@@ -44,12 +46,8 @@ class InPlaceCache:
         while self._capacity > 2 * _FIRST_ROWS:
             self._capacity = -(-self._capacity // 2)
         shape = (1, model.kv_heads, self._capacity, model.head_size)
-        self._buffers = {
-            f"{layer}.{part}": memory.zeros(shape, model.dtype)
-            for layer in layers
-            for part in ("key", "value")
-        }
-        self._bind()
+        names = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
+        self._bind({name: memory.zeros(shape, model.dtype) for name in names})
         self._seqlens = np.zeros(1, dtype=np.int32)
         self._total = np.zeros((), dtype=np.int32)
         session.bind("seqlens_k", self._seqlens)
@@ -82,18 +80,24 @@ class InPlaceCache:
         """Copy the rows in `slots` to slots `start`…."""
         if list(slots) == list(range(start, start + len(slots))):
             return
-        for name, buffer in self._buffers.items():
-            self._buffers[name] = self._memory.move(buffer, slots, start)
-        self._bind()
+        self._bind({n: self._memory.move(b, slots, start) for n, b in self._buffers.items()})
 
     def _double(self) -> None:
-        self._capacity *= 2
-        for name, buffer in self._buffers.items():
-            self._buffers[name] = self._memory.double(buffer)
-        self._bind()
+        rows = 2 * self._capacity
+        try:
+            doubled = {name: self._memory.double(b) for name, b in self._buffers.items()}
+        except Exception as error:  # Every device has its own for this.
+            raise DeviceError(
+                f"there is no memory for a KV cache of {rows:,} rows ({error}). Close other "
+                "programs, or load with a shorter --context."
+            ) from error
+        self._bind(doubled)
+        self._capacity = rows
 
-    def _bind(self) -> None:
-        for name, buffer in self._buffers.items():
+    def _bind(self, buffers: dict[str, Buffer]) -> None:
+        """Use these buffers from now on; the earlier ones stay in use until all of them exist."""
+        self._buffers = buffers
+        for name, buffer in buffers.items():
             self._session.bind(f"past_key_values.{name}", buffer)
             self._session.bind(f"present.{name}", buffer, output=True)
 

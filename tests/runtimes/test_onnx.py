@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.onnx.cache import InPlaceCache
 from mirror_edge.runtimes.onnx.draft import OnnxDraft
 from mirror_edge.runtimes.onnx.fixed_draft import FixedDraft
+from mirror_edge.runtimes.onnx.memory import HostMemory
 from mirror_edge.runtimes.onnx.providers import CPU
 from mirror_edge.runtimes.onnx.runtime import cpu
 from mirror_edge.runtimes.onnx.session import Setup
@@ -85,6 +87,27 @@ def test_an_outgrown_cache_is_released(target: OnnxTarget) -> None:
     target.prefill(ids, 0)
     gc.collect()
     assert not any(buffer() is not None for buffer in outgrown)
+
+
+@pytest.mark.parametrize("refused", [1, 2, 3, 5])
+def test_a_cache_that_cannot_grow_now_may_grow_later(
+    bundle: bundles.Bundle, target: OnnxTarget, refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = text(700, target.vocabulary)
+    short = target.prefill(ids[:500], 0).copy()
+    double, calls = HostMemory.double, itertools.count(1)
+
+    def refuse_one(memory: HostMemory, cache: Any) -> Any:
+        if next(calls) == refused:
+            raise MemoryError("no more")
+        return double(memory, cache)
+
+    monkeypatch.setattr(HostMemory, "double", refuse_one)
+    with pytest.raises(DeviceError, match=r"no memory for a KV cache of 1,024 rows \(no more\)"):
+        target.prefill(ids, 0)
+    np.testing.assert_array_equal(target.prefill(ids[:500], 0), short)
+    whole = target.prefill(ids, 0).copy()
+    np.testing.assert_array_equal(OnnxTarget(bundle, on_the_cpu()).prefill(ids, 0), whole)
 
 
 def test_overwritten_rows_leave_no_trace(target: OnnxTarget) -> None:
@@ -224,7 +247,7 @@ def test_the_draft_at_fixed_shapes_gives_exactly_the_same_tokens(
         ).tokens
         for drafter in drafters:
             drafter.prefill(asked)
-        for true, following in pairwise(answer):
+        for true, following in itertools.pairwise(answer):
             tokens = {following, *draw.integers(4, 1000, 7).tolist()}
             roots = [Root(0, token) for token in sorted(tokens)]
             ours, theirs = (drafter.rollout([true], [], roots, 4, sampler) for drafter in drafters)
