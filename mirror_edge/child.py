@@ -41,15 +41,21 @@ class Child:
     """A child process and the connection to it."""
 
     def __init__(self, folder: Path, device: Device, threads: int) -> None:
-        """Start the process."""
+        """Start the process.
+
+        Raises:
+            DeviceError: if the system refuses another process.
+        """
         self.pace: deque[float] = deque(maxlen=_RECENT)
         """Seconds per row in the latest calls."""
         self.placed: dict[str, dict[str, int]] = {}
         """How many nodes of each graph run on which provider, once the draft is open."""
         self._device = device
-        self.process, connection = _spawn(
-            command("mirror_edge.draft_server", str(folder), str(device), str(threads))
-        )
+        words = command("mirror_edge.draft_server", str(folder), str(device), str(threads))
+        try:
+            self.process, connection = _spawn(words)
+        except OSError as error:
+            raise DeviceError(f"{device}: the draft's process did not start: {error}.") from error
         self._wire = Wire(connection)
         self._asking = threading.Lock()
 
@@ -153,7 +159,8 @@ def _spawn(words: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
     error is passed through. Ctrl-C does not reach it.
     """
     ours, theirs = socket.socketpair()
-    with theirs:
+    with contextlib.ExitStack() as undo, theirs:
+        undo.enter_context(ours)
         if sys.platform == "win32":
             process = subprocess.Popen(
                 words,
@@ -173,4 +180,5 @@ def _spawn(words: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
                 env=environment(),
                 process_group=0,
             )
+        undo.pop_all()
     return process, ours

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
-from mirror_edge.errors import ClosedError
+from mirror_edge.errors import ClosedError, DeviceError
 from mirror_edge.trace import Span, Trace
 
 if TYPE_CHECKING:
@@ -78,6 +78,9 @@ class ThreadLane:
 
         A `shared` lane has no device of its own. While it is idle, a call passed to `later` runs on
         the thread that waits for it, which is faster than waking two threads in turn.
+
+        Raises:
+            DeviceError: if the system refuses these cores.
         """
         self.name, self._shared = name, shared
         self._trace = trace
@@ -90,6 +93,13 @@ class ThreadLane:
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"lane-{name}", daemon=True)
         self._thread.start()
+        if self._cores and hasattr(os, "sched_setaffinity"):
+            try:
+                self.start("confine", os.sched_setaffinity, 0, self._cores).result()
+            except OSError as error:
+                self.close()
+                listed = ", ".join(map(str, sorted(self._cores)))
+                raise DeviceError(f"this process cannot use core {listed}: {error}.") from error
 
     def start(
         self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -128,8 +138,6 @@ class ThreadLane:
         self._thread.join()
 
     def _run(self) -> None:
-        if self._cores and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, self._cores)
         while (work := self._queue.get()) is not None:
             self._do(work)
             del work  # It references its answer, and the next call may be long in coming.

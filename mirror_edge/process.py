@@ -38,9 +38,9 @@ _SILENCE = 2.0
 _MOST_DOUBLINGS = 5
 _USUAL = 4.0
 """How many times its usual time a call may take."""
-_FIRST_DELAY, _LAST_DELAY = 0.25, 60.0
-"""Seconds before a restart: the first, doubled per consecutive failure, up to the last. The first
-restart is immediate."""
+_FIRST_DELAY, _LAST_DELAY, _ENOUGH = 0.25, 60.0, 30
+"""Seconds before a restart: the first, doubled per consecutive failure, up to the last, and how
+many doublings are enough for that. The first restart is immediate."""
 _CLOSING = 5.0
 """Seconds to wait for a child that even the system cannot end."""
 
@@ -192,9 +192,8 @@ class ProcessDrafter:
 
     def _restart(self) -> Child | None:
         """Another child, or None if it cannot be started; consecutive failures delay it more."""
-        if self._failures and self._closing.wait(
-            min(_LAST_DELAY, _FIRST_DELAY * 2.0**self._failures)
-        ):
+        doubled = 2.0 ** min(self._failures, _ENOUGH)
+        if self._failures and self._closing.wait(min(_LAST_DELAY, _FIRST_DELAY * doubled)):
             return None
         self._failures += 1
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mirror_edge.errors import ClosedError
+from mirror_edge.errors import ClosedError, DeviceError
 from mirror_edge.hypotheses import Root
 from mirror_edge.lanes import Dropped, ThreadLane
 from mirror_edge.trace import Trace
@@ -82,6 +83,17 @@ def test_two_threads_never_use_the_device_at_once(shared: ThreadLane) -> None:
         shared.later("later", work)().result()
     beside.join()
     assert most == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system confines nothing")
+def test_a_lane_that_may_not_use_its_cores_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refused)
+    with pytest.raises(DeviceError, match="cannot use core 0, 1: not permitted"):
+        ThreadLane("draft", Trace(), (1, 0))
+    assert not [thread for thread in threading.enumerate() if thread.name == "lane-draft"]
 
 
 def test_a_closed_lane_refuses_later_calls() -> None:

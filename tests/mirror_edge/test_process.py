@@ -332,6 +332,31 @@ def test_a_draft_that_cannot_be_restarted_is_tried_again_later(
         assert not model.generate(STORY, max_new_tokens=20, speculation=MIRROR).stats.draft_losses
 
 
+def test_a_draft_whose_process_the_system_refuses_is_started_again_later(
+    faults: Faults, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults(("die", OPENING + 20), ("", -1))
+    caplog.set_level(logging.INFO, "mirror_edge")
+    start, left = subprocess.Popen, 2
+
+    def refused(*of: Any, **more: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise BlockingIOError("no more processes")
+        return start(*of, **more)
+
+    with mirror_edge.load(target_threads=1, draft_device="faulty") as model:
+        monkeypatch.setattr(subprocess, "Popen", refused)
+        sockets = len(list(Path("/proc/self/fd").iterdir()))
+        expected = alone(model, Sampling())
+        assert model.generate(STORY, max_new_tokens=200, speculation=MIRROR).tokens == expected
+        until(lambda: "is back" in caplog.text)
+        assert caplog.text.count("the draft's process did not start: no more processes") == 2
+        assert len(list(Path("/proc/self/fd").iterdir())) <= sockets
+        assert not model.generate(STORY, max_new_tokens=20, speculation=MIRROR).stats.draft_losses
+
+
 @pytest.mark.parametrize("fault", ["refuse", "die"])
 def test_a_draft_that_does_not_open_is_refused_with_its_reason(faults: Faults, fault: str) -> None:
     faults((fault, 0))
