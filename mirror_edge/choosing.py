@@ -1,15 +1,15 @@
 """Device `auto`: which device each model runs on, by measurement.
 
 Every device is probed once with the bundle, in a child process. The result is kept until the
-bundle, the device's package or its driver changes. Emulated devices are never chosen.
+bundle, the device's package or its driver changes; a failure for a day. Emulated devices are never
+chosen.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mirror_edge import kept
 from mirror_edge.bundle import MANIFEST, digest
@@ -29,7 +29,7 @@ AUTO = "auto"
 
 _WRONG = 0.25
 """A device whose logits are this far from the CPU's is not used; see `Probe.error`."""
-_PROBE = "probe.json"
+_DAY = 24 * 60 * 60.0
 _USUAL = {"onnx": "cpu", "coreml": "coreml"}
 """The default device, by bundle format; `coreml` assigns a unit to each model."""
 
@@ -99,30 +99,27 @@ def _sound(tried: Probe) -> bool:
 
 
 def _tried(bundle: Bundle, role: Role, found: Found, on_try: Callable[[str], None]) -> Probe:
-    """A kept or a new probe of a device."""
-
-    def now() -> Probe:
-        on_try(f"Trying {found.name} for the {role} (once per bundle and driver).")
-        return probe(found.name, role, bundle.folder)
-
+    """A kept or a new probe of a device. One that failed is kept for a day only."""
     key = {
         "bundle": digest(bundle.folder / MANIFEST),
         "role": role,
         **{name: str(value) for name, value in dataclasses.asdict(found).items()},
     }
-
-    def make(folder: Path) -> None:
-        (folder / _PROBE).write_text(json.dumps(dataclasses.asdict(now())), encoding="utf-8")
-
-    def read(folder: Path) -> Probe:
-        return Probe(**json.loads((folder / _PROBE).read_text(encoding="utf-8")))
-
+    now = time.time()
+    when, kept_one = kept.recall("probes", key, _read) or (now, None)
+    if kept_one is not None and (not kept_one.failure or 0 <= now - when < _DAY):
+        return kept_one
+    on_try(f"Trying {found.name} for the {role} (once per bundle and driver).")
     try:
-        return kept.content("probes", key, make, read)
-    except OSError:
-        return now()
+        tried = probe(found.name, role, bundle.folder)
     except DeviceError as error:
         return Probe(found.name, role, str(error))
+    kept.write("probes", key, {"when": now, "probe": dataclasses.asdict(tried)})
+    return tried
+
+
+def _read(value: Any) -> tuple[float, Probe]:
+    return float(value["when"]), Probe(**value["probe"])
 
 
 def _why(role: Role, chosen: str, tried: Iterable[Probe]) -> str:

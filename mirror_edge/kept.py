@@ -15,12 +15,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mirror_edge.bundle import digest
 
-__all__ = ["KINDS", "Key", "clear", "content", "entry", "find", "folder", "renew"]
+__all__ = ["KINDS", "Key", "clear", "entry", "find", "folder", "recall", "renew", "write"]
 
 KINDS = ("compiled", "costs", "experience", "probes", "shaders", "verified")
 """The subfolders of the cache folder."""
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("mirror_edge")
 
-_LIST = "entry.json"
+_LIST, _VALUE = "entry.json", "value.json"
 
 Key = Mapping[str, str]
 """Everything that an entry depends on."""
@@ -88,18 +89,25 @@ def entry(kind: str, key: Key, make: Callable[[Path], object]) -> Path:
     return _made(place, key, make, replace=False)
 
 
-def content(kind: str, key: Key, make: Callable[[Path], object], read: Callable[[Path], T]) -> T:
-    """What `read` returns for the entry for `key`; one that it cannot read is made again.
+def recall(kind: str, key: Key, read: Callable[[Any], T]) -> T | None:
+    """What `read` makes of the JSON value that was written for `key`.
 
-    Raises:
-        OSError: if the cache cannot be written.
+    None if there is none, or it cannot be read because another version wrote it.
     """
-    place = entry(kind, key, make)
-    try:
-        return read(place)
-    except (ValueError, KeyError, TypeError) as error:
-        _log.warning("%s: written by another version (%r); rebuilding it.", place, error)
-    return read(renew(kind, key, make))
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if place := find(kind, key):
+            return read(json.loads((place / _VALUE).read_text(encoding="utf-8")))
+    return None
+
+
+def write(kind: str, key: Key, value: Any) -> None:
+    """Keep a JSON value for `key` in place of an earlier one, if anything can be kept."""
+
+    def make(place: Path) -> None:
+        (place / _VALUE).write_text(json.dumps(value), encoding="utf-8")
+
+    with suppress(OSError):
+        renew(kind, key, make)
 
 
 def find(kind: str, key: Key) -> Path | None:

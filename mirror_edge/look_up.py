@@ -27,8 +27,6 @@ class LookUp:
         self._plans = 0
         self._by_match: tuple[int, ...] = ()
         """See `Strategy.look_up`."""
-        self._last: tuple[Strategy, Strategy] | None = None
-        """The last plan, as it was given and as it was returned."""
 
     def beside(self, plan: Strategy, pace: float, known: Experience) -> Strategy:
         """`plan`, which takes `pace` seconds per token, with the windows to look up instead."""
@@ -37,13 +35,7 @@ class LookUp:
         if self._plans % _EVERY == 0:
             self._by_match = self._faster(pace, known)
         self._plans += 1
-        if (
-            self._last is None
-            or plan is not self._last[0]
-            or self._last[1].look_up != self._by_match
-        ):
-            self._last = plan, replace(plan, look_up=self._by_match)
-        return self._last[1]
+        return replace(plan, look_up=self._by_match)
 
     def _faster(self, pace: float, known: Experience) -> tuple[int, ...]:
         """By length of a match: the window to look up, if that beats `pace`; otherwise 0."""

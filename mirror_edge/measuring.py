@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mirror_edge import kept
 from mirror_edge.costs import Costs, Curve
 from mirror_edge.hypotheses import Root
 from mirror_edge.sampling import Sampler, Sampling
@@ -20,7 +16,7 @@ if TYPE_CHECKING:
     from mirror_edge.answer import Decoder
     from mirror_edge.protocols import Clock, Drafter, ExitHead
 
-__all__ = ["measure", "recall"]
+__all__ = ["measure"]
 
 _WINDOWS = (1, 2, 3, 4, 6, 8)
 """Rows of the windows that are measured."""
@@ -38,24 +34,6 @@ _LONGER = 3.0
 _TINY = 1e-9
 _FED = 16
 """Tokens before the rows that are measured."""
-_COSTS = "costs.json"
-
-
-def recall(key: kept.Key, measured: Callable[[], Costs]) -> Costs:
-    """The costs kept under `key` at an earlier start, or else `measured` now and kept."""
-    found: list[Costs] = []
-
-    def make(folder: Path) -> None:
-        found.append(measured())
-        (folder / _COSTS).write_text(json.dumps(asdict(found[-1])), encoding="utf-8")
-
-    def read(folder: Path) -> Costs:
-        return Costs.of(json.loads((folder / _COSTS).read_text(encoding="utf-8")))
-
-    try:
-        return kept.content("costs", key, make, read)
-    except OSError:
-        return found[-1] if found else measured()
 
 
 class _Part(NamedTuple):

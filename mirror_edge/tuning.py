@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mirror_edge import kept
 from mirror_edge.controller import Controller
+from mirror_edge.costs import Costs
 from mirror_edge.driving import waited
 from mirror_edge.errors import DeviceError
 from mirror_edge.experience import Experience
-from mirror_edge.measuring import measure, recall
+from mirror_edge.measuring import measure
 
 if TYPE_CHECKING:
     from mirror_edge.answer import Decoder
-    from mirror_edge.costs import Costs
     from mirror_edge.protocols import Drafter
 
 __all__ = ["Tuning"]
 
 _log = logging.getLogger("mirror_edge")
-
-_LEARNT = "experience.json"
 
 
 class Tuning:
@@ -59,8 +55,7 @@ class Tuning:
 
             def made() -> tuple[kept.Key, Controller]:
                 key = {**self._setup(), "drafter": name}
-                costs = recall(key, measured)
-                return key, Controller(costs, _learnt(key))
+                return key, Controller(_costs(key, measured), _experience(key))
 
             try:
                 pair = yield from waited(self._decoder.target_lane.start("measure", made))
@@ -73,18 +68,18 @@ class Tuning:
     def keep(self) -> None:
         """Keep what the controllers have learned, for the next start."""
         for key, controller in self._controllers.values():
-            learnt = json.dumps(controller.experience.as_dict())
-
-            def make(folder: Path, learnt: str = learnt) -> None:
-                (folder / _LEARNT).write_text(learnt, encoding="utf-8")
-
-            with suppress(OSError):  # Then it is learned again.
-                kept.renew("experience", key, make)
+            kept.write("experience", key, controller.experience.as_dict())
 
 
-def _learnt(key: kept.Key) -> Experience:
+def _costs(key: kept.Key, measured: Callable[[], Costs]) -> Costs:
+    """The costs kept at an earlier start, or else `measured` now and kept."""
+    found = kept.recall("costs", key, Costs.of)
+    if found is None:
+        found = measured()
+        kept.write("costs", key, asdict(found))
+    return found
+
+
+def _experience(key: kept.Key) -> Experience:
     """What was learned at earlier starts, if it can be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        if place := kept.find("experience", key):
-            return Experience.of(json.loads((place / _LEARNT).read_text(encoding="utf-8")))
-    return Experience()
+    return kept.recall("experience", key, Experience.of) or Experience()

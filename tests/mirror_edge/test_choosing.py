@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,20 @@ def test_a_device_is_tried_again_when_its_package_or_driver_changes(
     machine.devices[1] = replace(GPU, **changed)
     choose(bundle, "auto", "cpu")
     assert machine.tries[2:] == [("gpu", "target")]
+
+
+def test_a_device_that_failed_is_tried_again_a_day_later(
+    on: Use, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = on(Machine(GPU, gpu=1.0))
+    machine.failures["gpu"] = "out of memory"
+    assert choose(bundle, "auto", "cpu").target == Device("cpu")
+    machine.failures.clear()
+    assert choose(bundle, "auto", "cpu").target == Device("cpu")
+    later = time.time() + choosing._DAY
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert choose(bundle, "auto", "cpu").target == Device("gpu")
+    assert machine.tries == [("gpu", "target"), ("cpu", "target"), ("gpu", "target")]
 
 
 def test_another_bundle_is_tried_anew(on: Use, bundle: Bundle, demo_copy: Path) -> None:

@@ -111,6 +111,15 @@ def test_an_entry_can_be_found_and_renewed() -> None:
     assert kept.find("experience", KEY) is None
 
 
+def test_a_value_is_recalled_as_it_was_last_written() -> None:
+    assert kept.recall("costs", KEY, dict) is None
+    for value in ({"a": 1.5}, {"b": [1, None]}):
+        kept.write("costs", KEY, value)
+        assert kept.recall("costs", KEY, dict) == value
+    assert kept.recall("costs", KEY | {"driver": "2.8"}, dict) is None
+    assert kept.recall("costs", KEY, lambda value: value["a"]) is None
+
+
 def test_clearing_deletes_what_is_kept_and_nothing_else(cache: Path) -> None:
     kept.entry("compiled", KEY, Maker())
     (cache / "mine.txt").write_text("not theirs")
@@ -165,6 +174,8 @@ def test_without_a_home_nothing_can_be_kept(
     for keep in (kept.entry, kept.renew):
         with pytest.raises(OSError, match="MIRROR_EDGE_CACHE"):
             keep("compiled", KEY, Maker())
+    kept.write("costs", KEY, 1)
+    assert kept.recall("costs", KEY, int) is None
 
 
 @pytest.mark.usefixtures("_no_home")

@@ -12,7 +12,6 @@ import mirror_edge
 from mirror_edge import kept, tuning
 from mirror_edge.costs import Costs, Curve
 from mirror_edge.experience import Experience
-from mirror_edge.measuring import recall
 
 KEY = {"bundle": "abc", "devices": "cpu cpu"}
 
@@ -36,49 +35,46 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measuring:
 
 
 def test_costs_are_measured_once_for_all_that_they_depend_on(measured: Measuring) -> None:
-    first = recall(KEY, measured)
-    assert recall(KEY, measured) == first
-    assert recall(KEY | {"devices": "cpu gpu"}, measured) != first
+    first = tuning._costs(KEY, measured)
+    assert tuning._costs(KEY, measured) == first
+    assert tuning._costs(KEY | {"devices": "cpu gpu"}, measured) != first
     assert measured.asked == 2
 
 
 def test_costs_whose_list_is_damaged_are_measured_anew(measured: Measuring) -> None:
-    recall(KEY, measured)
+    tuning._costs(KEY, measured)
     for file in kept.folder().glob("costs/*/entry.json"):
         file.write_text("[]")
-    recall(KEY, measured)
+    tuning._costs(KEY, measured)
     assert measured.asked == 2
 
 
 @pytest.mark.parametrize("damage", ["", '{"prefix": 1}', "not JSON"])
 def test_damaged_costs_are_measured_anew(measured: Measuring, damage: str) -> None:
-    recall(KEY, measured)
-    for file in kept.folder().glob("costs/*/costs.json"):
+    tuning._costs(KEY, measured)
+    for file in kept.folder().glob("costs/*/value.json"):
         file.write_text(damage)
-    again = recall(KEY, measured)
+    again = tuning._costs(KEY, measured)
     assert measured.asked == 2
-    assert recall(KEY, measured) == again
+    assert tuning._costs(KEY, measured) == again
 
 
 def test_costs_that_another_version_has_kept_are_measured_anew(measured: Measuring) -> None:
-    def other(folder: Path) -> None:
-        (folder / "costs.json").write_text('{"prefix": 1, "suffix": {}}')
-
-    kept.entry("costs", KEY, other)
-    assert recall(KEY, measured) == recall(KEY, measured)
+    kept.write("costs", KEY, {"prefix": 1, "suffix": {}})
+    assert tuning._costs(KEY, measured) == tuning._costs(KEY, measured)
     assert measured.asked == 1
 
 
 def test_cleared_costs_are_measured_anew(measured: Measuring) -> None:
-    recall(KEY, measured)
+    tuning._costs(KEY, measured)
     assert kept.clear() > 0
-    recall(KEY, measured)
+    tuning._costs(KEY, measured)
     assert measured.asked == 2
 
 
 def test_costs_that_cannot_be_kept_are_measured_all_the_same(measured: Measuring) -> None:
     kept.folder().write_text("no folder")
-    assert recall(KEY, measured).beside == 1.25
+    assert tuning._costs(KEY, measured).beside == 1.25
     assert measured.asked == 1
 
 
@@ -92,8 +88,8 @@ def test_what_auto_has_learnt_is_there_at_the_next_start(
             model.generate("Once upon a time", max_new_tokens=24)
             before = model._tuning._controllers["model"][1].experience.as_dict()
         key = model._tuning._controllers["model"][0]
-        assert tuning._learnt(key).as_dict() == before
-        return tuning._learnt(key)
+        assert tuning._experience(key).as_dict() == before
+        return tuning._experience(key)
 
     first = learnt()
     again = learnt()
@@ -104,7 +100,7 @@ def test_what_auto_has_learnt_is_there_at_the_next_start(
         model.costs()
         found = model._tuning._controllers["model"][1].experience
         assert found.as_dict() == Experience().as_dict()
-    for file in kept.folder().glob("experience/*/experience.json"):
+    for file in kept.folder().glob("experience/*/value.json"):
         file.write_text("{}")
     with mirror_edge.load(target_threads=1, draft_threads=1) as model:
         model.costs()
