@@ -21,7 +21,6 @@ __all__ = [
     "Role",
     "Runtime",
     "all_devices",
-    "available_memory",
     "runtime_for",
     "usable_cores",
 ]
@@ -179,21 +178,3 @@ def usable_cores() -> frozenset[int]:
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
-
-
-def available_memory() -> int | None:
-    """Bytes of main memory: what is available on Linux, what is installed elsewhere.
-
-    None if unknown.
-    """
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None

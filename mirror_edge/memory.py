@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mirror_edge.devices import available_memory
 from mirror_edge.errors import DeviceError, OptionError
+from mirror_edge.free_memory import available_memory
 from mirror_edge.values import require_whole
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mirror_edge import devices
-from mirror_edge.devices import Device, available_memory, runtime_for
+from mirror_edge.devices import Device, runtime_for
 from mirror_edge.errors import DeviceError
 
 
@@ -93,8 +93,3 @@ def test_the_cpu_is_registered() -> None:
     runtime = runtime_for(Device("cpu"), "onnx")
     assert callable(runtime.open_target)
     assert callable(runtime.open_draft)
-
-
-def test_available_memory_is_bytes() -> None:
-    found = available_memory()
-    assert found is None or 1 << 20 < found < 1 << 50
