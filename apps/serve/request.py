@@ -39,6 +39,8 @@ _LABELS = frozenset(
 """They are about the request, not about its answer."""
 _LIKELIEST = 1e-6
 """A `top_p` that keeps one token, as 0 does elsewhere."""
+_STOPS, _STOP_LETTERS = 64, 4096
+"""Every token's text is searched for all of them, while other requests wait."""
 _ONLY: Mapping[str, Sequence[object]] = {
     "best_of": (1,),
     "echo": (False,),
@@ -203,6 +205,11 @@ def _stops(fields: dict[str, Any]) -> list[str]:
     stops = [stop] if isinstance(stop, str) else stop
     if not all(isinstance(one, str) for one in stops):
         raise OptionError(f"stop is {_shown(stop)}; it must be a string or a list of strings.")
+    if len(stops) > _STOPS or sum(map(len, stops)) > _STOP_LETTERS:
+        raise OptionError(
+            f"stop has {len(stops):,} strings with {sum(map(len, stops)):,} characters; the limit "
+            f"is {_STOPS} with {_STOP_LETTERS:,}."
+        )
     return list(stops)
 
 

@@ -53,7 +53,8 @@ def refusal(error: Exception | str) -> dict[str, Any]:
     own = isinstance(error, Exception) and status(error) >= 500
     kind = "server_error" if own else "invalid_request_error"
     code = "context_length_exceeded" if isinstance(error, ContextError) else None
-    return {"error": {"message": str(error), "type": kind, "param": None, "code": code}}
+    message = str(error) or type(error).__name__
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -22,10 +23,11 @@ from mirror_edge.errors import MirrorEdgeError, OptionError
 
 if TYPE_CHECKING:
     from mirror_edge import Chunk, Model
-    from mirror_edge.apps.serve.hosts import KnownHosts
-from mirror_edge.apps.serve.request import Defaults, Endpoint
+    from mirror_edge.apps.serve.request import Defaults, Endpoint
 
 __all__ = ["application"]
+
+_log = logging.getLogger("mirror_edge")
 
 _STREAM = {
     "Content-Type": "text/event-stream",
@@ -73,6 +75,7 @@ def application(
             MirrorEdgeError: _refuse,
             HTTPException: _refuse,
             ClientDisconnect: _leave,
+            Exception: _fail,
         },
     )
 
@@ -161,7 +164,9 @@ class _Serving:
             self._on_answer(said)
             if said.asked.with_usage:
                 tell(event(said.closing()))
-        except MirrorEdgeError as error:  # The status was sent long ago.
+        except Exception as error:  # The status was sent long ago.
+            if not isinstance(error, MirrorEdgeError):
+                _log.exception("an answer failed")
             tell(event(refusal(error)))
         finally:
             tell(None)
@@ -200,6 +205,11 @@ async def _refuse(_: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return JSONResponse(refusal(error.detail), error.status_code, error.headers)
     return JSONResponse(refusal(error), status(error))
+
+
+async def _fail(_: Request, error: Exception) -> Response:
+    """An error that nobody expected; the server logs it."""
+    return JSONResponse(refusal(error), 500)
 
 
 async def _leave(_: Request, __: Exception) -> Response:

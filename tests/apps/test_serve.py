@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,9 +19,14 @@ from typing import Annotated, Any, Literal
 import openai
 import pydantic
 import pytest
+from starlette.testclient import TestClient
 
 import mirror_edge
-from mirror_edge import Sampling
+from mirror_edge import Chunk, Sampling
+from mirror_edge import bundle as bundles
+from mirror_edge.apps.serve.request import Defaults
+from mirror_edge.apps.serve.server import application
+from mirror_edge.stats import Stats
 
 COMMAND = str(Path(sys.executable).parent / "mirror-edge")
 STORY: list[Any] = [{"role": "user", "content": "Tell me a story about a fox."}]
@@ -221,6 +226,8 @@ def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI, model:
         ("chat/completions", {"messages": STORY, "temperature": 10**400}, 400, "temperature is 1"),
         ("chat/completions", {"messages": STORY, "stop": [""]}, 400, "every stop string must"),
         ("chat/completions", {"messages": STORY, "stop": [1]}, 400, "stop is [1]"),
+        ("chat/completions", {"messages": STORY, "stop": ["a"] * 65}, 400, "stop has 65 strings"),
+        ("chat/completions", {"messages": STORY, "stop": ["a" * 4097]}, 400, "4,097 characters"),
         ("chat/completions", {"messages": STORY, "stream": "yes"}, 400, "stream is \"yes\""),
         ("chat/completions", {"messages": STORY, "stream_options": {}}, 400, "_options requires"),
         (
@@ -297,6 +304,31 @@ def test_a_prompt_that_is_too_long_is_told_by_its_code(client: openai.OpenAI, mo
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model=model, messages=long)
     assert refused.value.code == "context_length_exceeded"
+
+
+class Failing:
+    """A model with a bug."""
+
+    bundle, context = bundles.read(bundles.demo(), verify=False), 1024
+
+    async def astream(self, *_: object, **__: object) -> AsyncGenerator[Chunk]:
+        yield Chunk("Once", (5,), None, Stats())
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_that_nobody_expected_is_told_and_logged(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    web = application(Failing(), Defaults({}))  # type: ignore[arg-type]
+    with TestClient(web, raise_server_exceptions=False) as asking:
+        reply = asking.post("/v1/chat/completions", json={"messages": STORY, "stream": stream})
+    told = reply.text.split("data: ")[-2] if stream else reply.text
+    assert json.loads(told)["error"] == {
+        "message": "a bug", "type": "server_error", "param": None, "code": None
+    }  # fmt: skip
+    assert reply.status_code == (200 if stream else 500)
+    assert not stream or ("RuntimeError: a bug" in caplog.text and "[DONE]" in reply.text)
 
 
 @contextmanager
