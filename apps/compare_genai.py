@@ -105,6 +105,7 @@ def _prompt(model: Model, length: int, new_tokens: int) -> str:
 
 def _pair(genai: Genai, model: Model, prompt: str, new_tokens: int, *, ours_first: bool) -> _Pair:
     ours = _ours(model, prompt, new_tokens) if ours_first else None
+    genai.forget()
     said = genai.decode(model.tokenize(prompt), new_tokens)
     rate = (len(said.tokens) - 1) / said.decode_seconds
     theirs = _Answer(tuple(said.tokens), said.first_token, rate)

@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from mirror_edge.apps.bench.contenders import Said
 from mirror_edge.apps.bench.tally import Tally
 from mirror_edge.errors import DataError, MissingExtraError, OptionError
+from mirror_edge.trunk import common
 
 if TYPE_CHECKING:
     from mirror_edge.text import Message, Text
 
 __all__ = ["PEERS", "Engine", "Genai", "Peer", "Timed", "peer"]
+
+
+_TURNS = 2
+"""How many times the first turn of a conversation a generator has room for."""
 
 
 class Timed(NamedTuple):
@@ -32,7 +37,14 @@ class Engine(Protocol):
     """Another program's model."""
 
     def decode(self, ids: Sequence[int], most: int, eos: frozenset[int]) -> Timed:
-        """Continue `ids` greedily; the last token may be one of `eos`. Reads all of `ids`."""
+        """Continue `ids` greedily; the last token may be one of `eos`.
+
+        It reads what its cache does not have of `ids`, if it can keep a cache between calls.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Have the next call read all of its tokens."""
         ...
 
 
@@ -51,14 +63,29 @@ class Genai:
         session = {"session_options": {"intra_op_num_threads": threads}}
         config.overlay(json.dumps({"model": {"decoder": session}}))
         self._genai, self._model = genai, genai.Model(config)
+        self.forget()
+
+    def forget(self) -> None:
+        """See `Engine.forget`."""
+        self._generator: Any = None
+        self._cached: list[int] = []
+        """The tokens that the generator has read."""
+        self._room = 0
+        """How many it has room for."""
 
     def decode(self, ids: Sequence[int], most: int, eos: frozenset[int] = frozenset()) -> Timed:
         """See `Engine.decode`."""
         began = time.perf_counter()
-        params = self._genai.GeneratorParams(self._model)
-        params.set_search_options(do_sample=False, max_length=len(ids) + most)
-        generator = self._genai.Generator(self._model, params)
-        generator.append_tokens(list(ids))
+        kept = min(common(self._cached, ids), len(ids) - 1)
+        if kept == 0 or len(ids) + most > self._room:
+            kept, self._room = 0, _TURNS * (len(ids) + most)
+            params = self._genai.GeneratorParams(self._model)
+            params.set_search_options(do_sample=False, max_length=self._room)
+            self._generator = self._genai.Generator(self._model, params)
+        else:
+            self._generator.rewind_to(kept)
+        generator = self._generator
+        generator.append_tokens(list(ids[kept:]))
         tokens: list[int] = []
         first = began
         while len(tokens) < most and not generator.is_done():
@@ -68,7 +95,9 @@ class Genai:
                 first = time.perf_counter()
             if tokens[-1] in eos:
                 break
-        return Timed(tokens, first - began, time.perf_counter() - first, len(tokens) - 1)
+        ended = time.perf_counter()
+        self._cached = [*ids, *tokens[:-1]]
+        return Timed(tokens, first - began, ended - first, len(tokens) - 1)
 
 
 class LlamaCpp:
@@ -86,10 +115,13 @@ class LlamaCpp:
             source, n_ctx=0, n_threads=threads, n_threads_batch=threads, verbose=False
         )
 
+    def forget(self) -> None:
+        """See `Engine.forget`."""
+        self._model.reset()
+
     def decode(self, ids: Sequence[int], most: int, eos: frozenset[int]) -> Timed:
         """See `Engine.decode`."""
         began = time.perf_counter()
-        self._model.reset()
         tokens: list[int] = []
         first = began
         for token in self._model.generate(list(ids), temp=0.0, repeat_penalty=1.0, reset=True):
@@ -119,6 +151,9 @@ class Transformers:
         load: Any = transformers.AutoModelForCausalLM.from_pretrained
         self._torch, self._model = torch, load(target, dtype=torch.float32).eval()
         self._draft = load(draft, dtype=torch.float32).eval() if draft else None
+
+    def forget(self) -> None:
+        """See `Engine.forget`. `generate` begins with an empty cache in any case."""
 
     def decode(self, ids: Sequence[int], most: int, eos: frozenset[int]) -> Timed:
         """See `Engine.decode`."""
@@ -180,7 +215,8 @@ class Peer:
         )
 
     def forget(self) -> None:
-        """See `Contender.forget`: engines start every answer from scratch."""
+        """See `Contender.forget`."""
+        self._engine.forget()
 
 
 def peer(asked: str, text: Text, threads: int) -> Peer:

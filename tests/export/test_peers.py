@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf_file
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import mirror_edge
 from mirror_edge import Sampling, Speculation
 from mirror_edge.apps.bench.contenders import Ours
-from mirror_edge.apps.bench.peers import PEERS, peer
+from mirror_edge.apps.bench.peers import PEERS, Genai, peer
 from mirror_edge.apps.bench.questions import Question
 from mirror_edge.apps.bench.rounds import rounds
 from mirror_edge.errors import DataError, MissingExtraError, OptionError
@@ -74,6 +75,28 @@ def test_a_peer_says_what_plain_decoding_says(
             assert run.tally.passes == run.decode_tokens
         else:
             assert 0 < run.tally.passes <= run.decode_tokens
+
+
+def test_a_second_turn_reads_only_what_is_new(genai: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime_genai
+
+    read: list[int] = []
+    append = onnxruntime_genai.Generator.append_tokens
+
+    def counted(generator: Any, tokens: list[int]) -> None:
+        read.append(len(tokens))
+        append(generator, tokens)
+
+    monkeypatch.setattr(onnxruntime_genai.Generator, "append_tokens", counted)
+    engine, first = Genai(str(genai), 1), list(range(10, 40))
+    said = engine.decode(first, MOST).tokens
+    more = [*first, *said, 50, 51]
+    again = engine.decode(more, MOST).tokens
+    other = engine.decode([*first, 60], MOST).tokens  # Another way to go on.
+    engine.forget()
+    assert engine.decode(more, MOST).tokens == again
+    assert Genai(str(genai), 1).decode([*first, 60], MOST).tokens == other
+    assert read == [30, 3, 1, len(more), 31]
 
 
 @pytest.mark.parametrize("name", PEERS)
