@@ -113,8 +113,8 @@ def _json_lines(file: Path) -> Iterator[Document]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", str(error))
             raise DataError(
                 f"{where}: is not JSON ({reason}). Give JSON lines, or plain text in a file "
                 "named *.txt."

@@ -110,6 +110,7 @@ def test_tokens_take_four_bytes_where_two_are_too_few(text: Text, tmp_path: Path
         ('{"text": "half \\ud83d"}', r"data\.jsonl:1: contains an unpaired surrogate"),
         (b'{"text": "fine"}\n{"text": "caf\xe9"}', r"data\.jsonl:2: is not UTF-8 .* byte 14"),
         ("[" * 100_000, r"data\.jsonl:1: is not JSON"),
+        ('{"n": ' + "1" * 5000 + "}", r"data\.jsonl:1: is not JSON"),
         ("", r"data\.jsonl: is empty"),
         ("\n\n", r"data\.jsonl: is empty"),
         (
