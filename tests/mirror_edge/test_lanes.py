@@ -92,8 +92,8 @@ def test_a_lane_that_may_not_use_its_cores_is_refused(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "sched_setaffinity", refused)
     with pytest.raises(DeviceError, match="cannot use core 0, 1: not permitted"):
-        ThreadLane("draft", Trace(), (1, 0))
-    assert not [thread for thread in threading.enumerate() if thread.name == "lane-draft"]
+        ThreadLane("refused", Trace(), (1, 0))
+    assert not [thread for thread in threading.enumerate() if thread.name == "lane-refused"]
 
 
 def test_a_closed_lane_refuses_later_calls() -> None:
