@@ -89,8 +89,8 @@ class Answer:
     """Seconds that the current step had to wait for it."""
     depth: int = 0
     """Draft tokens asked for the next window."""
-    untold: list[int] = field(default_factory=list)
-    """Committed tokens that the drafter has not been told of."""
+    told: int = field(init=False)
+    """How many of the tokens the drafter has been told of."""
     judged: int = 0
     """Draft tokens that the target accepted or rejected."""
     accepted: int = 0
@@ -108,7 +108,7 @@ class Answer:
         self.draft = Drafting(drafter, self.on.draft_lane)
         self.ahead = HeadStart(self.on.draft_lane, self.on.clock)
         self.planned = self.planned or self.plan
-        self.otherwise = self.plan
+        self.otherwise, self.told = self.plan, len(self.tokens)
 
     @property
     def room(self) -> int:
@@ -148,8 +148,8 @@ class Answer:
         plan = self.plan
         if plan.mode == "ar" or plan.drafter == "ngram" or self.drafted or self.fresh is not None:
             return
-        if self.draft.catch_up(self.tokens, len(self.untold), self.sampler):
-            self.untold = []
+        if self.draft.catch_up(self.tokens, len(self.tokens) - self.told, self.sampler):
+            self.told = len(self.tokens)
             self.plan = self.otherwise = replace(plan, mode="ar")
 
     def _match(self, known: Lookup, tail: Sequence[int]) -> Match:
@@ -211,8 +211,7 @@ class Answer:
         self.dropped = Dropped()
         if drafter is None or tokens < 1 or not self.plan.head_start:
             return
-        told, self.untold = self.untold, []
-        own = told, self.drafted, (), tokens - 1, self.sampler, self.dropped
+        own = self._news(), self.drafted, (), tokens - 1, self.sampler, self.dropped
         self.ahead.make(tokens, partial(drafter.rollout, *own))
 
     def foreseen(self) -> Callable[[], ExitSignal]:
@@ -247,8 +246,8 @@ class Answer:
         dropped = Dropped()
         if drafter is None or depth < 1:
             return Rollout(self.branches, None, ranking, 0, dropped)
-        told, self.untold = self.untold, []
-        drafted, position, agreement = self.drafted, len(self.tokens), self.agreement
+        news, drafted, position = self._news(), self.drafted, len(self.tokens)
+        agreement = self.agreement
         self.depth, ahead = depth, self.ahead.made()
         before = None if sampler.constraint is None else list(self.tokens)
 
@@ -260,7 +259,7 @@ class Answer:
             ranking[:] = choose_roots(
                 signal, drafted, position, plan.candidates, agreement, sampler
             )
-            return drafter.rollout(told, drafted, ranking[: plan.branches], depth, sampler, dropped)
+            return drafter.rollout(news, drafted, ranking[: plan.branches], depth, sampler, dropped)
 
         made = self.on.draft_lane.start("rollout", call)
         return Rollout(self.branches, made, ranking, plan.branches, dropped)
@@ -280,11 +279,10 @@ class Answer:
             tail = [*self.tokens[-longest:], *drafted, verdict.correction][-longest:]
             if _preferred(plan, self._match(self.lookup, tail)):
                 return
-        told, self.untold = self.untold, []
         call, roots, self.dropped = drafter.rollout, [Root(*verdict)], Dropped()
         self.depth = depth
         self.fresh = self.on.draft_lane.later(
-            "fresh", call, told, drafted, roots, depth, self.sampler, self.dropped
+            "fresh", call, self._news(), drafted, roots, depth, self.sampler, self.dropped
         )
 
     def branches(self, made: Future[list[Branch]]) -> list[Branch]:
@@ -294,11 +292,16 @@ class Answer:
         """
         return self.draft.take(made, max(self.patience, (self.plan.window + 1) * self.passed))
 
+    def _news(self) -> list[int]:
+        """The tokens that the drafter is told of next."""
+        told, self.told = self.told, len(self.tokens)
+        return self.tokens[told:]
+
     def _can_draft(self) -> bool:
         """Whether this step has a draft; there may be none, or it is late or lost."""
         self.draft.settle()
         if self.draft.returned(self.tokens):
-            self.untold = []
+            self.told = len(self.tokens)
         return self.draft.drafter is not None
 
     def commit(self, verdict: Verdict, branch: Branch | None) -> list[int]:
@@ -313,7 +316,6 @@ class Answer:
         elif len(said) == self.room:
             self.finish_reason = "length"
         self.tokens += said
-        self.untold += said
         # The last token's row is written by the next window, and so are those after it.
         self.on.cached += self.tokens[len(self.on.cached) : -1]
         self.drafted = () if branch is None else branch.tokens[: max(0, self.room - 1)]
