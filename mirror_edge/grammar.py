@@ -119,7 +119,12 @@ def constrainer(tokenizer: Tokenizer, eos: Collection[int]) -> Constrain:
     def spelled(vocabulary: int) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        return LLTokenizer(tokenizer.to_str(), n_vocab=vocabulary, eos_token=sorted(eos))
+        try:
+            return LLTokenizer(tokenizer.to_str(), n_vocab=vocabulary, eos_token=sorted(eos))
+        except ValueError as error:
+            raise OptionError(
+                f"a grammar cannot be followed with this model's tokenizer ({error}); omit it."
+            ) from None
 
     def constrain(grammar: Grammar, vocabulary: int) -> Constraint:
         if not eos:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import mirror_edge
 from mirror_edge import Grammar, Model, Sampling, Speculation, bundle
@@ -265,6 +267,9 @@ def test_what_a_grammar_needs_is_named(
 ) -> None:
     with pytest.raises(OptionError, match="no token that ends an answer"):
         constrainer(text.tokenizer, frozenset())(WORDS, 4096)
+    words = Tokenizer(WordLevel({"word": 0, "end": 1}, unk_token="word"))
+    with pytest.raises(OptionError, match="cannot be followed with this model's tokenizer"):
+        constrainer(words, {1})(WORDS, 2)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(MissingExtraError, match=r"mirror-edge\[grammar\]"):
         demo.generate(STORY, grammar=WORDS)
