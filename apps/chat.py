@@ -53,7 +53,6 @@ def chat_command(
     with suppress(ImportError):  # With it `input` edits lines and recalls earlier ones.
         import readline  # noqa: F401
     with devices.load(bundle) as model:
-        typer.echo(f"{model.bundle.manifest.name}. {HELP}", err=True)
         answering: AnswerOptions = {
             "max_new_tokens": max_new_tokens,
             "sampling": how,
@@ -64,6 +63,7 @@ def chat_command(
         }
         chat = Chat(model, system, answering)
         chat.check()
+        typer.echo(f"{model.bundle.manifest.name}. {HELP}", err=True)
         while (line := _ask()) is not None:
             if line == "/quit":
                 break
@@ -110,25 +110,49 @@ class Chat:
 
     def answer(self, line: str) -> None:
         """Answer `line` on the terminal; a refused one leaves the conversation as it was."""
-        asked = [*self.messages, {"role": "user", "content": line}]
-        said: list[str] = []
+        said, tokens, stopped = list[str](), 0, False
         try:
+            asked = self._fitting(line)
             parts = self._model.stream(asked, **self._answering)
-            with _ctrl_c(said) as stopped, closing(parts):
+            with _ctrl_c(said) as wish, closing(parts):
                 for chunk in parts:
                     said.append(chunk.text)
+                    tokens += len(chunk.tokens)
                     typer.echo(chunk.text, nl=False)
                     self.stats = chunk.stats
-                    if stopped.is_set():
-                        typer.echo(" [stopped]", nl=False, err=True)
+                    if stopped := wish.is_set():
                         break
         except MirrorEdgeError as error:
-            shorter = isinstance(error, ContextError) and self.messages != self._first
-            hint = " (/reset starts over)" if shorter else ""
-            typer.echo(f"error: {error}{hint}", err=True)
+            typer.echo(f"error: {error}", err=True)
             return
+        if stopped:
+            typer.echo(" [stopped]", nl=False, err=True)
+        elif chunk.finish_reason == "length":
+            limited = tokens == self._answering.get("max_new_tokens")
+            why = "--max-new-tokens" if limited else "the context is full"
+            typer.echo(f" [cut off: {why}]", nl=False, err=True)
         typer.echo()
         self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
+
+    def _fitting(self, line: str) -> list[Any]:
+        """The messages with `line`.
+
+        Once the context has no room left for them and an answer, so many of the oldest turns are
+        left out that half of it is free: after that, all of the rest has to be read again.
+        """
+        context = self._model.context
+        most = min(self._answering.get("max_new_tokens") or context, context // 4)
+        turns, gone = self.messages[len(self._first) :], 0
+        asked = [*self.messages, {"role": "user", "content": line}]
+        while turns[gone:] and context - self._tokens(asked) < (context // 2 if gone else most):
+            gone += 2
+            asked = [*self._first, *turns[gone:], {"role": "user", "content": line}]
+        if gone:
+            typer.echo(f"[the context is full: {gone} messages are forgotten]", err=True)
+        return asked
+
+    def _tokens(self, messages: list[Any]) -> int:
+        return len(self._model.tokenize(messages, self._answering.get("template")))
 
 
 @contextmanager

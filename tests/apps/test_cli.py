@@ -336,6 +336,26 @@ def test_a_line_that_is_no_text_is_refused_and_the_chat_goes_on() -> None:
     assert len(done.stdout.splitlines()) == 2
 
 
+def test_a_chat_that_fills_its_context_forgets_its_oldest_turns_and_goes_on() -> None:
+    lines = [f"Tell me a long story about fox number {number}." for number in range(12)]
+    done = run("chat", "--context", "256", "--max-new-tokens", "40", stdin="\n".join(lines))
+    assert done.returncode == 0
+    assert len(re.findall("the context is full: [0-9]+ messages are forgotten", done.stderr)) > 1
+    assert "error" not in done.stderr
+    assert len([line for line in done.stdout.split("> ") if line.strip()]) == 12
+
+
+def test_a_message_that_fits_no_context_is_refused_and_the_chat_goes_on() -> None:
+    done = run("chat", "--context", "64", stdin="fox " * 200 + "\nHello\n")
+    assert done.stderr.count("shorten it") == 1
+    assert "[cut off: the context is full]" in done.stderr or done.stdout.strip("> \n")
+
+
+def test_an_answer_that_is_cut_off_says_so() -> None:
+    done = run("chat", "--max-new-tokens", "3", stdin="Tell me a story.\n")
+    assert "[cut off: --max-new-tokens]" in done.stderr
+
+
 class Terminal:
     """`mirror-edge chat` on a terminal of its own."""
 
