@@ -54,6 +54,8 @@ def refusal(error: Exception | str) -> dict[str, Any]:
     kind = "server_error" if own else "invalid_request_error"
     code = "context_length_exceeded" if isinstance(error, ContextError) else None
     message = str(error) or type(error).__name__
+    if isinstance(error, ClosedError):
+        message = "the server is shutting down."
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 

@@ -145,7 +145,6 @@ class _Serving:
             while (piece := await pieces.get()) is not None:
                 yield piece
             await telling
-            yield DONE
         finally:
             telling.cancel()
 
@@ -164,6 +163,7 @@ class _Serving:
             self._on_answer(said)
             if said.asked.with_usage:
                 tell(event(said.closing()))
+            tell(DONE)
         except Exception as error:  # The status was sent long ago.
             if not isinstance(error, MirrorEdgeError):
                 _log.exception("an answer failed")

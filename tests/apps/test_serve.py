@@ -26,6 +26,7 @@ from mirror_edge import Chunk, Sampling
 from mirror_edge import bundle as bundles
 from mirror_edge.apps.serve.request import Defaults
 from mirror_edge.apps.serve.server import application
+from mirror_edge.errors import ClosedError
 from mirror_edge.stats import Stats
 
 COMMAND = str(Path(sys.executable).parent / "mirror-edge")
@@ -307,13 +308,26 @@ def test_a_prompt_that_is_too_long_is_told_by_its_code(client: openai.OpenAI, mo
 
 
 class Failing:
-    """A model with a bug."""
+    """A model that ends an answer with `error`."""
+
+    error: Exception = RuntimeError("a bug")
 
     bundle, context = bundles.read(bundles.demo(), verify=False), 1024
 
     async def astream(self, *_: object, **__: object) -> AsyncGenerator[Chunk]:
         yield Chunk("Once", (5,), None, Stats())
-        raise RuntimeError("a bug")
+        raise self.error
+
+
+def test_a_server_that_ends_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    model = Failing()
+    model.error = ClosedError("the model was closed; load it again.")
+    web = application(model, Defaults({}))  # type: ignore[arg-type]
+    with TestClient(web) as asking:
+        reply = asking.post("/v1/completions", json={"prompt": "Once"})
+    assert reply.status_code == 503
+    assert reply.json()["error"]["message"] == "the server is shutting down."
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -323,12 +337,13 @@ def test_an_error_that_nobody_expected_is_told_and_logged(
     web = application(Failing(), Defaults({}))  # type: ignore[arg-type]
     with TestClient(web, raise_server_exceptions=False) as asking:
         reply = asking.post("/v1/chat/completions", json={"messages": STORY, "stream": stream})
-    told = reply.text.split("data: ")[-2] if stream else reply.text
+    told = reply.text.split("data: ")[-1] if stream else reply.text
     assert json.loads(told)["error"] == {
         "message": "a bug", "type": "server_error", "param": None, "code": None
     }  # fmt: skip
     assert reply.status_code == (200 if stream else 500)
-    assert not stream or ("RuntimeError: a bug" in caplog.text and "[DONE]" in reply.text)
+    assert not stream or "RuntimeError: a bug" in caplog.text
+    assert "[DONE]" not in reply.text
 
 
 @contextmanager
