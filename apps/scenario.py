@@ -72,7 +72,7 @@ class AgreementOptions:
         text = profile.text
         return {
             "agreement": text.agreement if self.agreement is None else self.agreement,
-            "coverage": text.coverage[7] if self.coverage is None else self.coverage,
+            "coverage": text.coverage[:8][-1] if self.coverage is None else self.coverage,
         }
 
 

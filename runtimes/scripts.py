@@ -30,6 +30,10 @@ class Script(Protocol):
     start: int
     """The state before the first token."""
 
+    def __hash__(self) -> int:
+        """Every script has a text of its own."""
+        ...
+
     def after(self, states: NDArray[np.uint64], tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
         """The states after each is followed by its token."""
         ...

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -193,14 +194,15 @@ class SimulatedDraft(_Device):
         self._states[start : start + len(slots)] = self._states[np.asarray(slots)]
 
 
-def _beginning(script: Script, length: int) -> list[int]:
+@lru_cache(maxsize=1)  # A plan simulates many answers to one prompt.
+def _beginning(script: Script, length: int) -> tuple[int, ...]:
     """The first tokens of the script's text."""
     tokens, states = [], np.array([script.start], dtype=np.uint64)
     for _ in range(length):
         following = script.target(states)
         states = script.after(states, following)
         tokens.append(int(following[0]))
-    return tokens
+    return tuple(tokens)
 
 
 def _certain(tokens: NDArray[np.int64], vocabulary: int) -> NDArray[np.float32]:
@@ -245,7 +247,7 @@ def simulate(
     )
     answer = Answer(
         on=decoder,
-        tokens=_beginning(script, prompt_tokens),
+        tokens=list(_beginning(script, prompt_tokens)),
         plan=strategy,
         sampler=Sampler(Sampling(), script.vocabulary),
         drafter=drafter,

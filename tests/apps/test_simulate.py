@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from mirror_edge.runtimes.profile import shipped
+from mirror_edge.runtimes.profile import read, shipped, write
 from mirror_edge.runtimes.recording import Recording
 
 COMMAND = str(Path(sys.executable).parent / "mirror-edge")
@@ -64,6 +65,14 @@ def test_a_recording_takes_the_place_of_a_stated_agreement(tmp_path: Path) -> No
     # Whole windows but for the end of the text, and every outcome was prepared for.
     assert found["modes"]["mirror"]["tokens_per_step"] > 3.5
     assert found["modes"]["mirror"]["hit_rate"] > 0.9
+
+
+def test_a_profile_may_state_a_short_coverage(tmp_path: Path) -> None:
+    profile = read("lunar-lake")
+    short = replace(profile.text, coverage=(0.5, 0.9))
+    write(replace(profile, text=short), tmp_path / "mine.toml")
+    words = ("simulate", str(tmp_path / "mine.toml"), "--new-tokens", "24", "--json")
+    assert json.loads(run(*words).stdout)["settings"]["coverage"] == 0.9
 
 
 @pytest.mark.parametrize(
