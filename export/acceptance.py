@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Self
@@ -43,6 +43,8 @@ _OPENING = 32
 """Tokens of held-out text used as the prompt when there are no prompts."""
 _NUMBERS = 2**28
 """The most logits that a draft is measured on: a large vocabulary gets fewer prompts."""
+_MEASURED = 6
+"""Parts of all measurements."""
 _TOKENS = 65536
 """Held-out tokens that the losses are measured on."""
 
@@ -158,19 +160,26 @@ class Exam:
         return agreement(plain(draft), self.greedy)
 
     def grade(
-        self, draft: Draft, target: PreTrainedModel
+        self, draft: Draft, target: PreTrainedModel, on_share: Callable[[float], None]
     ) -> tuple[Losses, Acceptance, dict[str, StreamAccuracy]]:
-        """All measurements of `draft`; those of its streams by temperature, "0" and "1"."""
-        model = plain(draft)
+        """All measurements of `draft`; those of its streams by temperature, "0" and "1".
+
+        `on_share` hears how much is done, 0 to 1.
+        """
+        model, streams, found = plain(draft), dict[str, StreamAccuracy](), []
         losses = (text_loss(target), text_loss(model), distillation_loss(model, target, 0.0))
-        found = (held_out_loss(loss, self.tokens, target.device) for loss in losses)
-        streams = {}
+        for done, loss in enumerate(losses):
+            on_share(done / _MEASURED)
+            found.append(held_out_loss(loss, self.tokens, target.device))
+        on_share(3 / _MEASURED)
+        acceptance = measure(model, target, self.greedy, self.sampled)
         if isinstance(draft, StreamingDraft):
-            streams = {
-                "0": measure_streams(draft, self.greedy.text(), temperature=0.0),
-                "1": measure_streams(draft, self.sampled.text(), temperature=1.0),
-            }
-        return Losses(*found), measure(model, target, self.greedy, self.sampled), streams
+            on_share(4 / _MEASURED)
+            streams["0"] = measure_streams(draft, self.greedy.text(), temperature=0.0)
+            on_share(5 / _MEASURED)
+            streams["1"] = measure_streams(draft, self.sampled.text(), temperature=1.0)
+        on_share(1.0)
+        return Losses(*found), acceptance, streams
 
 
 @torch.no_grad()
@@ -230,10 +239,11 @@ def measure_streams(
     windows = np.stack([text[s : s + context] for s in starts]).astype(np.int64)
     ids = torch.from_numpy(windows).to(draft.offset.device)
     noise = Noise(torch.full((count,), temperature), seed=1)
-    said, past, step = ids, None, ids
+    said, past, step = ids, dict[str, Any](), ids
     for _ in range(branch):
-        out = draft.model(input_ids=step, past_key_values=past, use_cache=True)
-        past = out.past_key_values
+        out = draft.model(input_ids=step, use_cache=True, **past)
+        name = "cache" if "cache" in out else "past_key_values"  # By the version of transformers.
+        past = {name: out[name]}
         step = noise.at(said.shape[1], out.logits[:, -1]).argmax(-1, keepdim=True)
         said = torch.cat([said, step], dim=1)
     own = said[:, context:]

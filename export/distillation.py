@@ -168,7 +168,6 @@ def run(
     )
     student.eval()
 
-    on_progress(Status("Measuring", 0.0))
     volume = Volume(
         material.text.documents,
         len(material.text.tokens),
@@ -181,9 +180,8 @@ def run(
         notes += replaced_streams(of_draft, recipe)
     if resumed:
         notes.insert(0, f"The run was resumed from {checkpoint.file}.")
-    made = Distilled(
-        output, parameters, ran, volume, *exam.grade(student, teacher), notes=tuple(notes)
-    )
+    found = exam.grade(student, teacher, lambda share: on_progress(Status("Measuring", share)))
+    made = Distilled(output, parameters, ran, volume, *found, notes=tuple(notes))
     with whole_folder(output, lambda: _refuse_created(output, checkpoint)) as partial:
         unchanged = of_draft if recipe.lossless else None
         save(student, partial, of_target, tokenizer, unchanged=unchanged)

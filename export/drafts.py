@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from mirror_edge.errors import ExportError, OptionError
+from mirror_edge.export.quiet import without_bars
 from mirror_edge.export.recipe import DraftShape, Recipe
 from mirror_edge.export.source import Source
 from mirror_edge.export.streaming import StreamingDraft
@@ -46,7 +47,7 @@ def load_model(source: Source, option: str, dtype: torch.dtype) -> PreTrainedMod
             "training. Give the checkpoint that they were made from."
         )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_bars():
             warnings.simplefilter("ignore")  # third-party code on import
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 source.folder, dtype=dtype, local_files_only=True
@@ -173,7 +174,8 @@ def save(
             if file.is_file() and file.name != STREAMS_FILE:
                 shutil.copyfile(file, folder / file.name)
     else:
-        model.save_pretrained(folder)
+        with without_bars():
+            model.save_pretrained(folder)
     if isinstance(draft, StreamingDraft):
         draft.stored_streams().write(folder)
     write_files(target, tokenizer, folder, model.config.max_position_embeddings)

@@ -9,7 +9,21 @@ import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
-__all__ = ["quiet"]
+__all__ = ["quiet", "without_bars"]
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Transformers, run without progress bars of its own."""
+    from transformers.utils import logging as of_transformers
+
+    shown = of_transformers.is_progress_bar_enabled()
+    of_transformers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            of_transformers.enable_progress_bar()
 
 
 @contextlib.contextmanager

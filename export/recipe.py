@@ -10,6 +10,8 @@ from mirror_edge.errors import OptionError
 
 __all__ = ["DraftShape", "Recipe", "TrainingDevice"]
 
+_MOST_STREAMS = 16
+
 TrainingDevice = Literal["auto", "cpu", "cuda", "mps"]
 
 
@@ -102,7 +104,7 @@ class Recipe:
         for name, ok, allowed in (
             ("minutes", self.minutes is None or 0 < self.minutes < math.inf, "above 0"),
             ("tokens", self.tokens is None or self.tokens > 0, "above 0"),
-            ("streams", self.streams >= 0, "0 or more"),
+            ("streams", 0 <= self.streams <= _MOST_STREAMS, f"from 0 to {_MOST_STREAMS}"),
             ("stream_layers", self.stream_layers >= 1, "1 or more"),
             ("stream_rank", self.stream_rank >= 1, "1 or more"),
             ("stream_weight", 0 < self.stream_weight < math.inf, "above 0"),
