@@ -23,6 +23,7 @@ from mirror_edge.export.tokenizer import read_tokenizer, refuse_different
 
 __all__ = ["Models", "bytes_needed", "find_models"]
 
+_WIDE_RESIDUALS = ("gemma2", "gemma3_text")
 _NO_TREES = (
     "was written by optimum, whose graphs cannot take trees of guesses. "
     "Give it as a checkpoint or as a folder in ONNX Runtime GenAI's format."
@@ -55,6 +56,7 @@ def find_models(
     _refuse_bundle(source, f"TARGET {target}")
     tokenizer = read_tokenizer(source)
     _refuse_other_precision(source, options.precision, "--precision")
+    _refuse_halves(source, options.target_precision, "--precision")
     if known := source.text_config.get("num_hidden_layers"):
         chosen_layer(options.exit_layer, known)
     early = is_early_exit(draft)
@@ -90,6 +92,7 @@ def _find_draft(
     if streams is not None and "num_hidden_layers" in config and "hidden_size" in config:
         streams.refuse_unless_for(source.folder, config["num_hidden_layers"], config["hidden_size"])
     _refuse_other_precision(source, options.draft_precision, "--draft-precision")
+    _refuse_halves(source, options.guide_precision, "--draft-precision")
     if known := source.text_config.get("vocab_size"):
         refuse_size(options.draft_vocabulary, known)
     if options.draft_for is not None:
@@ -122,6 +125,14 @@ def _refuse_other_precision(source: Source, precision: Precision | None, option:
         raise OptionError(
             f"{option} {precision}: {source.folder} is an ONNX graph in {there} already, which "
             "cannot be changed. Omit the option, or give the checkpoint."
+        )
+
+
+def _refuse_halves(source: Source, precision: Precision, option: str) -> None:
+    if precision == "fp16" and source.text_config.get("model_type") in _WIDE_RESIDUALS:
+        raise OptionError(
+            f"{option} fp16: {source.folder} is a model whose residuals have to stay in float32. "
+            "Choose another precision."
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import FAMILIES, Checkpoint
 
 from mirror_edge.errors import OptionError
 from mirror_edge.export import export
@@ -42,6 +43,19 @@ from mirror_edge.export.options import ExportOptions
 def test_they_are_refused_by_name(given: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=message):
         export("no such target", None, tmp_path / "bundle", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_models_whose_residuals_stay_wide_are_refused_in_fp16(
+    family: str, checkpoint: Checkpoint, target: Path, tmp_path: Path
+) -> None:
+    architecture, config = FAMILIES[family]
+    wide = checkpoint(architecture, **config)
+    with pytest.raises(OptionError, match=r"--precision fp16: .* stay in float32"):
+        export(wide, None, tmp_path / "bundle", precision="fp16")
+    with pytest.raises(OptionError, match=r"--draft-precision fp16: .* stay in float32"):
+        export(target, wide, tmp_path / "bundle", draft_precision="fp16")
     assert list(tmp_path.iterdir()) == []
 
 
