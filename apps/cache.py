@@ -16,10 +16,12 @@ def clear_command() -> None:
     from mirror_edge import kept
     from mirror_edge.errors import OptionError
 
+    where = "its folder"
     try:
-        where, size = kept.folder(), kept.clear()
+        where = str(kept.folder())
+        size = kept.clear()
     except OSError as error:
-        raise OptionError(f"the cache cannot be deleted: {error}") from error
+        raise OptionError(f"the cache cannot be deleted: {where}: {error}") from error
     typer.echo(f"{where}: {size / 1e6:.1f} MB deleted.")
 
 

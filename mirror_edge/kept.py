@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,13 +102,24 @@ def recall(kind: str, key: Key, read: Callable[[Any], T]) -> T | None:
 
 
 def write(kind: str, key: Key, value: Any) -> None:
-    """Keep a JSON value for `key` in place of an earlier one, if anything can be kept."""
+    """Keep a JSON value for `key` in place of an earlier one; where nothing can be kept, warn."""
 
     def make(place: Path) -> None:
         (place / _VALUE).write_text(json.dumps(value), encoding="utf-8")
 
-    with suppress(OSError):
+    try:
         renew(kind, key, make)
+    except OSError as error:
+        _warn(error.strerror or str(error))
+
+
+@cache
+def _warn(reason: str) -> None:
+    """Say once that nothing is kept."""
+    _log.warning(
+        "nothing can be kept for the next start: %s. MIRROR_EDGE_CACHE can name another folder.",
+        reason,
+    )
 
 
 def find(kind: str, key: Key) -> Path | None:

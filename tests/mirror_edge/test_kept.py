@@ -166,7 +166,7 @@ def test_a_named_folder_needs_no_home(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("_no_home")
 @pytest.mark.parametrize("named", [None, ""])
 def test_without_a_home_nothing_can_be_kept(
-    named: str | None, monkeypatch: pytest.MonkeyPatch
+    named: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if named is not None:
@@ -174,8 +174,11 @@ def test_without_a_home_nothing_can_be_kept(
     for keep in (kept.entry, kept.renew):
         with pytest.raises(OSError, match="MIRROR_EDGE_CACHE"):
             keep("compiled", KEY, Maker())
-    kept.write("costs", KEY, 1)
+    kept._warn.cache_clear()
+    for _ in range(2):
+        kept.write("costs", KEY, 1)
     assert kept.recall("costs", KEY, int) is None
+    assert caplog.text.count("nothing can be kept for the next start: there is no home") == 1
 
 
 @pytest.mark.usefixtures("_no_home")
