@@ -102,7 +102,8 @@ class Child:
                 dropped.tell_no_more(drop)
         if (reply.kind, reply.call) != (Kind.DONE, message.call) or len(reply.floats) % 2:
             raise ChildError("invalid reply: it belongs to another call")
-        self.pace.append((time.perf_counter() - began) / max(rows, 1))
+        if rows:
+            self.pace.append((time.perf_counter() - began) / rows)
         return reply
 
     def how_it_ended(self) -> str:

@@ -16,7 +16,9 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mirror_edge import bundle as bundles
 from mirror_edge.devices import Device, runtime_for
@@ -26,7 +28,11 @@ from mirror_edge.protocols import Drafter
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.sampling import FORESIGHT, Sampler, Sampling
 from mirror_edge.trace import Trace
-from mirror_edge.wire import Asked, Kind, Message, Wire, in_line
+from mirror_edge.wire import Asked, Form, Kind, Message, Wire, in_line
+
+if TYPE_CHECKING:
+    from mirror_edge.grammar import Constrain, Constraint, Grammar
+    from mirror_edge.text import Text
 
 __all__ = ["serve"]
 
@@ -55,33 +61,37 @@ def main() -> None:
         _end_after(None)
         placed = json.dumps(trace.placed).encode()
         wire.send(Message(Kind.READY, 0, list(placed), (pace,)))
-        serve(wire, drafter, trace)
+        serve(wire, drafter, trace, partial(_constraint, Path(folder)))
         drafter.close()
 
 
-def serve(wire: Wire, drafter: Drafter, trace: Trace) -> None:
+def serve(wire: Wire, drafter: Drafter, trace: Trace, constrain: Constrain) -> None:
     """Answer calls until one fails.
 
     Raises:
         EOFError: once the other end is gone.
         ConnectionError: if it goes in the middle of an answer.
     """
-    sampler, place = Sampler(Sampling(), 1), 0
+    sampler, place, constraint = Sampler(Sampling(), 1), 0, None
     while True:
         message = wire.receive()
-        if message.kind not in (Kind.PREFILL, Kind.REVIEW, Kind.ROLLOUT):
+        if message.kind not in (Kind.FORM, Kind.PREFILL, Kind.REVIEW, Kind.ROLLOUT):
             continue  # A drop that arrived after the branches were sent.
         _end_after(message.floats[0] + _GRACE)
         found: Sequence[int] = ()
         try:
-            if message.kind is Kind.PREFILL:
+            if message.kind is Kind.FORM:
+                grammar, vocabulary = Form.of(message)
+                constraint = None if grammar is None else constrain(grammar, vocabulary)
+                sampler = Sampler(Sampling(), 1)
+            elif message.kind is Kind.PREFILL:
                 place = len(message.ints)
                 drafter.prefill(message.ints)
             else:
                 asked = Asked.of(message)
                 own = asked.sampling, asked.vocabulary, asked.start
                 if own != (sampler.sampling, sampler.vocabulary, sampler.start):
-                    sampler = Sampler(*own)
+                    sampler = Sampler(*own, constraint)
                 if message.kind is Kind.REVIEW:
                     place = len(asked.committed)
                     found = drafter.review(asked.committed, asked.depth, sampler)
@@ -114,6 +124,18 @@ class _Dropped(Dropped):
                 else:
                     self.set()
         return super().is_set()
+
+
+@cache
+def _text(folder: Path) -> Text:
+    from mirror_edge.text import Text  # Most answers have no form, and need no tokenizer here.
+
+    return Text.of(bundles.read(folder, verify=False))
+
+
+def _constraint(folder: Path, grammar: Grammar, vocabulary: int) -> Constraint:
+    """The constraint of answers by the bundle's models."""
+    return _text(folder).constrain(grammar, vocabulary)
 
 
 def _connection() -> socket.socket:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-__all__ = ["Constrain", "Constraint", "Grammar", "constrainer"]
-
+__all__ = ["KINDS", "Constrain", "Constraint", "Grammar", "constrainer"]
 
 Kind = Literal["json_schema", "regex", "gbnf"]
 
+KINDS: Sequence[Kind] = ("json_schema", "regex", "gbnf")
 _CALLED: Mapping[Kind, str] = {
     "json_schema": "JSON schema",
     "regex": "regular expression",
@@ -75,9 +75,9 @@ class Grammar:
 class Constraint:
     """A grammar in one answer: which tokens may come next."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        """`matcher` follows the answer from its first token."""
-        self._begun = matcher
+    def __init__(self, grammar: Grammar, matcher: LLMatcher) -> None:
+        """`matcher` follows the answer from its first token, by the `grammar`."""
+        self.grammar, self._begun = grammar, matcher
         # Both lanes' threads ask, about texts of their own.
         self._own = threading.local()
 
@@ -143,7 +143,7 @@ def constrainer(tokenizer: Tokenizer, eos: Collection[int]) -> Constrain:
         wrong, messages = LLMatcher.validate_grammar_with_warnings(rules, spelling)
         if wrong:
             raise OptionError(f"the {called} is invalid: {messages[0].strip()}")
-        return Constraint(LLMatcher(spelling, rules))
+        return Constraint(grammar, LLMatcher(spelling, rules))
 
     return constrain
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mirror_edge.child import Child, ChildError
 from mirror_edge.errors import ClosedError, DraftLostError, MirrorEdgeError
 from mirror_edge.trace import Span, Trace
-from mirror_edge.wire import Asked, Kind, Message, WireError
+from mirror_edge.wire import Asked, Form, Kind, Message, WireError
 
 if TYPE_CHECKING:
     from mirror_edge.devices import Device
@@ -36,6 +36,8 @@ _log = logging.getLogger("mirror_edge")
 _SILENCE = 2.0
 """Seconds that a call may take beyond the usual; they double after each consecutive failure."""
 _MOST_DOUBLINGS = 5
+_FORMING = 30.0
+"""Seconds that a child may take to read its tokenizer and prepare a grammar."""
 _USUAL = 4.0
 """How many times its usual time a call may take."""
 _FIRST_DELAY, _LAST_DELAY, _ENOUGH = 0.25, 60.0, 30
@@ -62,6 +64,8 @@ class ProcessDrafter:
         self._closing = threading.Event()
         self._why = ""
         self._told: Child | None = None
+        self._formed: tuple[Child | None, Form] = None, Form(None, 0)
+        """The form that a child was last told of."""
         self._child: Child | None = None
         self._child = self._latest = self._start()
         self._keeper = threading.Thread(target=self._keep, name="draft-process", daemon=True)
@@ -96,6 +100,7 @@ class ProcessDrafter:
         child = self._child
         if child is None:
             raise DraftLostError(self._why)
+        self._form(child, sampler)
         own = sampler.sampling, sampler.vocabulary, sampler.start
         asked = Asked(tokens, (), (), latest, *own)
         deadline = self._deadline(child, len(tokens))
@@ -123,6 +128,7 @@ class ProcessDrafter:
         child = self._child
         if child is None or child is not self._told:
             raise DraftLostError(self._why)
+        self._form(child, sampler)
         rows = len(committed) + len(drafted) + depth * len(roots)
         own = sampler.sampling, sampler.vocabulary, sampler.start
         asked = Asked(committed, drafted, roots, depth, *own)
@@ -145,6 +151,15 @@ class ProcessDrafter:
         """Seconds that a call feeding `rows` rows may take."""
         patience = _SILENCE * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
         return patience + _USUAL * max(child.pace) * rows
+
+    def _form(self, child: Child, sampler: Sampler) -> None:
+        """Tell the child which form the answer must have, if it does not know."""
+        known = self._formed[1] if self._formed[0] is child else Form(None, 0)
+        constraint = sampler.constraint
+        form = Form(None if constraint is None else constraint.grammar, sampler.vocabulary)
+        if form != known and (form.grammar or known.grammar):
+            self._ask(child, form.message(next(self._calls), _FORMING), 0)
+            self._formed = child, form
 
     def _ask(
         self, child: Child, message: Message, rows: int, dropped: Dropped | None = None

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
+from mirror_edge.grammar import KINDS, Grammar
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.sampling import Sampling
 
-__all__ = ["Asked", "Kind", "Message", "Wire", "WireError", "in_line"]
+__all__ = ["Asked", "Form", "Kind", "Message", "Wire", "WireError", "in_line"]
 
 _HEADER = struct.Struct("=4sIIII")
 _MAGIC = b"mirE"
@@ -51,6 +52,8 @@ class Kind(IntEnum):
     REVIEW = 7
     """An `Asked` with all committed tokens, no roots, and as `depth` how many are reviewed. The
     reply has a 1 for each that was predicted and a 0 for each other."""
+    FORM = 8
+    """The form of the answers to come: a `Form`. It is answered once the draft can follow it."""
 
 
 _KINDS = frozenset(Kind)
@@ -73,6 +76,26 @@ class Message(NamedTuple):
     def as_text(self) -> str:
         """The text in it."""
         return bytes(i & 0xFF for i in self.ints).decode(errors="replace")
+
+
+class Form(NamedTuple):
+    """The form of answers over a vocabulary."""
+
+    grammar: Grammar | None
+    vocabulary: int
+
+    def message(self, call: int, seconds: float) -> Message:
+        """The form as a message; the call may take `seconds`."""
+        ints = [self.vocabulary]
+        if self.grammar is not None:
+            ints += [KINDS.index(self.grammar.kind), *self.grammar.text.encode()]
+        return Message(Kind.FORM, call, ints, (seconds,))
+
+    @classmethod
+    def of(cls, message: Message) -> Form:
+        """The form in a message."""
+        vocabulary, *rest = message.ints
+        return cls(Grammar(KINDS[rest[0]], bytes(rest[1:]).decode()) if rest else None, vocabulary)
 
 
 class Asked(NamedTuple):

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mirror_edge.draft_server import serve
+from mirror_edge.grammar import Constraint
 from mirror_edge.hypotheses import Root
 from mirror_edge.rollout import ModelDrafter
 from mirror_edge.runtimes.scripted import ScriptedDraft, random_language
@@ -17,6 +18,10 @@ from mirror_edge.wire import Asked, Kind, Message, Wire
 
 VOCABULARY = 24
 DRAFT = ScriptedDraft(random_language(2, VOCABULARY), VOCABULARY)
+
+
+def no_form(*_: object) -> Constraint:
+    raise AssertionError("no grammar was asked for")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +44,7 @@ def test_what_is_dropped_is_not_drafted_any_more(
         wire.send(asked.message(2, 60.0))
         wire.send(Message(Kind.DROP, call, wanted))
         with ThreadPoolExecutor(1) as child:
-            served = child.submit(serve, Wire(theirs), ModelDrafter(DRAFT), Trace())
+            served = child.submit(serve, Wire(theirs), ModelDrafter(DRAFT), Trace(), no_form)
             wire.receive(60.0)
             try:
                 branches = asked.answered(wire.receive(60.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,13 @@ def text() -> Text:
     return Text.read(bundle.demo())
 
 
+@pytest.fixture(scope="module")
+def apart() -> Iterator[Model]:
+    """With the draft in a process of its own."""
+    with mirror_edge.load(target_threads=1, draft_process=True) as model:
+        yield model
+
+
 def card(said: str) -> dict[str, Any]:
     """The answer, whose form is checked without the library that made it."""
     found: dict[str, Any] = json.loads(said)
@@ -77,17 +85,30 @@ def test_an_answer_has_its_form_and_is_one_text_in_every_mode(
         card(said.pop())
 
 
-def test_the_draft_follows_the_grammar_too(demo: Model) -> None:
+@pytest.mark.parametrize("process", [False, True])
+def test_the_draft_follows_the_grammar_too(demo: Model, apart: Model, process: bool) -> None:
     """Or it would be rejected wherever the grammar forces a token that it would not choose."""
-    forced = "quartz-vexing-jumps-fjord"
-    result = demo.generate(
-        STORY,
-        max_new_tokens=100,
-        grammar=Grammar.regex(forced),
-        speculation=Speculation(mode="sd", window=4, drafter="model"),
-    )
-    assert result.text == forced
-    assert result.stats.as_dict()["acceptance_rate"] == 1.0
+    for forced in ("quartz-vexing-jumps-fjord", "Äpfel? 🦊 Nein!"):
+        result = (apart if process else demo).generate(
+            STORY,
+            max_new_tokens=100,
+            grammar=Grammar.regex(re.escape(forced)),
+            speculation=Speculation(mode="sd", window=4, drafter="model"),
+        )
+        assert result.text == forced
+        figures = result.stats.as_dict()
+        assert figures["acceptance_rate"] == 1.0 or figures["draft_lapses"]
+        assert not result.stats.draft_losses
+
+
+def test_an_answer_without_a_form_may_follow_one_with(demo: Model, apart: Model) -> None:
+    free: Any = {"max_new_tokens": 40, "speculation": Speculation(mode="sd", drafter="model")}
+    before = apart.generate(STORY, **free)
+    apart.generate(STORY, grammar=WORDS, **free)
+    again = apart.generate(STORY, **free)
+    accepted = [[step.accepted for step in said.stats.steps] for said in (before, again)]
+    assert accepted[0] == accepted[1] or again.stats.draft_lapses or before.stats.draft_lapses
+    assert again.tokens == demo.generate(STORY, **free).tokens
 
 
 def test_mirror_prepares_for_allowed_outcomes_only(demo: Model) -> None:
@@ -108,10 +129,9 @@ def test_mirror_prepares_for_allowed_outcomes_only(demo: Model) -> None:
     assert roots[0] < 0.5 * roots[1]
 
 
-def test_a_draft_in_its_own_process_answers_the_same(demo: Model) -> None:
+def test_a_draft_in_its_own_process_answers_the_same(demo: Model, apart: Model) -> None:
     asked: Any = {"max_new_tokens": 120, "grammar": CARD, "sampling": Sampling(0.5, seed=2)}
-    with mirror_edge.load(draft_process=True) as apart:
-        said = apart.generate(STORY, speculation=Speculation(mode="mirror"), **asked)
+    said = apart.generate(STORY, speculation=Speculation(mode="mirror"), **asked)
     assert said.text == demo.generate(STORY, **asked).text
     assert not said.stats.draft_losses
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mirror_edge.grammar import Grammar
 from mirror_edge.hypotheses import Branch, Root
 from mirror_edge.sampling import Sampler, Sampling
-from mirror_edge.wire import Asked, Kind, Message, Wire, WireError, in_line
+from mirror_edge.wire import Asked, Form, Kind, Message, Wire, WireError, in_line
 
 VOCABULARY = 50
 IDS = st.integers(0, VOCABULARY - 1)
@@ -123,6 +124,18 @@ def test_a_reason_crosses_as_it_was_said() -> None:
     with ours, theirs:
         Wire(ours).send(Message.text(Kind.FAILED, 3, said))
         assert Wire(theirs).receive().as_text() == said
+
+
+@pytest.mark.parametrize(
+    "grammar", [None, Grammar.regex("ä+ 🦊"), Grammar.json({"a": "ß"}), Grammar.gbnf("")]
+)
+def test_a_form_crosses_as_it_was_meant(grammar: Grammar | None) -> None:
+    form, (ours, theirs) = Form(grammar, VOCABULARY), socket.socketpair()
+    with ours, theirs:
+        Wire(ours).send(form.message(3, 2.5))
+        message = Wire(theirs).receive()
+    assert (message.kind, message.call, message.floats[0]) == (Kind.FORM, 3, 2.5)
+    assert Form.of(message) == form
 
 
 @given(
