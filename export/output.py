@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ from mirror_edge.bundle import MANIFEST
 from mirror_edge.errors import ExportError, OptionError
 
 __all__ = ["refuse_existing", "refuse_taken", "refuse_without_space", "whole_folder"]
+
+_log = logging.getLogger("mirror_edge")
 
 
 def refuse_existing(output: Path) -> None:
@@ -114,6 +117,10 @@ def _replace(partial: Path, output: Path) -> None:
         old.rename(output)
         raise
     shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        _log.warning(
+            "%s: what was there before could not all be deleted; it is in %s.", output, old
+        )
 
 
 def _no_space(output: Path) -> ExportError:

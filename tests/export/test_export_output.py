@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,28 @@ def test_an_existing_bundle_is_replaced_only_by_force(
     expected |= {"target/weights.bin", "draft/draft.onnx", "draft/weights.bin"}
     expected |= {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert bundle.read(output).manifest.files.keys() == expected | {"chat_template.jinja"}
+
+
+def test_what_remains_of_a_replaced_bundle_is_named(
+    target: Path,
+    draft: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    output = tmp_path / "bundle"
+    export(target, draft, output, precision="fp32", exit_layer=1)
+    delete = shutil.rmtree
+
+    def refused(folder: Path, **how: Any) -> None:
+        if not str(folder).endswith(".old"):
+            delete(folder, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    export(target, draft, output, precision="fp32", exit_layer=2, force=True)
+    (old,) = (path for path in tmp_path.iterdir() if path != output)
+    assert f"could not all be deleted; it is in {old}" in caplog.text
+    assert bundle.read(output).manifest.target.exit_layer == 2
 
 
 def test_force_never_removes_what_is_no_bundle(target: Path, draft: Path, tmp_path: Path) -> None:
