@@ -109,6 +109,7 @@ class Answer:
         self.ahead = HeadStart(self.on.draft_lane, self.on.clock)
         self.planned = self.planned or self.plan
         self.otherwise, self.told = self.plan, len(self.tokens)
+        self.guesser = self.sampler.for_guesses()
 
     @property
     def room(self) -> int:
@@ -148,7 +149,7 @@ class Answer:
         plan = self.plan
         if plan.mode == "ar" or plan.drafter == "ngram" or self.drafted or self.fresh is not None:
             return
-        if self.draft.catch_up(self.tokens, len(self.tokens) - self.told, self.sampler):
+        if self.draft.catch_up(self.tokens, len(self.tokens) - self.told, self.guesser):
             self.told = len(self.tokens)
             self.plan = self.otherwise = replace(plan, mode="ar")
 
@@ -211,7 +212,7 @@ class Answer:
         self.dropped = Dropped()
         if drafter is None or tokens < 1 or not self.plan.head_start:
             return
-        own = self._news(), self.drafted, (), tokens - 1, self.sampler, self.dropped
+        own = self._news(), self.drafted, (), tokens - 1, self.guesser, self.dropped
         self.ahead.make(tokens, partial(drafter.rollout, *own))
 
     def foreseen(self) -> Callable[[], ExitSignal]:
@@ -240,7 +241,7 @@ class Answer:
 
     def rollout(self, foreseen: Callable[[], ExitSignal]) -> Rollout:
         """Have the draft prepare for the most likely outcomes, by the exit head's candidates."""
-        plan, drafter, sampler = self.plan, self.draft.drafter, self.sampler
+        plan, drafter, sampler = self.plan, self.draft.drafter, self.guesser
         depth = self._depth
         ranking: list[Root] = []
         dropped = Dropped()
@@ -282,7 +283,7 @@ class Answer:
         call, roots, self.dropped = drafter.rollout, [Root(*verdict)], Dropped()
         self.depth = depth
         self.fresh = self.on.draft_lane.later(
-            "fresh", call, self._news(), drafted, roots, depth, self.sampler, self.dropped
+            "fresh", call, self._news(), drafted, roots, depth, self.guesser, self.dropped
         )
 
     def branches(self, made: Future[list[Branch]]) -> list[Branch]:

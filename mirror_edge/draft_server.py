@@ -135,7 +135,7 @@ def _text(folder: Path) -> Text:
 
 def _constraint(folder: Path, grammar: Grammar, vocabulary: int) -> Constraint:
     """The constraint of answers by the bundle's models."""
-    return _text(folder).constrain(grammar, vocabulary)
+    return _text(folder).constrain(grammar, vocabulary).for_guesses()
 
 
 def _connection() -> socket.socket:

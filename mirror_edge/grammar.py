@@ -7,10 +7,9 @@ more thing that target and draft share, like sampling noise, and the text is the
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -44,6 +43,17 @@ class Grammar:
     kind: Kind
     text: str
 
+    def __post_init__(self) -> None:
+        """Refuse what is no grammar at all.
+
+        Raises:
+            OptionError: naming it.
+        """
+        if self.kind not in KINDS:
+            raise OptionError(f"a grammar's kind is {self.kind!r}; it must be {', '.join(KINDS)}.")
+        if not isinstance(self.text, str):
+            raise OptionError(f"the {_CALLED[self.kind]} is {self.text!r}; it must be a string.")
+
     @classmethod
     def json(cls, schema: Mapping[str, Any] | str | None = None) -> Self:
         """JSON that fits a JSON schema; by default any object.
@@ -51,15 +61,15 @@ class Grammar:
         Raises:
             OptionError: for a schema that is not a JSON object.
         """
-        if isinstance(schema, str):
-            try:
+        try:
+            if isinstance(schema, str):
                 schema = json.loads(schema)
-            except (ValueError, RecursionError) as error:
-                raise OptionError(f"the JSON schema is not JSON ({error}).") from None
-        schema = {"type": "object"} if schema is None else schema
-        if not isinstance(schema, Mapping):
-            raise OptionError(f"the JSON schema must be an object, not {schema!r}.")
-        return cls("json_schema", json.dumps(schema))
+            schema = {"type": "object"} if schema is None else schema
+            if not isinstance(schema, Mapping):
+                raise OptionError(f"the JSON schema must be an object, not {schema!r}.")
+            return cls("json_schema", json.dumps(dict(schema), allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise OptionError(f"the JSON schema is not JSON ({error}).") from None
 
     @classmethod
     def regex(cls, pattern: str) -> Self:
@@ -73,39 +83,55 @@ class Grammar:
 
 
 class Constraint:
-    """A grammar in one answer: which tokens may come next."""
+    """A grammar in one answer: which tokens may come next. For one thread at a time."""
 
-    def __init__(self, grammar: Grammar, matcher: LLMatcher) -> None:
-        """`matcher` follows the answer from its first token, by the `grammar`."""
-        self.grammar, self._begun = grammar, matcher
-        # Both lanes' threads ask, about texts of their own.
-        self._own = threading.local()
+    def __init__(
+        self,
+        grammar: Grammar,
+        begin: Callable[[], LLMatcher],
+        eos: Collection[int],
+        *,
+        guessing: bool = False,
+    ) -> None:
+        """`begin` makes a matcher at the start of an answer, which one of `eos` ends.
+
+        `guessing` it is asked about texts that the grammar may not allow.
+        """
+        self.grammar, self.guessing = grammar, guessing
+        self._begin, self._eos = begin, eos
+        self._matcher: LLMatcher | None = None
+        self._known: list[int] = []
+        """What the matcher has read."""
+
+    def for_guesses(self) -> Constraint:
+        """The same for another thread, with a matcher of its own: one may wear out by guesses."""
+        return Constraint(self.grammar, self._begin, self._eos, guessing=True)
 
     def allowed(self, answer: Sequence[int]) -> NDArray[np.bool_] | None:
         """The tokens that may follow `answer` so far, as a mask [vocabulary or more].
 
-        None where all may, since a guess broke the grammar already.
+        None where the grammar says nothing: after the end, and for guesses after one that it
+        forbids, or once it has become too complex.
 
         Raises:
-            OptionError: for a grammar that has become too complex to be followed.
+            OptionError: for a grammar that cannot be followed any further.
         """
-        try:
-            matcher, known = self._own.matcher, self._own.known
-        except AttributeError:
-            matcher, known = self._begun.deep_copy(), []
-            self._own.matcher = matcher
-        answer = list(answer)
-        shared = common(known, answer)
-        if shared < len(known):
-            matcher.rollback(len(known) - shared)
+        if self._matcher is None:
+            self._matcher = self._begin()
+        matcher, answer = self._matcher, list(answer)
+        shared = common(self._known, answer)
+        if shared < len(self._known):
+            matcher.rollback(len(self._known) - shared)
         fits = shared + matcher.try_consume_tokens(answer[shared:])
-        self._own.known = answer[:fits]
-        if fits < len(answer):
+        self._known = answer[:fits]
+        if fits == len(answer):
+            bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+            if not matcher.is_error():
+                return np.unpackbits(bits, bitorder="little").view(np.bool_)
+        if self.guessing or (fits < len(answer) and answer[fits] in self._eos):
             return None
-        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-        if matcher.is_error():
-            raise OptionError(f"the grammar cannot be followed: {matcher.get_error().strip()}")
-        return np.unpackbits(bits, bitorder="little").view(np.bool_)
+        why = matcher.get_error().strip() or "this model's tokens cannot spell what must come next"
+        raise OptionError(f"the {_CALLED[self.grammar.kind]} cannot be followed further: {why}.")
 
 
 Constrain = Callable[[Grammar, int], Constraint]
@@ -119,8 +145,10 @@ def constrainer(tokenizer: Tokenizer, eos: Collection[int]) -> Constrain:
     def spelled(vocabulary: int) -> LLTokenizer:
         from llguidance import LLTokenizer
 
+        # Some tokenizers have more tokens than their model.
+        size = max(vocabulary, tokenizer.get_vocab_size())
         try:
-            return LLTokenizer(tokenizer.to_str(), n_vocab=vocabulary, eos_token=sorted(eos))
+            return LLTokenizer(tokenizer.to_str(), n_vocab=size, eos_token=sorted(eos))
         except ValueError as error:
             raise OptionError(
                 f"a grammar cannot be followed with this model's tokenizer ({error}); omit it."
@@ -130,20 +158,19 @@ def constrainer(tokenizer: Tokenizer, eos: Collection[int]) -> Constrain:
         if not eos:
             raise OptionError("the model has no token that ends an answer; omit the grammar.")
         try:
-            from llguidance import LLMatcher
+            import llguidance
         except ImportError:
             raise MissingExtraError(
                 "a grammar needs llguidance: pip install 'mirror-edge[grammar]'"
             ) from None
-        spelling, called = spelled(vocabulary), _CALLED[grammar.kind]
         try:
-            rules = _rules(grammar)
+            begin = partial(llguidance.LLMatcher, spelled(vocabulary), _rules(grammar), log_level=0)
         except ValueError as error:
-            raise OptionError(f"the {called} is invalid: {error}") from None
-        wrong, messages = LLMatcher.validate_grammar_with_warnings(rules, spelling)
-        if wrong:
-            raise OptionError(f"the {called} is invalid: {messages[0].strip()}")
-        return Constraint(grammar, LLMatcher(spelling, rules))
+            raise OptionError(f"the {_CALLED[grammar.kind]} is invalid: {error}") from None
+        if (matcher := begin()).is_error():
+            why = matcher.get_error().strip()
+            raise OptionError(f"the {_CALLED[grammar.kind]} is invalid: {why}")
+        return Constraint(grammar, begin, eos)
 
     return constrain
 

@@ -65,14 +65,19 @@ def possible(
 ) -> ExitSignal:
     """`signal`, with candidates that the sampler's constraint forbids at a probability of 0.
 
-    The rows follow `committed` and the window's `drafted`. Rows with no other candidate stay.
+    The rows follow `committed` and the window's `drafted`. A row with no other candidates gets
+    tokens that are allowed instead: usually there is just one.
     """
-    logprobs = signal.logprobs.copy()
-    for j, ids in enumerate(signal.ids):
+    ids, logprobs = signal.ids.copy(), signal.logprobs.copy()
+    for j in range(len(ids)):
         allowed = sampler.allowed([*committed, *drafted[:j]])
-        if allowed is not None and allowed[ids].any():
-            logprobs[j, ~allowed[ids]] = -np.inf
-    return ExitSignal(signal.ids, logprobs)
+        if allowed is None:
+            continue
+        if not allowed[ids[j]].any():
+            found = np.flatnonzero(allowed[: sampler.vocabulary])[: ids.shape[1]]
+            ids[j, : len(found)], logprobs[j] = found, 0.0
+        logprobs[j, ~allowed[ids[j]]] = -np.inf
+    return ExitSignal(ids, logprobs)
 
 
 def choose_roots(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,14 @@ class Sampler:
         # Both lanes' threads use this cache. It does not hold the sampler, so it is freed with it.
         self._noise = lru_cache(maxsize=16)(partial(_noise_of, int(sampling.seed), self._ids))
 
+    def for_guesses(self) -> Sampler:
+        """The same for the draft, whose lane follows a constraint by itself."""
+        if self.constraint is None:
+            return self
+        other = copy(self)
+        other.constraint = self.constraint.for_guesses()
+        return other
+
     @property
     def vocabulary(self) -> int:
         """The number of token ids."""
@@ -247,10 +256,13 @@ class Sampler:
     def _admitted(self, row: NDArray[np.float32], past: Sequence[int]) -> NDArray[np.float32]:
         """`row` with what the constraint forbids at minus infinity."""
         allowed = self.allowed(past)
-        # A draft whose head names no allowed token may guess any.
-        if allowed is None or not (allowed := allowed[: len(row)]).any():
+        if allowed is None:
             return row
-        return np.where(allowed, row, np.float32(-np.inf))
+        if (allowed := allowed[: len(row)]).any():
+            return np.where(allowed, row, np.float32(-np.inf))
+        if self.constraint is not None and self.constraint.guessing:
+            return row  # A draft's head may name no allowed token.
+        raise OptionError("the grammar demands a token that this model does not have.")
 
     def allowed(self, past: Sequence[int]) -> NDArray[np.bool_] | None:
         """The tokens that may follow the `past`, as a mask; None where all may."""

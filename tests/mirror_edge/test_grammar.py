@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE, WordLevel
 
 import mirror_edge
-from mirror_edge import Grammar, Model, Sampling, Speculation, bundle
+from mirror_edge import Grammar, Model, Sampling, Speculation, answer, bundle
 from mirror_edge.errors import MissingExtraError, OptionError
 from mirror_edge.grammar import Constraint, constrainer
 from mirror_edge.hypotheses import ExitSignal, Root, choose_roots, possible
@@ -111,22 +113,56 @@ def test_an_answer_without_a_form_may_follow_one_with(demo: Model, apart: Model)
     assert again.tokens == demo.generate(STORY, **free).tokens
 
 
-def test_mirror_prepares_for_allowed_outcomes_only(demo: Model) -> None:
+@pytest.mark.parametrize("grammar", [CARD, Grammar.regex("quartz-vexing-jumps-fjord")])
+def test_mirror_prepares_for_allowed_outcomes_only(
+    demo: Model, text: Text, grammar: Grammar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[tuple[int, tuple[int, ...], list[Root]]] = []
+
+    def spied(signal: ExitSignal, drafted: tuple[int, ...], place: int, *more: Any) -> list[Root]:
+        roots = choose_roots(signal, drafted, place, *more)
+        prepared.append((place, drafted, roots))
+        return roots
+
+    monkeypatch.setattr(answer, "choose_roots", spied)
     result = demo.generate(
         STORY,
-        max_new_tokens=160,
-        sampling=Sampling(0.8, seed=1),
-        grammar=Grammar.regex("(yes|no|maybe)( (yes|no|maybe)){30}"),
-        speculation=Speculation(mode="mirror", window=3, branches="all"),
+        max_new_tokens=120,
+        grammar=grammar,
+        speculation=Speculation(mode="mirror", window=3, candidates=4, branches="all"),
     )
-    free = demo.generate(
-        STORY,
-        max_new_tokens=len(result.tokens),
-        sampling=Sampling(0.8, seed=1),
-        speculation=Speculation(mode="mirror", window=3, branches="all"),
-    )
-    roots = [r.stats.as_dict()["roots_per_step"] for r in (result, free)]
-    assert roots[0] < 0.5 * roots[1]
+    said, begin = list(result.tokens), result.stats.prompt_tokens
+    constraint, count = text.constrain(grammar, 4096).for_guesses(), 0
+    for place, drafted, roots in prepared:
+        for row, token in roots:
+            allowed = constraint.allowed([*said[: place - begin], *drafted[:row]])
+            assert allowed is None or allowed[token]
+            count += allowed is not None
+    assert count
+    if grammar.kind == "regex":
+        assert result.stats.as_dict()["hit_rate"] == 1.0
+
+
+HARD = Grammar.gbnf(
+    r"""start: X
+X: /(.|\n)*a.{40}b(.|\n)*/ & /(.|\n)*b.{47}c(.|\n)*/ & ~/.*abc.*/"""
+)
+"""Guesses, each of which opens new states, are more than its follower has room for."""
+
+
+def test_guesses_wear_out_no_other_lanes_grammar(demo: Model) -> None:
+    said = set[tuple[int, ...]]()
+    for mode in ("ar", "sd", "mirror", "mirror"):
+        result = demo.generate(
+            STORY,
+            max_new_tokens=60,
+            grammar=HARD,
+            sampling=Sampling(0.9, seed=1),
+            speculation=Speculation(mode=mode, drafter=None if mode == "ar" else "model"),
+        )
+        assert result.finish_reason == "length"
+        said.add(result.tokens)
+    assert len(said) == 1
 
 
 def test_a_draft_in_its_own_process_answers_the_same(demo: Model, apart: Model) -> None:
@@ -178,10 +214,10 @@ def histories(text: Text) -> st.SearchStrategy[list[list[int]]]:
 @given(st.data())
 def test_what_is_allowed_depends_on_the_text_alone(text: Text, data: st.DataObject) -> None:
     """Whatever was asked before, and whichever of it was no continuation."""
-    shared = text.constrain(WORDS, 4096)
+    shared = text.constrain(WORDS, 4096).for_guesses()
     for history in data.draw(histories(text)):
         found = shared.allowed(history)
-        fresh = text.constrain(WORDS, 4096).allowed(history)
+        fresh = text.constrain(WORDS, 4096).for_guesses().allowed(history)
         assert (found is None) == (fresh is None)
         if found is not None and fresh is not None:
             assert (found == fresh).all()
@@ -206,7 +242,7 @@ def test_an_answer_may_end_only_where_its_form_is_complete(text: Text) -> None:
 
 
 def test_the_prompt_is_free_and_so_is_what_follows_a_broken_guess(text: Text) -> None:
-    sampler = Sampler(Sampling(), 4096, 3, text.constrain(WORDS, 4096))
+    sampler = Sampler(Sampling(), 4096, 3, text.constrain(WORDS, 4096)).for_guesses()
     assert sampler.allowed([1, 2]) is None
     assert sampler.allowed([1, 2, 3]) is not None
     assert sampler.allowed([1, 2, 3, *text.encode("x", add_special_tokens=False)]) is None
@@ -215,8 +251,8 @@ def test_the_prompt_is_free_and_so_is_what_follows_a_broken_guess(text: Text) ->
 class Only(Constraint):
     """Allows the same few tokens everywhere."""
 
-    def __init__(self, tokens: list[int]) -> None:
-        self._tokens = tokens
+    def __init__(self, tokens: list[int], *, guessing: bool = False) -> None:
+        self._tokens, self.guessing = tokens, guessing
 
     def allowed(self, answer: object) -> Any:  # noqa: ARG002
         mask = np.zeros(64, dtype=np.bool_)
@@ -242,10 +278,13 @@ def test_a_constraint_leaves_the_contest_of_the_allowed_tokens_as_it_is(
 
 
 def test_a_draft_that_knows_no_allowed_token_guesses_freely() -> None:
-    sampler = Sampler(Sampling(), 64, 0, Only([50]))
+    only = Only([50], guessing=True)
+    sampler = Sampler(Sampling(), 64, 0, only)
     logits = np.arange(8, dtype=np.float32)[None]
     assert sampler.choose(logits, [0], [[]]) == [7]
-    assert Sampler(Sampling(0.7, top_p=0.5), 64, 0, Only([50])).choose(logits, [0], [[]]) < 8
+    assert Sampler(Sampling(0.7, top_p=0.5), 64, 0, only).choose(logits, [0], [[]]) < 8
+    with pytest.raises(OptionError, match="a token that this model does not have"):
+        Sampler(Sampling(), 64, 0, Only([50])).choose(logits, [0], [[]])
 
 
 def test_forbidden_candidates_are_no_outcomes() -> None:
@@ -256,7 +295,38 @@ def test_forbidden_candidates_are_no_outcomes() -> None:
     left = possible(signal, [9], [1], Sampler(Sampling(), 64, 0, Only([2, 3])))
     roots = choose_roots(left, [1], 1, 3, 0.5, Sampler(Sampling(), 64))
     assert {root for root in roots if root.row == 0} == {Root(0, 2), Root(0, 3)}
-    assert {root.token for root in roots if root.row == 1} == {4, 5, 6}  # None of them is allowed.
+    assert {root.token for root in roots if root.row == 1} == {2, 3}  # None of them was allowed.
+
+
+def bytes_of(letters: str) -> Tokenizer:
+    """A tokenizer of single bytes, with only these letters."""
+    tokens = {"end": 0} | {letter: at for at, letter in enumerate(letters, 1)}
+    found = Tokenizer(BPE(tokens, []))
+    found.decoder = ByteLevelDecoder()
+    found.add_special_tokens(["end"])
+    return found
+
+
+def test_a_form_that_the_models_tokens_cannot_spell_ends_the_answer() -> None:
+    constraint = constrainer(bytes_of("abcd"), {0})(Grammar.regex("aZb"), 5)
+    constraint.allowed([1])
+    with pytest.raises(OptionError, match="regular expression cannot be followed further"):
+        constraint.allowed([1, 2])
+    assert constraint.for_guesses().allowed([1, 2]) is None
+
+
+def test_a_tokenizer_may_have_more_tokens_than_its_model() -> None:
+    allowed = constrainer(bytes_of("abcdefgh"), {0})(Grammar.regex("[ah]"), 5).allowed([])
+    assert allowed is not None
+    assert np.flatnonzero(allowed).tolist() == [1, 8]
+
+
+def test_nothing_is_asked_after_the_end(text: Text) -> None:
+    constraint = text.constrain(Grammar.regex("abc"), 4096)
+    said = text.encode("abc", add_special_tokens=False)
+    for end in sorted(text.eos):
+        assert constraint.allowed([*said, end]) is None
+        assert constraint.allowed([*said, end, 7]) is None
 
 
 @pytest.mark.parametrize(
@@ -276,10 +346,23 @@ def test_a_grammar_that_cannot_be_followed_is_refused(
         demo.generate(STORY, grammar=grammar)
 
 
-@pytest.mark.parametrize("schema", ["{", "[]", '"word"', "[" * 100_000])
-def test_a_schema_that_is_no_object_is_refused(schema: str) -> None:
+@pytest.mark.parametrize(
+    "schema", ["{", "[]", '"word"', "[" * 100_000, {"const": {1, 2}}, {"const": float("nan")}, 5]
+)
+def test_a_schema_that_is_no_object_is_refused(schema: Any) -> None:
     with pytest.raises(OptionError, match="the JSON schema"):
         Grammar.json(schema)
+
+
+@pytest.mark.parametrize(("kind", "rules"), [("xml", "<a/>"), ("regex", 5)])
+def test_what_is_no_grammar_at_all_is_refused(kind: Any, rules: Any) -> None:
+    with pytest.raises(OptionError, match=r"it must be"):
+        Grammar(kind, rules)
+
+
+def test_any_mapping_may_be_a_schema(demo: Model) -> None:
+    schema = MappingProxyType({"const": "fox"})
+    assert demo.generate(STORY, grammar=Grammar.json(schema)).text == '"fox"'
 
 
 def test_what_a_grammar_needs_is_named(
