@@ -59,6 +59,8 @@ class Genai:
 
         if not (Path(source) / "genai_config.json").is_file():
             raise OptionError(f"{source}: is not {self.source}.")
+        said = json.loads((Path(source) / "genai_config.json").read_text(encoding="utf-8"))
+        self._context: int = said["model"]["context_length"]
         config = genai.Config(source)
         session = {"session_options": {"intra_op_num_threads": threads}}
         config.overlay(json.dumps({"model": {"decoder": session}}))
@@ -78,7 +80,8 @@ class Genai:
         began = time.perf_counter()
         kept = min(common(self._cached, ids), len(ids) - 1)
         if kept == 0 or len(ids) + most > self._room:
-            kept, self._room = 0, _TURNS * (len(ids) + most)
+            kept, needed = 0, len(ids) + most
+            self._room = max(needed, min(_TURNS * needed, self._context))
             params = self._genai.GeneratorParams(self._model)
             params.set_search_options(do_sample=False, max_length=self._room)
             self._generator = self._genai.Generator(self._model, params)

@@ -99,6 +99,10 @@ def test_a_second_turn_reads_only_what_is_new(genai: Path, monkeypatch: pytest.M
     assert read == [30, 3, 1, len(more), 31]
 
 
+def test_a_prompt_may_fill_most_of_the_context(genai: Path) -> None:
+    assert len(Genai(str(genai), 1).decode([7] * 200, MOST).tokens) == MOST
+
+
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_that_is_not_installed_is_refused_with_the_line_that_installs_it(
     name: str, text: Text, monkeypatch: pytest.MonkeyPatch
