@@ -112,10 +112,13 @@ class Chat:
         """Answer `line` on the terminal; a refused one leaves the conversation as it was."""
         said, tokens, stopped = list[str](), 0, False
         try:
-            asked = self._fitting(line)
+            asked, gone = self._fitting(line)
             parts = self._model.stream(asked, **self._answering)
             with _ctrl_c(said) as wish, closing(parts):
                 for chunk in parts:
+                    if gone and not said:
+                        note = f"[the context is full: {gone} messages are forgotten]"
+                        typer.echo(note, err=True)
                     said.append(chunk.text)
                     tokens += len(chunk.tokens)
                     typer.echo(chunk.text, nl=False)
@@ -134,8 +137,8 @@ class Chat:
         typer.echo()
         self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
 
-    def _fitting(self, line: str) -> list[Any]:
-        """The messages with `line`.
+    def _fitting(self, line: str) -> tuple[list[Any], int]:
+        """The messages with `line`, and how many are left out.
 
         Once the context has no room left for them and an answer, so many of the oldest turns are
         left out that half of it is free: after that, all of the rest has to be read again.
@@ -147,9 +150,7 @@ class Chat:
         while turns[gone:] and context - self._tokens(asked) < (context // 2 if gone else most):
             gone += 2
             asked = [*self._first, *turns[gone:], {"role": "user", "content": line}]
-        if gone:
-            typer.echo(f"[the context is full: {gone} messages are forgotten]", err=True)
-        return asked
+        return asked, gone
 
     def _tokens(self, messages: list[Any]) -> int:
         return len(self._model.tokenize(messages, self._answering.get("template")))

@@ -21,15 +21,13 @@ class _Version(NamedTuple):
     mount: str
     limit: str
     used: str
-    reclaimable: str
-    """The entry in ``memory.stat`` for cached files that would make room."""
+    prefix: str
+    """Of the entries in ``memory.stat`` that count all groups inside."""
 
 
 _VERSIONS = {
-    "": _Version("", "memory.max", "memory.current", "inactive_file"),
-    "memory": _Version(
-        "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-    ),
+    "": _Version("", "memory.max", "memory.current", ""),
+    "memory": _Version("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 }
 """By the controller in ``/proc/self/cgroup``."""
 
@@ -77,8 +75,9 @@ def _left(folder: Path, version: _Version) -> Iterator[int]:
         limit = int((folder / version.limit).read_text(encoding="ascii"))
         used = int((folder / version.used).read_text(encoding="ascii"))
         words = (folder / "memory.stat").read_text(encoding="ascii").split()
-        if limit < _UNLIMITED:
-            yield limit - used + int(words[words.index(version.reclaimable) + 1])
+        cached = [words.index(f"{version.prefix}{kind}_file") for kind in ("inactive", "active")]
+        if limit < _UNLIMITED:  # Cached files make room when it is needed.
+            yield limit - used + sum(int(words[at + 1]) for at in cached)
 
 
 if sys.platform == "win32":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from importlib.metadata import version
 from typing import get_args
 
@@ -68,12 +69,14 @@ class Pair:
         # Whether the draft runs on the target's processor, in this process.
         cores = target_device.cores or draft_device.cores
         shared = draft_device.kind == "cpu" and not cores and not draft_process
-        self.decoder = Decoder(
-            target=target,
-            target_lane=ThreadLane("target", trace, target_device.cores),
-            draft_lane=ThreadLane("draft", trace, draft_device.cores, shared=shared),
-            trace=trace,
-        )
+        with ExitStack() as undo:
+            for drafter in self.drafters.values():
+                undo.callback(drafter.close)
+            lane = ThreadLane("target", trace, target_device.cores)
+            undo.callback(lane.close)
+            other = ThreadLane("draft", trace, draft_device.cores, shared=shared)
+            undo.pop_all()
+        self.decoder = Decoder(target=target, target_lane=lane, draft_lane=other, trace=trace)
         self._setup = {
             "threads": f"{threads.target} {threads.draft}",
             "process": str(draft_process),

@@ -33,10 +33,10 @@ def machine(root: Path, group: str, **files: str) -> Path:
 @pytest.mark.parametrize(
     ("limit", "used", "cached", "left"),
     [
-        (f"{8 * GB}", 3 * GB, 1 * GB, 6 * GB),
-        (f"{64 * GB}", 3 * GB, 0, 16 * GB),
-        ("max", 3 * GB, 1 * GB, 16 * GB),
-        (f"{2 * GB}", 3 * GB, 0, 0),
+        (f"{8 * GB}", 4 * GB, 1 * GB, 6 * GB),
+        (f"{64 * GB}", 4 * GB, 0, 16 * GB),
+        ("max", 4 * GB, 1 * GB, 16 * GB),
+        (f"{2 * GB}", 4 * GB, 0, 0),
         ("nonsense", 0, 0, 16 * GB),
     ],
 )
@@ -48,7 +48,7 @@ def test_a_container_has_what_its_limit_leaves(
     files = {
         f"{seen}memory_of_max": limit,
         f"{seen}memory_of_current": str(used),
-        f"{seen}memory_of_stat": f"anon 5\ninactive_file {cached}\nactive_file 7\n",
+        f"{seen}memory_of_stat": f"anon 5\ninactive_file {cached}\nactive_file {GB}\n",
     }
     assert available_memory(machine(tmp_path, "0::/own\n", **files)) == left
 
@@ -57,10 +57,12 @@ def test_the_older_kind_of_container_has_too(tmp_path: Path) -> None:
     files = {
         "memory__own__memory_of_limit_in_bytes": str(4 * GB),
         "memory__own__memory_of_usage_in_bytes": str(3 * GB),
-        "memory__own__memory_of_stat": f"inactive_file 0\ntotal_inactive_file {GB // 2}\n",
+        "memory__own__memory_of_stat": "inactive_file 0\nactive_file 0\n"
+        f"total_inactive_file {GB // 4}\n"
+        f"total_active_file {GB // 4}\n",
         "memory__memory_of_limit_in_bytes": "9223372036854771712",
         "memory__memory_of_usage_in_bytes": str(9 * GB),
-        "memory__memory_of_stat": "total_inactive_file 0\n",
+        "memory__memory_of_stat": "total_inactive_file 0\ntotal_active_file 0\n",
     }
     groups = "9:cpuset:/own\n4:memory:/own\n0::/\n"
     assert available_memory(machine(tmp_path, groups, **files)) == 1.5 * GB

@@ -357,6 +357,30 @@ def test_a_draft_whose_process_the_system_refuses_is_started_again_later(
         assert not model.generate(STORY, max_new_tokens=20, speculation=MIRROR).stats.draft_losses
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system confines nothing")
+def test_a_target_that_may_not_use_its_cores_leaves_no_child(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refused)
+    children = children_of_this()
+    with pytest.raises(DeviceError, match="cannot use core 0"):
+        mirror_edge.load(target_device="cpu:0", draft_process=True)
+    until(lambda: children_of_this() == children)
+
+
+def children_of_this() -> set[int]:
+    found = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return {int(line.split()[0]) for line in found.splitlines() if "draft_server" in line}
+
+
 @pytest.mark.parametrize("fault", ["refuse", "die"])
 def test_a_draft_that_does_not_open_is_refused_with_its_reason(faults: Faults, fault: str) -> None:
     faults((fault, 0))
