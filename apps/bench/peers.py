@@ -59,12 +59,12 @@ class Genai:
 
         if not (Path(source) / "genai_config.json").is_file():
             raise OptionError(f"{source}: is not {self.source}.")
-        said = json.loads((Path(source) / "genai_config.json").read_text(encoding="utf-8"))
-        self._context: int = said["model"]["context_length"]
         config = genai.Config(source)
         session = {"session_options": {"intra_op_num_threads": threads}}
         config.overlay(json.dumps({"model": {"decoder": session}}))
         self._genai, self._model = genai, genai.Model(config)
+        said = json.loads((Path(source) / "genai_config.json").read_text(encoding="utf-8"))
+        self._context: int = said["model"]["context_length"]
         self.forget()
 
     def forget(self) -> None:
