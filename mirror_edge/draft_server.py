@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ from mirror_edge.trace import Trace
 from mirror_edge.wire import Asked, Form, Kind, Message, Wire, in_line
 
 if TYPE_CHECKING:
-    from mirror_edge.grammar import Constrain, Constraint, Grammar
+    from mirror_edge.grammar import Constraint, Grammar
     from mirror_edge.text import Text
 
 __all__ = ["serve"]
@@ -65,8 +65,10 @@ def main() -> None:
         drafter.close()
 
 
-def serve(wire: Wire, drafter: Drafter, trace: Trace, constrain: Constrain) -> None:
-    """Answer calls until one fails.
+def serve(
+    wire: Wire, drafter: Drafter, trace: Trace, constrain: Callable[[Grammar, int], Constraint]
+) -> None:
+    """Answer calls until one fails; `constrain` makes constraints for guesses.
 
     Raises:
         EOFError: once the other end is gone.
@@ -83,15 +85,13 @@ def serve(wire: Wire, drafter: Drafter, trace: Trace, constrain: Constrain) -> N
             if message.kind is Kind.FORM:
                 grammar, vocabulary = Form.of(message)
                 constraint = None if grammar is None else constrain(grammar, vocabulary)
-                sampler = Sampler(Sampling(), 1)
             elif message.kind is Kind.PREFILL:
                 place = len(message.ints)
                 drafter.prefill(message.ints)
             else:
                 asked = Asked.of(message)
-                own = asked.sampling, asked.vocabulary, asked.start
-                if own != (sampler.sampling, sampler.vocabulary, sampler.start):
-                    sampler = Sampler(*own, constraint)
+                if asked[4:] != sampler.settings or sampler.constraint is not constraint:
+                    sampler = Sampler(*asked[4:], constraint)
                 if message.kind is Kind.REVIEW:
                     place = len(asked.committed)
                     found = drafter.review(asked.committed, asked.depth, sampler)
@@ -134,8 +134,8 @@ def _text(folder: Path) -> Text:
 
 
 def _constraint(folder: Path, grammar: Grammar, vocabulary: int) -> Constraint:
-    """The constraint of answers by the bundle's models."""
-    return _text(folder).constrain(grammar, vocabulary).for_guesses()
+    """The constraint of guesses at answers by the bundle's models."""
+    return _text(folder).constrain(grammar, vocabulary, guessing=True)
 
 
 def _connection() -> socket.socket:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 
@@ -26,7 +26,7 @@ __all__ = ["KINDS", "Constrain", "Constraint", "Grammar", "constrainer"]
 
 Kind = Literal["json_schema", "regex", "gbnf"]
 
-KINDS: Sequence[Kind] = ("json_schema", "regex", "gbnf")
+KINDS: Sequence[Kind] = get_args(Kind)
 _CALLED: Mapping[Kind, str] = {
     "json_schema": "JSON schema",
     "regex": "regular expression",
@@ -91,15 +91,15 @@ class Constraint:
         begin: Callable[[], LLMatcher],
         eos: Collection[int],
         *,
-        guessing: bool = False,
+        guessing: bool,
+        begun: LLMatcher | None = None,
     ) -> None:
-        """`begin` makes a matcher at the start of an answer, which one of `eos` ends.
+        """`begin` makes a matcher at the start of an answer, as `begun` is; one of `eos` ends it.
 
         `guessing` it is asked about texts that the grammar may not allow.
         """
         self.grammar, self.guessing = grammar, guessing
-        self._begin, self._eos = begin, eos
-        self._matcher: LLMatcher | None = None
+        self._begin, self._eos, self._matcher = begin, eos, begun
         self._known: list[int] = []
         """What the matcher has read."""
 
@@ -134,8 +134,17 @@ class Constraint:
         raise OptionError(f"the {_CALLED[self.grammar.kind]} cannot be followed further: {why}.")
 
 
-Constrain = Callable[[Grammar, int], Constraint]
-"""Makes the constraint of an answer, of its grammar and the size of the vocabulary."""
+class Constrain(Protocol):
+    """Makes the constraints of answers by one model."""
+
+    def __call__(self, grammar: Grammar, vocabulary: int, *, guessing: bool = False) -> Constraint:
+        """The constraint of an answer over a `vocabulary` of that size.
+
+        Raises:
+            MissingExtraError: without llguidance.
+            OptionError: for a grammar that is invalid, or that this model cannot follow.
+        """
+        ...
 
 
 def constrainer(tokenizer: Tokenizer, eos: Collection[int]) -> Constrain:
@@ -154,7 +163,7 @@ def constrainer(tokenizer: Tokenizer, eos: Collection[int]) -> Constrain:
                 f"a grammar cannot be followed with this model's tokenizer ({error}); omit it."
             ) from None
 
-    def constrain(grammar: Grammar, vocabulary: int) -> Constraint:
+    def constrain(grammar: Grammar, vocabulary: int, *, guessing: bool = False) -> Constraint:
         if not eos:
             raise OptionError("the model has no token that ends an answer; omit the grammar.")
         try:
@@ -167,10 +176,10 @@ def constrainer(tokenizer: Tokenizer, eos: Collection[int]) -> Constrain:
             begin = partial(llguidance.LLMatcher, spelled(vocabulary), _rules(grammar), log_level=0)
         except ValueError as error:
             raise OptionError(f"the {_CALLED[grammar.kind]} is invalid: {error}") from None
-        if (matcher := begin()).is_error():
-            why = matcher.get_error().strip()
+        if (begun := begin()).is_error():
+            why = begun.get_error().strip()
             raise OptionError(f"the {_CALLED[grammar.kind]} is invalid: {why}")
-        return Constraint(grammar, begin, eos)
+        return Constraint(grammar, begin, eos, guessing=guessing, begun=begun)
 
     return constrain
 

@@ -101,8 +101,7 @@ class ProcessDrafter:
         if child is None:
             raise DraftLostError(self._why)
         self._form(child, sampler)
-        own = sampler.sampling, sampler.vocabulary, sampler.start
-        asked = Asked(tokens, (), (), latest, *own)
+        asked = Asked(tokens, (), (), latest, *sampler.settings)
         deadline = self._deadline(child, len(tokens))
         message = asked.message(next(self._calls), deadline, Kind.REVIEW)
         reply = self._ask(child, message, len(tokens))
@@ -130,8 +129,7 @@ class ProcessDrafter:
             raise DraftLostError(self._why)
         self._form(child, sampler)
         rows = len(committed) + len(drafted) + depth * len(roots)
-        own = sampler.sampling, sampler.vocabulary, sampler.start
-        asked = Asked(committed, drafted, roots, depth, *own)
+        asked = Asked(committed, drafted, roots, depth, *sampler.settings)
         message = asked.message(next(self._calls), self._deadline(child, rows))
         reply = self._ask(child, message, rows, dropped)
         branches = self._understood(child, asked.answered, reply)

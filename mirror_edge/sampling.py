@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mirror_edge.errors import OptionError
+from mirror_edge.noise import TOGETHER, noise_of
 from mirror_edge.values import require_number, require_whole
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from mirror_edge.grammar import Constraint
 
-__all__ = ["FORESIGHT", "LEAST_TEMPERATURE", "Sampler", "Sampling", "gumbel"]
+__all__ = ["FORESIGHT", "LEAST_TEMPERATURE", "Sampler", "Sampling"]
 
 LEAST_TEMPERATURE = 0.001
 """The lowest temperature above 0, which is greedy."""
@@ -89,44 +90,6 @@ class Sampling:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be {allowed}.")
 
 
-def gumbel(seed: int, positions: Sequence[int], ids: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """G(seed, p, v), [positions, ids], for every v in `ids`; any subset gives the same values."""
-    keys = [_splitmix(_splitmix(seed) ^ _splitmix(p ^ 0x5DEECE66D)) for p in positions]
-    low, high = (np.array([[key >> s & 0xFFFFFFFF] for key in keys], np.uint32) for s in (0, 32))
-    x = _mix(ids + low)
-    x ^= high
-    w = _mix(x).astype(np.float64)
-    w += 0.5
-    w *= 2.0**-32
-    # 1 - w is exact in float64, so large noise (small w) keeps its precision.
-    noise: NDArray[np.float32] = np.log(np.subtract(1.0, w, out=w), out=w).astype(np.float32)
-    np.log(np.negative(noise, out=noise), out=noise)
-    return np.negative(noise, out=noise)
-
-
-def _splitmix(x: int) -> int:
-    mask = 0xFFFFFFFFFFFFFFFF
-    x = (x + 0x9E3779B97F4A7C15) & mask
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    return x ^ (x >> 31)
-
-
-def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    x = x ^ (x >> np.uint32(16))
-    x *= np.uint32(0x7FEB352D)
-    x ^= x >> np.uint32(15)
-    x *= np.uint32(0x846CA68B)
-    x ^= x >> np.uint32(16)
-    return x
-
-
-_TOGETHER = 8
-"""Positions whose noise is computed together."""
-_WIDE = 16384
-"""With a larger vocabulary each is computed by itself, so that it stays in a CPU cache."""
-
-
 class Sampler:
     """Chooses tokens under one `Sampling`; caches the noise of recent positions.
 
@@ -153,7 +116,7 @@ class Sampler:
         ) != (1.0, 0.0, 0.0)
         self._ids = np.arange(vocabulary, dtype=np.uint32)
         # Both lanes' threads use this cache. It does not hold the sampler, so it is freed with it.
-        self._noise = lru_cache(maxsize=16)(partial(_noise_of, int(sampling.seed), self._ids))
+        self._noise = lru_cache(maxsize=16)(partial(noise_of, int(sampling.seed), self._ids))
 
     def for_guesses(self) -> Sampler:
         """The same for the draft, whose lane follows a constraint by itself."""
@@ -162,6 +125,11 @@ class Sampler:
         other = copy(self)
         other.constraint = self.constraint.for_guesses()
         return other
+
+    @property
+    def settings(self) -> tuple[Sampling, int, int]:
+        """What makes another sampler like this one, but for the constraint."""
+        return self.sampling, self.vocabulary, self.start
 
     @property
     def vocabulary(self) -> int:
@@ -180,13 +148,13 @@ class Sampler:
 
     def noise(self, position: int) -> NDArray[np.float32]:
         """G(seed, position, v) for the whole vocabulary."""
-        noise: NDArray[np.float32] = self._noise(position // _TOGETHER)[position % _TOGETHER]
+        noise: NDArray[np.float32] = self._noise(position // TOGETHER)[position % TOGETHER]
         return noise
 
     def prepare(self, first: int, last: int) -> None:
         """Compute the noise of positions `first` to `last`, so that no step waits for it."""
         if self.sampling.temperature > 0.0:
-            for block in range(first // _TOGETHER, last // _TOGETHER + 1):
+            for block in range(first // TOGETHER, last // TOGETHER + 1):
                 self._noise(block)
 
     def choose(
@@ -300,14 +268,6 @@ class Sampler:
         noise = np.stack([self.noise(p)[row] for p, row in zip(positions, ids, strict=True)])
         scores: NDArray[np.float32] = logprobs / np.float32(self.sampling.temperature) + noise
         return scores
-
-
-def _noise_of(seed: int, ids: NDArray[np.uint32], block: int) -> NDArray[np.float32]:
-    """The noise of a block of positions, [_TOGETHER, ids]."""
-    positions = range(block * _TOGETHER, (block + 1) * _TOGETHER)
-    if len(ids) <= _WIDE:
-        return gumbel(seed, positions, ids)
-    return np.concatenate([gumbel(seed, [position], ids) for position in positions])
 
 
 def _counted(tokens: Sequence[int], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

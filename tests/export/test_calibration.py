@@ -18,7 +18,7 @@ from mirror_edge.export import export, sample
 from mirror_edge.export.coverage import POOL
 from mirror_edge.export.pipeline import Exported
 from mirror_edge.export.reference import session
-from mirror_edge.sampling import gumbel
+from mirror_edge.noise import gumbel
 from mirror_edge.text import Text
 
 torch = pytest.importorskip("torch")

@@ -16,7 +16,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mirror_edge.errors import OptionError
-from mirror_edge.sampling import Sampler, Sampling, gumbel
+from mirror_edge.noise import gumbel
+from mirror_edge.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
