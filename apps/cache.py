@@ -16,12 +16,10 @@ def clear_command() -> None:
     from mirror_edge import kept
     from mirror_edge.errors import OptionError
 
-    where = "its folder"
     try:
-        where = str(kept.folder())
-        size = kept.clear()
+        where, size = kept.folder(), kept.clear()
     except OSError as error:
-        raise OptionError(f"the cache cannot be deleted: {where}: {error}") from error
+        raise OptionError(f"the cache cannot be deleted: {error}") from error
     typer.echo(f"{where}: {size / 1e6:.1f} MB deleted.")
 
 

@@ -24,6 +24,7 @@ from mirror_edge.export.tokenizer import read_tokenizer, refuse_different
 __all__ = ["Models", "bytes_needed", "find_models"]
 
 _WIDE_RESIDUALS = ("gemma2", "gemma3_text")
+"""Models whose graphs keep residuals in float32, whatever the precision of their weights."""
 _NO_TREES = (
     "was written by optimum, whose graphs cannot take trees of guesses. "
     "Give it as a checkpoint or as a folder in ONNX Runtime GenAI's format."

@@ -11,6 +11,7 @@ from mirror_edge.errors import OptionError
 __all__ = ["DraftShape", "Recipe", "TrainingDevice"]
 
 _MOST_STREAMS = 16
+"""Far more than ever pay; each costs memory and time in training."""
 
 TrainingDevice = Literal["auto", "cpu", "cuda", "mps"]
 

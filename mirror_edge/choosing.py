@@ -30,6 +30,7 @@ AUTO = "auto"
 _WRONG = 0.25
 """A device whose logits are this far from the CPU's is not used; see `Probe.error`."""
 _DAY = 24 * 60 * 60.0
+"""Seconds for which a failed probe is kept."""
 _USUAL = {"onnx": "cpu", "coreml": "coreml"}
 """The default device, by bundle format; `coreml` assigns a unit to each model."""
 
@@ -105,21 +106,21 @@ def _tried(bundle: Bundle, role: Role, found: Found, on_try: Callable[[str], Non
         "role": role,
         **{name: str(value) for name, value in dataclasses.asdict(found).items()},
     }
-    now = time.time()
-    when, kept_one = kept.recall("probes", key, _read) or (now, None)
-    if kept_one is not None and (not kept_one.failure or 0 <= now - when < _DAY):
-        return kept_one
+    if (known := kept.recall("probes", key, _recent)) is not None:
+        return known
     on_try(f"Trying {found.name} for the {role} (once per bundle and driver).")
     try:
         tried = probe(found.name, role, bundle.folder)
     except DeviceError as error:
         return Probe(found.name, role, str(error))
-    kept.write("probes", key, {"when": now, "probe": dataclasses.asdict(tried)})
+    kept.write("probes", key, {"when": time.time(), "probe": dataclasses.asdict(tried)})
     return tried
 
 
-def _read(value: Any) -> tuple[float, Probe]:
-    return float(value["when"]), Probe(**value["probe"])
+def _recent(value: Any) -> Probe | None:
+    """A kept probe, unless it failed and may not fail any more."""
+    known, today = Probe(**value["probe"]), 0.0 <= time.time() - value["when"] < _DAY
+    return known if today or not known.failure else None
 
 
 def _why(role: Role, chosen: str, tried: Iterable[Probe]) -> str:

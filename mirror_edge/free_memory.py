@@ -13,6 +13,7 @@ from typing import NamedTuple
 __all__ = ["available_memory"]
 
 _UNLIMITED = 1 << 60
+"""Bytes from which a limit is none."""
 
 
 class _Version(NamedTuple):
@@ -61,13 +62,12 @@ def _control_groups(root: Path) -> Iterator[int]:
         groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     for line in groups:
         _, controllers, path = line.split(":", 2)
-        for name in controllers.split(","):
-            if (version := _VERSIONS.get(name)) is not None:
-                mount = root / "sys/fs/cgroup" / version.mount
-                inner = mount / path.lstrip("/")
-                # A container may see its own group as the mount itself.
-                for folder in (inner, *(up for up in inner.parents if up.is_relative_to(mount))):
-                    yield from _left(folder, version)
+        for version in filter(None, map(_VERSIONS.get, controllers.split(","))):
+            mount = root / "sys/fs/cgroup" / version.mount
+            inner = mount / path.lstrip("/")
+            # A container may see its own group as the mount itself.
+            for folder in (inner, *(up for up in inner.parents if up.is_relative_to(mount))):
+                yield from _left(folder, version)
 
 
 def _left(folder: Path, version: _Version) -> Iterator[int]:

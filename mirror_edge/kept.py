@@ -66,13 +66,16 @@ def clear() -> int:
     """Delete everything that is kept; return how many bytes that was.
 
     Raises:
-        OSError: if something cannot be deleted.
+        OSError: if something cannot be deleted, naming the subfolder that it is in.
     """
     size = 0
     for place in (folder() / kind for kind in KINDS):
         if place.exists():
             size += sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-            shutil.rmtree(place)
+            try:
+                shutil.rmtree(place)
+            except OSError as error:  # It names a file, but not where that is.
+                raise OSError(error.errno, error.strerror, str(place)) from error
     return size
 
 
@@ -90,10 +93,10 @@ def entry(kind: str, key: Key, make: Callable[[Path], object]) -> Path:
     return _made(place, key, make, replace=False)
 
 
-def recall(kind: str, key: Key, read: Callable[[Any], T]) -> T | None:
+def recall(kind: str, key: Key, read: Callable[[Any], T | None]) -> T | None:
     """What `read` makes of the JSON value that was written for `key`.
 
-    None if there is none, or it cannot be read because another version wrote it.
+    None if there is none, or it cannot be read because another version wrote it, or `read` says so.
     """
     with suppress(OSError, ValueError, KeyError, TypeError):
         if place := find(kind, key):

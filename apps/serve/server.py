@@ -75,7 +75,7 @@ def application(
             MirrorEdgeError: _refuse,
             HTTPException: _refuse,
             ClientDisconnect: _leave,
-            Exception: _fail,
+            Exception: _refuse,
         },
     )
 
@@ -205,11 +205,6 @@ async def _refuse(_: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return JSONResponse(refusal(error.detail), error.status_code, error.headers)
     return JSONResponse(refusal(error), status(error))
-
-
-async def _fail(_: Request, error: Exception) -> Response:
-    """An error that nobody expected; the server logs it."""
-    return JSONResponse(refusal(error), 500)
 
 
 async def _leave(_: Request, __: Exception) -> Response:
