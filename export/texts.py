@@ -114,7 +114,8 @@ def _json_lines(file: Path) -> Iterator[Document]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", str(error))
+            deep = isinstance(error, RecursionError)
+            reason = "nested too deeply" if deep else getattr(error, "msg", str(error))
             raise DataError(
                 f"{where}: is not JSON ({reason}). Give JSON lines, or plain text in a file "
                 "named *.txt."

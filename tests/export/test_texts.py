@@ -109,7 +109,7 @@ def test_tokens_take_four_bytes_where_two_are_too_few(text: Text, tmp_path: Path
         ('{"m": ["a", 5]}', r"data\.jsonl:1: needs"),
         ('{"text": "half \\ud83d"}', r"data\.jsonl:1: contains an unpaired surrogate"),
         (b'{"text": "fine"}\n{"text": "caf\xe9"}', r"data\.jsonl:2: is not UTF-8 .* byte 14"),
-        ("[" * 100_000, r"data\.jsonl:1: is not JSON"),
+        ("[" * 100_000, r"data\.jsonl:1: is not JSON \(nested too deeply\)"),
         ('{"n": ' + "1" * 5000 + "}", r"data\.jsonl:1: is not JSON"),
         ("", r"data\.jsonl: is empty"),
         ("\n\n", r"data\.jsonl: is empty"),
